@@ -1,0 +1,1 @@
+"""The steps: one folder is one room, with its own parameters, code and KFP face."""

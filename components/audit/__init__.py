@@ -1,0 +1,1 @@
+"""Imbalance, synthetic data, and the plan they write for training. Imports no torch."""

@@ -1,0 +1,37 @@
+"""The section ``audit`` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.common.params import Section, StepParams
+from components.dataset.params import Data
+
+
+class Audit(Section):
+    imbalance_ratio: float = Field(
+        4.0, gt=1, description="largest class to smallest, above which the plan balances"
+    )
+    min_per_class: int = Field(20, ge=1, description="training images below which a class is named")
+    blow_up: float = Field(
+        3.0, gt=1, description="synthetic images to the median class's size, above which it is a blow-up"
+    )
+    recognisable_recall: float = Field(
+        0.7, ge=0, le=1, description="share of a class's synthetic images that a real model must recognise"
+    )
+    distribution: Literal["auto", "natural", "square_root", "uniform"] | list[float] = Field(
+        "auto", description="wanted distribution of classes in an epoch, or one share a class"
+    )
+    loss: Literal["auto", "cross_entropy", "focal", "ohem", "class_balanced"] = Field(
+        "auto", description="loss that the plan asks for; auto: what the imbalance suggests"
+    )
+    drop_suspects: bool = Field(
+        False, description="true: the plan leaves out rows with suspect labels and unrecognisable images"
+    )
+
+
+class AuditParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    audit: Audit = Field(default_factory=Audit)

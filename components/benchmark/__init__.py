@@ -1,0 +1,1 @@
+"""Latency, throughput and accuracy in the user's own environment, and a choice."""

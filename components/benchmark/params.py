@@ -1,0 +1,33 @@
+"""The section ``benchmark`` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.common.params import Section, StepParams
+from components.dataset.params import Data
+
+
+class Benchmark(Section):
+    engines: list[Literal["onnxruntime", "openvino", "tensorrt"]] = Field(
+        default=["onnxruntime", "openvino"], description="engines to measure"
+    )
+    threads: list[int] = Field(default=[1, 2], description="threads per inference")
+    batch_sizes: list[int] = Field(default=[1, 16], description="images per inference")
+    precisions: list[Literal["fp32", "bf16", "int8"]] = Field(
+        default=["fp32"], description="precisions to measure"
+    )
+    latency_budget_ms: float | None = Field(
+        None, gt=0, description="p50 of one image that the choice must keep; null: none"
+    )
+    candidates: list[str] = Field(
+        default=["student", "teacher"], description="exported models to compare"
+    )
+    time_budget_s: float = Field(20, gt=0, description="time for the whole sweep")
+
+
+class BenchmarkParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    benchmark: Benchmark = Field(default_factory=Benchmark)

@@ -1,0 +1,1 @@
+"""What every room needs: findings, storage, tracking, progress. Knows no step."""

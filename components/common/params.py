@@ -1,0 +1,65 @@
+"""The base of all parameter sections, and the sections that every step reads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section of ``params.yaml``: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Global(Section):
+    seed: int = Field(7, ge=0, description="every random choice of every step follows from it")
+    class_num: int | Literal["auto"] = Field(
+        "auto", description="outputs of the classifier; auto: highest label + 1"
+    )
+    image_size: int = Field(
+        224, ge=16, le=1024, description="height and width in pixels that the networks see"
+    )
+
+
+class Checks(Section):
+    waive: list[str] = Field(
+        default=[], description="rule ids whose errors count as warnings, said in the report"
+    )
+
+
+class ReportSettings(Section):
+    thumbnails: bool = Field(
+        True, description="false keeps every user image out of reports and out of MLflow"
+    )
+
+
+class Registry(Section):
+    tracking_uri: str = Field(
+        "sqlite:///.retort/mlflow/mlflow.db",
+        description="MLflow: a server's URL, or a SQLite file (the default)",
+    )
+    name: str = Field(
+        "retort", min_length=1, description="MLflow experiment and registered model"
+    )
+    tolerance: float = Field(
+        0.0, ge=0, description="top-1 that a challenger may lose and still become champion"
+    )
+    class_tolerance: float = Field(
+        0.05, ge=0, description="recall of any one class that a challenger may lose"
+    )
+
+
+class StepParams(BaseModel):
+    """What a step is told. A step's own parameter class adds the sections that it reads.
+
+    DVC's ``params:`` and the inputs of the KFP component follow from the fields of that class.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    general: Global = Field(default_factory=Global, alias="global")
+    checks: Checks = Field(default_factory=Checks)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    registry: Registry = Field(default_factory=Registry)

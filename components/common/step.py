@@ -1,0 +1,177 @@
+"""A step's frame: staged files, report, tracking. Every step function opens it and works inside."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.common.errors import FindingsError, RetortError, Terminated
+from components.common.findings import Finding, Level, Report
+from components.common.page import Page
+from components.common.params import StepParams
+from components.common.progress import say
+from components.common.storage import atomic_path, remove, sha256_file, write_json
+from components.common.tracking import Tracker
+
+REPORT_FILES = ("report.json", "report.html", "page.json")
+
+
+class Run:
+    """What a step works with while it runs: its report, its page, its tracker, and staged files."""
+
+    def __init__(self, name: str, params: StepParams, out: Path, tracker: Tracker) -> None:
+        self.name = name
+        self.params = params
+        self.out = out
+        self.tracker = tracker
+        self.report = Report(step=name)
+        self.page = Page()
+        self._products: list[tuple[Path, Path]] = []
+
+    def find(
+        self,
+        rule: str,
+        level: Level,
+        subject: str,
+        message: str,
+        *,
+        measured: Any = None,
+        limit: Any = None,
+        advice: str = "",
+        row: str = "",
+    ) -> Finding:
+        """Add a finding to the report; an error that is waived becomes a warning."""
+        finding = Finding(
+            rule=rule, level=level, subject=subject, measured=measured, limit=limit,
+            message=message, advice=advice, row=row,
+        )  # fmt: skip
+        return self.report.add(finding, self.params.checks.waive)
+
+    def product(self, path: Path) -> Path:
+        """Where to write the product ``path`` (a file, or a folder to make): moved there when the step passes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_name(f".{path.name}.staged")
+        remove(staged)
+        self._products.append((staged, path))
+        return staged
+
+    def stop_on_errors(self) -> None:
+        """Raise FindingsError when an error was found: call it before work that errors make pointless."""
+        if not self.report.passed:
+            raise FindingsError(summary(self.report, self.out))
+
+    def _publish(self) -> None:
+        from components.common.storage import replace
+
+        for staged, final in self._products:
+            replace(staged, final)
+
+    def _discard(self, finals: bool) -> None:
+        for staged, final in self._products:
+            remove(staged)
+            if finals:
+                remove(final)
+
+
+def summary(report: Report, out: Path) -> str:
+    """One or two lines: the first error and how many more, and where to read on."""
+    errors = report.errors()
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    first = errors[0]
+    advice = f" {first.advice}" if first.advice else ""
+    return (
+        f"{report.step}: {first.rule}: {first.message}{advice}{more}\n"
+        f"see {out / 'report.html'}; 'checks.waive: [{first.rule}]' goes on in spite of it"
+    )
+
+
+@contextmanager
+def step(
+    name: str,
+    params: StepParams,
+    out: Path,
+    inputs: Mapping[str, Path] | None = None,
+    keep: tuple[str, ...] = (),
+) -> Iterator[Run]:
+    """Run a step that owns the folder ``out``, but for the entries in ``keep`` (other steps' own).
+
+    Args:
+        inputs: the name under which the report lists each file read (``data/clean.parquet``), and its
+            path here (a KFP artifact lies elsewhere than a DVC file).
+
+    On success the staged products appear under their names, beside ``report.json``, ``report.html`` and
+    ``run.json`` (the id of the step's MLflow run). On a finding of level error, or any failure, the
+    products are gone and ``report.json`` says ``passed: false``.
+
+    Raises:
+        FindingsError: after the report is written, when it holds an error.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for entry in out.iterdir():
+        if entry.name not in keep:
+            remove(entry)
+    started = time.monotonic()
+    tracker = Tracker(name, params.registry)
+    run = Run(name, params, out, tracker)
+    run.report.inputs = {
+        label: sha256_file(path) for label, path in (inputs or {}).items() if path.is_file()
+    }
+    tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
+    status = "FAILED"
+    try:
+        yield run
+        run.stop_on_errors()
+        _write_report(run)
+        run._publish()
+        status = "FINISHED"
+    except FindingsError:
+        run._discard(finals=True)
+        _write_report(run)
+        raise
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        run._discard(finals=True)
+        raise
+    except BaseException as error:
+        run._discard(finals=True)
+        run.report.passed = False
+        message = str(error) if isinstance(error, (RetortError, OSError)) else repr(error)
+        run.report.findings.append(
+            Finding(rule=f"{name}.failed", level="error", subject=name, message=message)
+        )
+        _write_report(run)
+        raise
+    finally:
+        seconds = time.monotonic() - started
+        tracker.finish(status, seconds, out)
+        if status == "FINISHED":
+            write_json(out / "run.json", tracker.identity())
+            _say_done(run, seconds)
+
+
+def _write_report(run: Run) -> None:
+    run.report.write(run.out / "report.json")
+    run.page.write(run.out, run.report)
+
+
+def _say_done(run: Run, seconds: float) -> None:
+    counts = {level: 0 for level in ("error", "warning", "info")}
+    for finding in run.report.findings:
+        counts[finding.level] += 1
+    say(
+        f"{run.name}: done in {seconds:.1f} s, {counts['warning']} warnings, {counts['info']} notes: "
+        f"{run.out / 'report.html'}"
+    )
+
+
+def read_run_id(out: Path) -> dict[str, str]:
+    """The MLflow identity that a finished step left in its folder; empty when there is none."""
+    path = out / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+__all__ = ["REPORT_FILES", "Run", "atomic_path", "read_run_id", "step", "summary"]

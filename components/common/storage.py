@@ -1,0 +1,141 @@
+"""Files: atomic writes, hashes, the folder of what must survive, the lock, room on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.common.errors import RetortError
+
+
+def state_dir(*parts: str) -> Path:
+    """Folder below ``.retort/`` (or ``$RETORT_STATE``), made if missing.
+
+    It holds what must survive a failed or repeated step: checkpoints, label caches, downloads, the spool.
+    """
+    path = Path(os.environ.get("RETORT_STATE", ".retort")).joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a value as canonical JSON: the same for the same content, whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to (file or folder), renamed to ``path`` on success, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    remove(partial)
+    try:
+        yield partial
+        if partial.is_file():
+            with partial.open("rb") as file:  # a rename may reach the disk before the content does
+                os.fsync(file.fileno())
+        replace(partial, path)
+    finally:
+        remove(partial)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``; a folder that stands there is moved aside first, then removed."""
+    if target.is_dir() and not target.is_symlink():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        os.replace(target, old / target.name)
+        os.replace(source, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder; nothing happens when it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that git and people can diff: sorted as given, two spaces, a newline at the end."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RetortError naming the file when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RetortError(f"{path}: no such file; run the step that writes it first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RetortError(f"{path}: not valid JSON ({error})") from None
+
+
+def need(path: Path, made_by: str) -> Path:
+    """``path`` if it exists, else a RetortError that names the step which makes it."""
+    if not path.exists():
+        raise RetortError(f"{path}: no such file; run 'retort {made_by}' first (or 'dvc repro')")
+    return path
+
+
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def need_disk(folder: Path, wanted: int, what: str) -> None:
+    """Raise RetortError when the disk of ``folder`` has less than ``wanted`` bytes free for ``what``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise RetortError(
+            f"{folder}: {what} needs {human_bytes(wanted)}, the disk has {human_bytes(free)} free; "
+            "free some space ('retort clean' removes what can be remade) and run again"
+        )
+
+
+@contextmanager
+def project_lock(command: str) -> Iterator[None]:
+    """Hold ``.retort/lock``: a second run in the same folder is refused with the holder's name."""
+    from filelock import FileLock, Timeout
+
+    path = state_dir() / "lock"
+    holder = path.with_name("lock.holder")
+    try:
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "another process"
+        raise RetortError(
+            f"{path}: {who} is running in this folder; wait for it, or stop it, and run again"
+        ) from None
+    try:
+        holder.write_text(f"'retort {command}' (process {os.getpid()})\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,95 @@
+"""The manifest: one row an image, as Parquet. What ingest writes and every later step reads."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.common.errors import RetortError
+from components.common.storage import atomic_path
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test", "unlabeled")
+SOURCES = ("real", "synthetic", "semi_synthetic")
+UNLABELED = -1  # the label of rows in the split ``unlabeled``
+
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("class_name", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("phash", pa.uint64()),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a manifest, whole or not at all: the same rows give the same bytes."""
+    with atomic_path(path) as partial:
+        pq.write_table(table.cast(SCHEMA), partial, compression="zstd")
+
+
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a manifest, or some of its columns.
+
+    Raises:
+        RetortError: naming the file and the column at fault, when it is no manifest of ours.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        raise RetortError(f"{path}: no such file; run 'retort ingest' first") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RetortError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    version = (schema.metadata or {}).get(b"schema_version", b"1")
+    if int(version) > SCHEMA_VERSION:
+        raise RetortError(f"{path}: schema_version {int(version)} is newer than {SCHEMA_VERSION}")
+    for field in SCHEMA:
+        if field.name not in schema.names:
+            raise RetortError(f"{path}: column '{field.name}' is missing; see the manifest's schema")
+    return pq.read_table(path, columns=columns or SCHEMA.names)
+
+
+def class_names(table: pa.Table) -> list[str]:
+    """Names by label, ``0 .. highest label``; a label without rows is called by its number."""
+    pairs = table.select(["label", "class_name"]).group_by(["label", "class_name"]).aggregate([])
+    names = {
+        label: name or str(label)
+        for label, name in zip(
+            pairs["label"].to_pylist(), pairs["class_name"].to_pylist(), strict=True
+        )
+        if label >= 0
+    }
+    return [names.get(label, str(label)) for label in range(max(names, default=-1) + 1)]
+
+
+def fingerprint(path: Path) -> str:
+    """The data fingerprint: sha256 over path, label, split, source and content hash of every row in order."""
+    digest = hashlib.sha256()
+    file = pq.ParquetFile(path)
+    for batch in file.iter_batches(columns=["path", "label", "split", "source", "sha256"]):
+        for column in batch.columns:
+            for value in column.to_pylist():
+                digest.update(f"{value}\0".encode())
+    return digest.hexdigest()
+
+
+def image_path(root: str | Path, path: str) -> str:
+    """Where the image of a manifest's ``path`` lies: below ``root``, or the URI itself."""
+    if "://" in path:
+        return path
+    import os
+
+    return os.path.join(str(root), os.fsdecode(unquote_to_bytes(path)) if "%" in path else path)

@@ -1,0 +1,73 @@
+"""The sections ``data`` and ``validate`` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.common.params import Section, StepParams
+
+
+class Splits(Section):
+    val: float = Field(0.2, gt=0, lt=1, description="share of real labelled images for validation")
+    test: float = Field(0.2, gt=0, lt=1, description="share of real labelled images for the test")
+
+
+class S3(Section):
+    endpoint_url: str | None = Field(
+        None, description="any S3-compatible store; null: what the standard chain says"
+    )
+    region: str | None = Field(None, description="null: what the standard chain says")
+
+
+class Data(Section):
+    source: str | dict[str, str] = Field(
+        "digits",
+        description="image folder, list file ({train: F, val: F}: one a split), s3://bucket/prefix, "
+        "a manifest.parquet, or digits (embedded)",
+    )
+    root: str = Field("data/images", description="paths in the manifest are relative to this folder")
+    class_names: str | None = Field(
+        None, description="file with one class name a line, for list files; line n names label n"
+    )
+    group: str | None = Field(
+        None,
+        description="pattern with one capture, or a column: images of one group stay in one split",
+    )
+    corrections: str | None = Field(
+        None, description="CSV of verdicts on suspect labels: path,label or path,drop"
+    )
+    splits: Splits = Field(default_factory=Splits, description="used where the source has no splits")
+    synthetic: list[str] = Field(default=[], description="globs below root: synthetic images")
+    semi_synthetic: list[str] = Field(
+        default=[], description="globs below root: semi-synthetic images"
+    )
+    unlabeled: list[str] = Field(
+        default=[], description="globs below root: images without a label, for distillation"
+    )
+    remap_labels: bool = Field(
+        False, description="number labels 0..n-1 without gaps; the mapping is saved"
+    )
+    s3: S3 = Field(default_factory=S3, description="where s3:// sources lie; keys: standard chain")
+
+
+class Validate(Section):
+    images: Literal["all", "none"] | int = Field(
+        "all", description="images to decode and check: all, none, or a number of them"
+    )
+    near_duplicate_bits: int = Field(
+        6, ge=0, le=16, description="Hamming distance of perceptual hashes that proposes a pair"
+    )
+    max_bad_share: float = Field(
+        0.1, ge=0, le=1, description="share of quarantined rows above which the step fails"
+    )
+
+
+class IngestParams(StepParams):
+    data: Data = Field(default_factory=Data)
+
+
+class ValidateParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    validation: Validate = Field(default_factory=Validate, alias="validate")

@@ -1,0 +1,1 @@
+"""Graphs for inference, folding, and the proof that they equal the trained network."""

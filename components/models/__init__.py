@@ -1,0 +1,1 @@
+"""Architectures, heads, re-parameterisation, cost, features, and the model card."""

@@ -1,0 +1,60 @@
+"""The sections ``teacher`` and ``student``: a network, its weights, and how it is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.common.params import Section
+
+
+class Head(Section):
+    bottleneck: int | None = Field(
+        None, ge=1, description="width of a narrow FC before the last one; null: none"
+    )
+
+
+class Arch(Section):
+    name: str = Field("tf_efficientnet_lite0", description="any timm name, or one of our variants")
+    head: Head = Field(default_factory=Head, description="the classifier on top of the backbone")
+    blocks: Literal["plain", "acb"] = Field(
+        "plain", description="acb: square convolutions train as d x d + 1 x d + d x 1"
+    )
+
+
+class LearningRate(Section):
+    initial: float = Field(0.02, gt=0, description="for the total batch, at the end of the warm-up")
+    schedule: Literal["cosine", "constant", "step"] = Field("cosine", description="after warm-up")
+    warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear rise from zero")
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd: with Nesterov momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; beta1 of adamw")
+    weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and batch norms")
+
+
+class Train(Section):
+    epochs: int = Field(4, ge=1, description="passes over the training rows, as the plan weighs them")
+    batch_size: int = Field(32, ge=1, description="images per Ray worker and step")
+    num_workers: int = Field(0, ge=0, description="loader processes per Ray worker; 0: none")
+    augment: Literal["none", "light", "flip", "deit"] = Field(
+        "light", description="light: shift, scale, contrast; flip: light and mirror; deit: strong"
+    )
+
+
+class Valid(Section):
+    batch_size: int = Field(64, ge=1, description="images per Ray worker and step")
+    num_workers: int = Field(0, ge=0, description="loader processes per Ray worker; 0: none")
+
+
+class Net(Section):
+    arch: Arch = Field(default_factory=Arch, description="the network")
+    weights: str = Field(
+        "none", description="package:NAME, file, folder, tar, s3://..., https://..., or none"
+    )
+    lr: LearningRate = Field(default_factory=LearningRate, description="learning rate")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="optimizer")
+    train: Train = Field(default_factory=Train, description="training loop")
+    valid: Valid = Field(default_factory=Valid, description="validation loop")

@@ -1,0 +1,1 @@
+"""Loader, sampling, losses, soft labels, the gate, finetune and distil, on Ray Train."""

@@ -1,0 +1,66 @@
+"""The sections ``distill`` and ``ray``, and what finetune, check and distill read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.common.params import Section, StepParams
+from components.dataset.params import Data
+from components.models.params import Net
+
+
+class Ray(Section):
+    address: str = Field(
+        "", description="empty: a local cluster, started and stopped; auto, ray://..., or kuberay"
+    )
+    workers: int = Field(2, ge=1, description="training processes (DistributedDataParallel)")
+    cpus_per_worker: float = Field(1, gt=0, description="cores, and torch threads, of each")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
+    max_failures: int = Field(2, ge=0, description="lost workers that training survives")
+
+
+class Distill(Section):
+    teacher_labels: Literal["cached", "online"] = Field(
+        "cached", description="soft labels once per crop, kept on disk; or at every step"
+    )
+    crops: int = Field(1, ge=1, description="augmented views per image whose soft labels are cached")
+    top_k_labels: int | None = Field(
+        None, ge=1, description="classes kept of each cached soft label; null: all up to 1,000 classes"
+    )
+    unlabeled_per_class: int = Field(
+        100, ge=0, description="unlabelled images kept per class, the teacher's most confident first"
+    )
+    epochs: int | None = Field(None, ge=1, description="null: student.train.epochs")
+    finetune_epochs: int = Field(
+        1, ge=0, description="short finetune on the labelled data after distillation"
+    )
+    min_teacher_accuracy: float = Field(
+        0.9, ge=0, le=1, description="top-1 on the validation split below which the gate closes"
+    )
+    reference_lr: float | None = Field(
+        None, gt=0, description="initial learning rate used to train this student on ImageNet-1k"
+    )
+    reference_batch: int | None = Field(None, ge=1, description="total batch size of that rate")
+    control: bool = Field(
+        True, description="train the same student without a teacher too, and report the difference"
+    )
+
+
+class FinetuneParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    teacher: Net = Field(default_factory=Net)
+    ray: Ray = Field(default_factory=Ray)
+
+
+class CheckParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    teacher: Net = Field(default_factory=Net)
+    student: Net = Field(default_factory=Net)
+    distill: Distill = Field(default_factory=Distill)
+    ray: Ray = Field(default_factory=Ray)
+
+
+class DistillParams(CheckParams):
+    """The same as the gate reads: what passed it is what is distilled."""

@@ -1,0 +1,1 @@
+"""Reading and converting published weights, with a proof of what was loaded."""

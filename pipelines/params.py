@@ -1,0 +1,145 @@
+"""``params.yaml`` as a type: all sections in one, loaded, overridden and checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from components.audit.params import Audit
+from components.benchmark.params import Benchmark
+from components.common.errors import ConfigError
+from components.common.params import Checks, Global, Registry, ReportSettings, Section
+from components.dataset.params import Data, Validate
+from components.export.params import Export
+from components.models.params import Net
+from components.training.params import Distill, Ray
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Kubeflow(Section):
+    host: str = Field("", description="URL of the KFP server's API")
+    image: str = Field("retort:latest", description="image of the components; pin a digest")
+    experiment: str = Field("retort", description="KFP experiment")
+    shm: str = Field("8Gi", description="memory-backed /dev/shm of the training pods")
+    gpu: str | None = Field(None, description="accelerator resource, such as nvidia.com/gpu; null: none")
+    s3_secret: str | None = Field(
+        None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
+class Params(Section):
+    """The whole of ``params.yaml``. Every key has a default; a step takes the sections it reads."""
+
+    general: Global = Field(default_factory=Global, alias="global")
+    data: Data = Field(default_factory=Data)
+    validation: Validate = Field(default_factory=Validate, alias="validate")
+    audit: Audit = Field(default_factory=Audit)
+    teacher: Net = Field(default_factory=Net)
+    student: Net = Field(default_factory=Net)
+    distill: Distill = Field(default_factory=Distill)
+    export: Export = Field(default_factory=Export)
+    benchmark: Benchmark = Field(default_factory=Benchmark)
+    registry: Registry = Field(default_factory=Registry)
+    ray: Ray = Field(default_factory=Ray)
+    kubeflow: Kubeflow = Field(default_factory=Kubeflow)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    checks: Checks = Field(default_factory=Checks)
+
+    def of(self, kind: type[S]) -> S:
+        """The sections that one step reads, as the step's own parameter class."""
+        return kind.model_validate(self.model_dump(by_alias=True))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Params:
+    """Read a params file and apply ``a.b.c=value`` overrides (a value is YAML).
+
+    Raises:
+        ConfigError: naming the file or the override, the key, and the nearest known key or what the value
+            should be.
+    """
+    values = _read(path)
+    origin: dict[str, str] = {}
+    for override in overrides:
+        key, value = _split(override)
+        _put(values, key, value, override)
+        origin[key] = f"-o {override}"
+    try:
+        return Params.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path, origin)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; 'retort init DIR' writes a commented one, or give --params FILE"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as 'data:', found {type(values).__name__}")
+    # a section whose keys are all commented out is read as null: it means the defaults
+    return {key: {} if value is None else value for key, value in values.items()}
+
+
+def _split(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"-o {override}: expected KEY=VALUE, such as -o student.train.epochs=8")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"-o {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _put(values: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"-o {override}: '{parent}' is a value, not a section")
+    place[last] = value
+
+
+def keys(model: type[BaseModel] = Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All dotted keys with pydantic's FieldInfo each, sections included, in the order of the file."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key, field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{key}.")
+
+
+def _explain(error: ValidationError, path: Path, origin: dict[str, str]) -> str:
+    known = [key for key, _ in keys()]
+    lines = []
+    for item in error.errors()[:2]:
+        # pydantic appends the member of a union it tried to the location; keep what is a key
+        parts = [str(part) for part in item["loc"]]
+        full = ".".join(parts)
+        where = next((text for key, text in origin.items() if full.startswith(key)), str(path))
+        if item["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(full, known, n=1, cutoff=0.5)
+            tail = [key for key in known if key.split(".")[-1] == parts[-1]]
+            hint = nearest or tail[:1]
+            mean = f"; did you mean '{hint[0]}'?" if hint else ""
+            lines.append(f"{where}: unknown key '{full}'{mean}")
+            continue
+        while len(parts) > 1 and ".".join(parts) not in known:
+            parts.pop()
+        message = item["msg"][0].lower() + item["msg"][1:]
+        lines.append(f"{where}: {'.'.join(parts)}: {message}, got {item['input']!r}")
+    return "\n".join(dict.fromkeys(lines))
