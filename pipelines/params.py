@@ -23,6 +23,8 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class Kubeflow(Section):
+    """Where the DAG runs, and what is compiled into it."""
+
     host: str = Field("", description="URL of the KFP server's API")
     image: str = Field("retort:latest", description="image of the components; pin a digest")
     experiment: str = Field("retort", description="KFP experiment")

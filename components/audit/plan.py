@@ -46,6 +46,8 @@ class LeaveOut(BaseModel):
 
 
 class Plan(BaseModel):
+    """What training carries out. An unknown key is refused: a person may have edited the file."""
+
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION

@@ -39,9 +39,7 @@ class Page:
     ) -> None:
         """A table; numbers are aligned to the right. Floats are shown with four significant digits."""
         head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
-        body = "".join(
-            "<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows
-        )
+        body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
         self._add(
             title,
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
@@ -54,9 +52,7 @@ class Page:
         label = html.escape(alt or title, quote=True)
         self._add(title, f'<div class="figure" role="img" aria-label="{label}">{svg}</div>', note)
 
-    def images(
-        self, title: str, images: Sequence[tuple[bytes, str]], note: str = "", size: int = 72
-    ) -> None:
+    def images(self, title: str, images: Sequence[tuple[bytes, str]], note: str = "", size: int = 72) -> None:
         """A contact sheet: (PNG or JPEG bytes, caption) each. The caller asks ``report.thumbnails`` first."""
         cells = []
         for content, caption in images:
@@ -124,6 +120,7 @@ def findings_html(report: Report) -> str:
 
 
 def step_html(report: Report, sections: Sequence[dict[str, str]]) -> str:
+    """One step's verdict, findings and sections."""
     verdict = "passed" if report.passed else "failed"
     parts = [
         f'<h1>{html.escape(report.step)} <span class="badge {verdict}">{verdict}</span></h1>',
@@ -149,11 +146,13 @@ STYLE = """
 :root{--ink:#1c2430;--soft:#5b6675;--line:#dfe4ea;--paper:#fff;--wash:#f5f7f9;--good:#1a7f4b;--warn:#9a6700;
 --bad:#b42318;--info:#2457a6}
 *{box-sizing:border-box}
-body{margin:0;background:var(--wash);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+body{margin:0;background:var(--wash);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1040px;margin:0 auto;padding:20px 16px 60px}
 h1{font-size:1.6rem;line-height:1.25;margin:.4em 0}h2{font-size:1.15rem;margin:1.6em 0 .5em}
 h3{font-size:1rem;margin:1.2em 0 .4em}
-section,.card{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:4px 16px 14px;margin:14px 0}
+section,.card{background:var(--paper);border:1px solid var(--line);border-radius:10px;
+padding:4px 16px 14px;margin:14px 0}
 section h2{margin-top:.7em}
 .note{color:var(--soft);margin:.3em 0 .8em;font-size:.93rem}
 .badge{display:inline-block;border-radius:99px;padding:1px 9px;font-size:.78rem;font-weight:600;color:#fff;
@@ -161,16 +160,17 @@ background:var(--soft);vertical-align:middle}
 .badge.passed{background:var(--good)}.badge.failed,.badge.error{background:var(--bad)}
 .badge.warning{background:var(--warn)}.badge.info{background:var(--info)}
 .findings{list-style:none;padding:0;margin:0}
-.findings li{background:var(--paper);border:1px solid var(--line);border-left:4px solid var(--info);border-radius:8px;
-padding:8px 12px;margin:8px 0;overflow-wrap:anywhere}
+.findings li{background:var(--paper);border:1px solid var(--line);border-left:4px solid var(--info);
+border-radius:8px;padding:8px 12px;margin:8px 0;overflow-wrap:anywhere}
 .findings li.warning{border-left-color:var(--warn)}.findings li.error{border-left-color:var(--bad)}
 .advice{color:var(--soft)}.row{color:var(--soft);font-size:.8rem}
-code{font:.88em ui-monospace,Menlo,Consolas,monospace;background:var(--wash);padding:1px 4px;border-radius:4px}
+code{font:.88em ui-monospace,Menlo,Consolas,monospace;background:var(--wash);padding:1px 4px;
+border-radius:4px}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;min-width:50%}
 th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}
 th{color:var(--soft);font-weight:600}td.number{text-align:right;font-variant-numeric:tabular-nums}
 .figure svg{max-width:100%;height:auto;display:block}
 .sheet{display:flex;flex-wrap:wrap;gap:10px}
 .sheet figure{margin:0;width:96px;font-size:.72rem;color:var(--soft);overflow-wrap:anywhere}
-.sheet img{display:block;object-fit:contain;background:#e8ecf0;border-radius:6px;image-rendering:auto}
+.sheet img{display:block;object-fit:contain;background:#e8ecf0;border-radius:6px}
 """

@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
 
@@ -28,8 +31,7 @@ class Task:
         self.done = 0
         self.note = ""
         self._started = self._last_line = time.monotonic()
-        self._bar = None
-        self._bar_task = None
+        self._bar: tuple[Progress, TaskID] | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.update(self.done + count, note)
@@ -47,8 +49,9 @@ class Task:
             self._line()
 
     def close(self, complete: bool = True) -> None:
+        """Take the bar off the screen; ``complete``: the last plain line says 100 %."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar[0].stop()
         elif complete and self._last_line > self._started:
             self.done = self.total
             self._line()
@@ -62,10 +65,9 @@ class Task:
     def _draw(self) -> None:
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-            from rich.progress import TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self._bar = Progress(
+            bar = Progress(
                 TextColumn("  {task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -73,9 +75,10 @@ class Task:
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
             )
-            self._bar.start()
-            self._bar_task = self._bar.add_task(self.description, total=self.total, note="")
-        self._bar.update(self._bar_task, completed=self.done, note=self.note)
+            bar.start()
+            self._bar = (bar, bar.add_task(self.description, total=self.total, note=""))
+        bar, shown = self._bar
+        bar.update(shown, completed=self.done, note=self.note)
 
 
 @contextmanager

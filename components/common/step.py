@@ -14,10 +14,8 @@ from components.common.findings import Finding, Level, Report
 from components.common.page import Page
 from components.common.params import StepParams
 from components.common.progress import say
-from components.common.storage import atomic_path, remove, sha256_file, write_json
+from components.common.storage import remove, replace, sha256_file, write_json
 from components.common.tracking import Tracker
-
-REPORT_FILES = ("report.json", "report.html", "page.json")
 
 
 class Run:
@@ -52,7 +50,7 @@ class Run:
         return self.report.add(finding, self.params.checks.waive)
 
     def product(self, path: Path) -> Path:
-        """Where to write the product ``path`` (a file, or a folder to make): moved there when the step passes."""
+        """Where to write the product ``path`` (file, or folder to make): moved there when the step passes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(f".{path.name}.staged")
         remove(staged)
@@ -65,8 +63,6 @@ class Run:
             raise FindingsError(summary(self.report, self.out))
 
     def _publish(self) -> None:
-        from components.common.storage import replace
-
         for staged, final in self._products:
             replace(staged, final)
 
@@ -117,9 +113,7 @@ def step(
     started = time.monotonic()
     tracker = Tracker(name, params.registry)
     run = Run(name, params, out, tracker)
-    run.report.inputs = {
-        label: sha256_file(path) for label, path in (inputs or {}).items() if path.is_file()
-    }
+    run.report.inputs = {label: sha256_file(path) for label, path in (inputs or {}).items() if path.is_file()}
     tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
     status = "FAILED"
     try:
@@ -159,7 +153,7 @@ def _write_report(run: Run) -> None:
 
 
 def _say_done(run: Run, seconds: float) -> None:
-    counts = {level: 0 for level in ("error", "warning", "info")}
+    counts = dict.fromkeys(("error", "warning", "info"), 0)
     for finding in run.report.findings:
         counts[finding.level] += 1
     say(
@@ -172,6 +166,3 @@ def read_run_id(out: Path) -> dict[str, str]:
     """The MLflow identity that a finished step left in its folder; empty when there is none."""
     path = out / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-__all__ = ["REPORT_FILES", "Run", "atomic_path", "read_run_id", "step", "summary"]

@@ -73,6 +73,7 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -100,6 +101,7 @@ def need(path: Path, made_by: str) -> Path:
 
 
 def human_bytes(count: float) -> str:
+    """Bytes as a person says them, in powers of 1,000."""
     for unit in ("B", "KB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

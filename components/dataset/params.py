@@ -40,15 +40,11 @@ class Data(Section):
     )
     splits: Splits = Field(default_factory=Splits, description="used where the source has no splits")
     synthetic: list[str] = Field(default=[], description="globs below root: synthetic images")
-    semi_synthetic: list[str] = Field(
-        default=[], description="globs below root: semi-synthetic images"
-    )
+    semi_synthetic: list[str] = Field(default=[], description="globs below root: semi-synthetic images")
     unlabeled: list[str] = Field(
         default=[], description="globs below root: images without a label, for distillation"
     )
-    remap_labels: bool = Field(
-        False, description="number labels 0..n-1 without gaps; the mapping is saved"
-    )
+    remap_labels: bool = Field(False, description="number labels 0..n-1 without gaps; the mapping is saved")
     s3: S3 = Field(default_factory=S3, description="where s3:// sources lie; keys: standard chain")
 
 
