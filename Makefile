@@ -1,0 +1,42 @@
+# Every word a person can say: 'make help'. Needs Python 3.11, make and git; the rest comes from the lock.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PORT ?= 5000
+
+.PHONY: help setup repro test test-all lint bench ui images lock clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  retort --help    the steps, one by one (source .venv/bin/activate first)"
+
+setup: ## build .venv from the lock, if it is missing or stale
+	@infra/setup.sh
+
+repro: setup ## the whole pipeline on the embedded data: dvc repro, then the report
+	@dvc repro; status=$$?; retort report; exit $$status
+
+lint: setup ## style, types and the import rule
+	@ruff check . && ruff format --check --quiet . && mypy && lint-imports --no-cache | tail -n 5
+
+test: lint ## lint, then every test that is not marked slow
+	@pytest -q -m "not slow"
+
+test-all: lint ## lint, then every test
+	@pytest -q
+
+bench: setup ## measure what the README claims; a table, and outputs/bench/results.json
+	@python -m tests.benchmarks
+
+ui: setup ## the MLflow UI of this folder's runs, at http://127.0.0.1:5000 (PORT=...)
+	@mlflow ui --backend-store-uri sqlite:///.retort/mlflow/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+images: ## the container images of infra/images (needs Docker)
+	@infra/images/build.sh
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml (needs uv)
+	@uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \
+	  --quiet --output-file requirements.lock
+
+clean: setup ## remove what can be remade
+	@retort clean

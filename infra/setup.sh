@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds .venv from requirements.lock when it is missing or the lock has changed; says that it is moving.
+# Called by the Makefile before every other word. Needs Python 3.11 with venv, and a package index.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lock_sum=$(sha256sum requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
+[ "$(cat .venv/lock.sha256 2>/dev/null)" = "$lock_sum" ] && exit 0
+
+python=""
+for candidate in "${PYTHON:-}" python3.11 python3; do
+  if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "set-up: Python 3.11 is needed (none called python3.11 or python3 here); name it with PYTHON=..." >&2
+  exit 2
+fi
+
+packages=$(grep -c '^[a-zA-Z0-9]' requirements.lock)
+echo "set-up: installing $packages packages into .venv (about 4 minutes and 8 GB, only when the lock changes)"
+rm -rf .venv
+"$python" -m venv .venv
+log=.venv/install.log
+.venv/bin/pip install --no-deps --require-hashes -r requirements.lock >"$log" 2>&1 &
+pip=$!
+trap 'kill "$pip" 2>/dev/null || true' INT TERM
+seconds=0
+while kill -0 "$pip" 2>/dev/null; do
+  sleep 1
+  seconds=$((seconds + 1))
+  if [ $((seconds % 10)) = 0 ]; then
+    collected=$(grep -c '^Collecting' "$log" || true)
+    if grep -q '^Installing collected' "$log"; then
+      echo "  unpacking: $(du -sh .venv | cut -f1), $seconds s"
+    else
+      echo "  downloading: $((100 * collected / packages))% ($collected/$packages, $seconds s)"
+    fi
+  fi
+done
+if ! wait "$pip"; then
+  echo "set-up: pip failed; the last lines of $log:" >&2
+  grep -v 'is ignored' "$log" | tail -n 5 >&2
+  exit 1
+fi
+.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable . >>"$log" 2>&1 || {
+  echo "set-up: installing the project itself failed; see $log" >&2
+  exit 1
+}
+echo "$lock_sum" >.venv/lock.sha256
+echo "set-up: done in $seconds s"

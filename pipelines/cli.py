@@ -1,0 +1,430 @@
+"""The command line: every word a person can say, each a call of one step function.
+
+Imports stand inside the commands: ``retort --help`` answers at once, and a step loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from components.common.errors import ConfigError, RetortError, Terminated
+
+if TYPE_CHECKING:
+    from pipelines.params import Params
+
+# Where each step leaves its files: the contract's paths, relative to the project's folder.
+DATA = Path("data")
+MANIFEST, CLEAN, QUARANTINE = DATA / "manifest.parquet", DATA / "clean.parquet", DATA / "quarantine.parquet"
+OUTPUTS = Path("outputs")
+WEIGHTS, AUDIT, PLAN = OUTPUTS / "weights", OUTPUTS / "audit", OUTPUTS / "audit" / "plan.json"
+TEACHER, CHECK, STUDENT = OUTPUTS / "teacher", OUTPUTS / "check", OUTPUTS / "student"
+EXPORT, BENCHMARK = OUTPUTS / "export", OUTPUTS / "benchmark"
+
+app = typer.Typer(
+    name="retort",
+    help="""From a folder of labelled images to the smallest, fastest classifier that is accurate enough,
+with proof at every step.
+
+\b
+  retort init mydata --images ~/photos     start with own images
+  dvc repro                                run every step that is not up to date
+  retort -o student.train.epochs=8 distill one step, one value changed
+  retort submit --local                    the same DAG through Kubeflow Pipelines' local runner
+  retort report                            the whole run on one page: outputs/index.html
+
+Global options may stand before or after the command. Exit status: 0 done; 1 a finding of level error, or
+failed work; 2 the command or its configuration cannot be understood; 130, 143 after SIGINT, SIGTERM.""",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+audit_app = typer.Typer(
+    help="Audit the clean data: imbalance, synthetic images, and the plan for training (all three in turn).",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+app.add_typer(audit_app, name="audit")
+
+
+class Options:
+    """The global options, taken off the command line before the command is parsed."""
+
+    params = Path("params.yaml")
+    overrides: list[str] = []  # noqa: RUF012 - set once, by main
+    debug = False
+
+
+def params() -> Params:
+    """The parameters of this call: the file, with the overrides applied."""
+    from pipelines.params import load
+
+    return load(Options.params, Options.overrides)
+
+
+@contextmanager
+def working(command: str) -> Iterator[Params]:
+    """Parameters first (exit status 2 comes before any work), then the lock of this folder."""
+    from components.common.storage import project_lock
+
+    loaded = params()
+    with project_lock(command):
+        yield loaded
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    # declared for --help: ``run`` has taken these options off the command line already
+    file: Annotated[Path, typer.Option("--params", help="The parameters' file.")] = Path("params.yaml"),
+    override: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="KEY=VALUE", help="Change one value, such as -o student.train.epochs=8."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Print the help when no command is given."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def ingest() -> None:
+    """Read data.source into data/manifest.parquet.
+
+    Example: retort ingest -o data.source=photos -o data.root=photos
+    """
+    from components.dataset.ingest import ingest as step
+    from components.dataset.params import IngestParams
+
+    with working("ingest") as p:
+        step(p.of(IngestParams), manifest=MANIFEST, out=OUTPUTS / "ingest")
+
+
+@app.command()
+def validate() -> None:
+    """Check every image and row; write clean.parquet, quarantine.parquet and Data Docs."""
+    from components.dataset.params import ValidateParams
+    from components.dataset.validate import validate as step
+
+    with working("validate") as p:
+        step(
+            p.of(ValidateParams),
+            manifest=MANIFEST,
+            clean=CLEAN,
+            quarantine=QUARANTINE,
+            out=OUTPUTS / "validate",
+        )
+
+
+@app.command()
+def weights() -> None:
+    """Fetch, convert and prove the weights that teacher and student start from."""
+    from components.weights.params import WeightsParams
+    from components.weights.prepare import prepare as step
+
+    with working("weights") as p:
+        step(p.of(WeightsParams), out=WEIGHTS)
+
+
+@audit_app.callback()
+def audit(context: typer.Context) -> None:
+    """Audit the clean data: imbalance, synthetic images, and the plan for training (all three in turn)."""
+    if context.invoked_subcommand is None:
+        with working("audit") as p:
+            _audit_imbalance(p)
+            _audit_synthetic(p)
+            _plan(p)
+
+
+@audit_app.command("imbalance")
+def audit_imbalance() -> None:
+    """Measure the imbalance of classes; propose sampling and loss."""
+    with working("audit imbalance") as p:
+        _audit_imbalance(p)
+
+
+@audit_app.command("synthetic")
+def audit_synthetic() -> None:
+    """Measure whether synthetic images help, harm or flood; list suspect labels by file."""
+    with working("audit synthetic") as p:
+        _audit_synthetic(p)
+
+
+@app.command()
+def plan() -> None:
+    """Merge what the audits found into outputs/audit/plan.json, which training carries out."""
+    with working("plan") as p:
+        _plan(p)
+
+
+def _audit_imbalance(p: Params) -> None:
+    from components.audit.imbalance import audit_imbalance as step
+    from components.audit.params import AuditParams
+
+    step(p.of(AuditParams), manifest=CLEAN, out=AUDIT / "imbalance")
+
+
+def _audit_synthetic(p: Params) -> None:
+    from components.audit.params import AuditParams
+    from components.audit.synthetic import audit_synthetic as step
+
+    step(p.of(AuditParams), manifest=CLEAN, features=WEIGHTS / "features.onnx", out=AUDIT / "synthetic")
+
+
+def _plan(p: Params) -> None:
+    from components.audit.make_plan import make_plan as step
+    from components.audit.params import AuditParams
+
+    step(p.of(AuditParams), imbalance=AUDIT / "imbalance", synthetic=AUDIT / "synthetic", out=AUDIT)
+
+
+@app.command()
+def finetune() -> None:
+    """Finetune the teacher on Ray Train, following the plan."""
+    from components.training.finetune import finetune as step
+    from components.training.params import FinetuneParams
+
+    with working("finetune") as p:
+        step(p.of(FinetuneParams), manifest=CLEAN, plan=PLAN, weights=WEIGHTS, out=TEACHER)
+
+
+@app.command()
+def check() -> None:
+    """The gate before distillation: teacher, student's weights and learning rate are what they claim."""
+    from components.training.check import check as step
+    from components.training.params import CheckParams
+
+    with working("check") as p:
+        step(p.of(CheckParams), manifest=CLEAN, teacher=TEACHER, weights=WEIGHTS, out=CHECK)
+
+
+@app.command()
+def distill() -> None:
+    """Distil the teacher into the student with SSLD on Ray Train; needs a passed check."""
+    from components.training.distill import distill as step
+    from components.training.params import DistillParams
+
+    with working("distill") as p:
+        step(
+            p.of(DistillParams),
+            manifest=CLEAN,
+            plan=PLAN,
+            teacher=TEACHER,
+            weights=WEIGHTS,
+            check=CHECK,
+            out=STUDENT,
+        )
+
+
+@app.command()
+def export(
+    of: Annotated[str, typer.Option(help="Which model: student or teacher.")] = "student",
+) -> None:
+    """Export to ONNX and prove that the file equals the trained network.
+
+    Example: retort export --of teacher
+    """
+    from components.export.export import export as step
+    from components.export.params import ExportParams
+
+    models = {"student": (STUDENT, EXPORT), "teacher": (TEACHER, EXPORT / "teacher")}
+    if of not in models:
+        raise ConfigError(f"--of {of}: expected student or teacher")
+    model, out = models[of]
+    with working("export") as p:
+        step(p.of(ExportParams), manifest=CLEAN, model=model, out=out)
+
+
+@app.command()
+def benchmark() -> None:
+    """Measure the exported models on this machine and recommend one configuration."""
+    from components.benchmark.benchmark import benchmark as step
+    from components.benchmark.params import BenchmarkParams
+
+    with working("benchmark") as p:
+        exports = {"student": EXPORT, "teacher": EXPORT / "teacher"}
+        step(p.of(BenchmarkParams), manifest=CLEAN, exports=exports, out=BENCHMARK)
+
+
+@app.command()
+def register() -> None:
+    """Register the student in MLflow, as champion when it is better, else as challenger."""
+    from components.registry.params import RegisterParams
+    from components.registry.register import register as step
+
+    with working("register") as p:
+        step(
+            p.of(RegisterParams),
+            manifest=CLEAN,
+            student=STUDENT,
+            exported=EXPORT,
+            benchmark=BENCHMARK,
+            check=CHECK,
+            plan=PLAN,
+            out=OUTPUTS / "register",
+        )
+
+
+@app.command("compile")
+def compile_() -> None:
+    """Write the Kubeflow pipeline as IR: pipeline.yaml.
+
+    Example: retort compile -o kubeflow.image=registry.example/retort@sha256:...
+    """
+    from pipelines.dag import compile as write
+
+    write(params(), Path("pipeline.yaml"))
+    print("pipeline.yaml: upload it to a KFP server, or 'retort submit'")
+
+
+@app.command()
+def submit(
+    local: Annotated[bool, typer.Option("--local", help="Run here, without Kubernetes.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the run.")] = False,
+) -> None:
+    """Run the DAG on the KFP server at kubeflow.host, or here with --local (under .retort/kfp/).
+
+    Examples: retort submit --local
+              retort submit --no-wait -o kubeflow.host=http://kfp.example
+    """
+    from pipelines.submit import submit as to_server
+    from pipelines.submit import submit_local
+
+    if local:
+        with working("submit --local") as p:
+            submit_local(p)
+    else:
+        to_server(params(), wait=not no_wait)
+
+
+@app.command()
+def report() -> None:
+    """Put the whole run on one page, outputs/index.html, and its summary on the terminal."""
+    from pipelines.report import report as write
+
+    write(params(), OUTPUTS)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Your images (class/**); DIR/images when left out.")
+    ] = None,
+) -> None:
+    """Start with own data: DIR gets a commented params.yaml, a dvc.yaml and a folder for images.
+
+    Example: retort init mydata --images ~/photos && cd mydata && dvc repro
+    """
+    from pipelines.init import init as make
+
+    make(folder, images)
+
+
+@app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove what can be remade: outputs, manifests, caches, checkpoints. Tracking and the spool stay."""
+    from pipelines.clean import clean as remove
+
+    with working("clean") as p:
+        remove(p, dry_run=dry_run)
+
+
+def _take_global_options(arguments: list[str]) -> list[str]:
+    """Set ``Options`` from --params, -o and --debug wherever they stand; return the rest."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        if item == "--":
+            rest += [item, *items]
+        elif item in ("-o", "--params"):
+            value = next(items, None)
+            if value is None:
+                raise ConfigError(f"{item}: a value is missing, such as -o global.seed=1")
+            if item == "-o":
+                overrides.append(value)
+            else:
+                Options.params = Path(value)
+        elif item.startswith("--params="):
+            Options.params = Path(item.removeprefix("--params="))
+        elif item.startswith("-o") and "=" in item and not item.startswith("--"):
+            overrides.append(item.removeprefix("-o"))
+        elif item == "--debug":
+            Options.debug = True
+        else:
+            rest.append(item)
+    Options.overrides = overrides
+    return rest
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``retort``: runs one command and exits with the contract's status."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit status, after one or two lines on standard error if it failed."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        rest = _take_global_options(arguments)
+        result: Any = app(args=rest, prog_name="retort", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted; the next run goes on from what was finished", 130)
+    except Terminated:
+        return _failed("terminated; the next run goes on from what was finished", 143)
+    except TyperException as error:  # an unknown command or option, or a wrong value
+        return _failed(f"{error} ('retort --help' lists the commands)", 2)
+    except RetortError as error:
+        return _failed(str(error), error.status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _failed(_explain(error), 1)
+    except Exception as error:  # noqa: BLE001 - the last resort: an error of ours, without a traceback
+        return _failed(f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _explain(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return (
+            f"{where}the disk is full; nothing half-written was left. Free some space "
+            "('retort clean' removes what can be remade) and run again"
+        )
+    return f"{where}{(error.strerror or str(error)).lower()}"
+
+
+def _failed(message: str, status: int) -> int:
+    if Options.debug and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    lines = message.strip().splitlines() or ["failed"]
+    print("\n".join([f"retort: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

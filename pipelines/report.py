@@ -1,0 +1,199 @@
+"""``retort report``: the whole run on one page, from what the steps left in ``outputs/``."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.common.findings import Report, read_report
+from components.common.page import findings_html, read_sections, render
+from components.common.storage import human_bytes, write_text
+from pipelines.params import Params
+
+# Each step of the DAG in its order: name, folder below outputs/, what a person calls it.
+STEPS = (
+    ("ingest", "ingest", "Ingest"),
+    ("validate", "validate", "Validate"),
+    ("weights", "weights", "Weights"),
+    ("audit-imbalance", "audit/imbalance", "Audit: imbalance"),
+    ("audit-synthetic", "audit/synthetic", "Audit: synthetic images"),
+    ("plan", "audit", "Plan"),
+    ("finetune", "teacher", "Finetune the teacher"),
+    ("check", "check", "Check before distillation"),
+    ("distill", "student", "Distil the student"),
+    ("export", "export", "Export the student"),
+    ("export-teacher", "export/teacher", "Export the teacher"),
+    ("benchmark", "benchmark", "Benchmark"),
+    ("register", "register", "Register"),
+)
+
+
+@dataclass
+class Step:
+    """What one step left: its report (None: it did not run) and the sections of its page."""
+
+    name: str
+    title: str
+    report: Report | None
+    sections: list[dict[str, str]]
+
+    @property
+    def verdict(self) -> str:
+        """``passed``, ``failed`` or ``not run``."""
+        if self.report is None:
+            return "not run"
+        return "passed" if self.report.passed else "failed"
+
+    def count(self, level: str) -> int:
+        """Findings of a level."""
+        return sum(f.level == level for f in self.report.findings) if self.report else 0
+
+
+def report(params: Params, outputs: Path) -> None:
+    """Write ``outputs/index.html`` (self-contained, no network) and print the run's summary.
+
+    Raises:
+        RetortError: when a report in ``outputs`` is damaged; missing ones are shown as not run.
+    """
+    steps = [_read(outputs, *step) for step in STEPS]
+    headline = _headline(outputs)
+    write_text(
+        outputs / "index.html", render(f"Retort: {params.registry.name}", _body(params, steps, headline))
+    )
+    for step in steps:
+        counts = ", ".join(
+            f"{step.count(level)} {level}{'s' if step.count(level) > 1 else ''}"
+            for level in ("error", "warning")
+            if step.count(level)
+        )
+        print(f"  {step.title:<26} {step.verdict:<8} {counts}".rstrip())
+    for label, value, _ in headline:
+        print(f"  {label:<26} {value}")
+    print(f"The whole run on one page: {outputs / 'index.html'}")
+
+
+def _read(outputs: Path, name: str, folder: str, title: str) -> Step:
+    path = outputs / folder / "report.json"
+    found = read_report(path) if path.exists() else None
+    if found and name == "plan":
+        # the plan's report repeats the findings of both audits, which stand under their own steps here
+        own = [finding for finding in found.findings if finding.rule.startswith("plan")]
+        found = found.model_copy(update={"findings": own})
+    return Step(name, title, found, read_sections(outputs / folder) if found else [])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _headline(outputs: Path) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the numbers that a person asks for first, where they are there."""
+    lines: list[tuple[str, str, str]] = []
+    for label, folder in (("Teacher, top-1", "teacher"), ("Student, top-1", "student")):
+        metrics = _json(outputs / folder / "metrics.json")
+        arch = _json(outputs / folder / "model.json").get("arch", {}).get("name", "")
+        if "test" in metrics:
+            lines.append((label, f"{metrics['test']['top1']:.1%}", f"{arch}, on real held-out test images"))
+    choice = _json(outputs / "benchmark" / "choice.json")
+    if ratio := choice.get("student_to_teacher_p50"):
+        lines.append(
+            ("Student's latency", f"{ratio:.2f} x", "of the teacher's p50, one image, measured side by side")
+        )
+    model = outputs / "export" / "model.onnx"
+    if model.exists():
+        teacher = outputs / "export" / "teacher" / "model.onnx"
+        note = f"teacher: {human_bytes(teacher.stat().st_size)}" if teacher.exists() else "model.onnx"
+        lines.append(("Student's file", human_bytes(model.stat().st_size), note))
+    if best := choice.get("recommended"):
+        lines.append(("Recommended", _configuration(best), f"{best['p50_ms']:.2f} ms p50, {best['model']}"))
+    registered = _json(outputs / "register" / "registered.json")
+    if registered:
+        name = f"{registered['name']} v{registered['version']}"
+        lines.append(("Registered", name, f"alias {registered['alias']}"))
+    return lines
+
+
+def _configuration(row: dict[str, Any]) -> str:
+    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    return f"{row['engine']}, {threads}, {row['precision']}, batch {row['batch']}"
+
+
+def _body(params: Params, steps: list[Step], headline: list[tuple[str, str, str]]) -> str:
+    failed = [step for step in steps if step.verdict == "failed"]
+    missing = [step for step in steps if step.verdict == "not run"]
+    if failed:
+        verdict, sentence = "failed", f"Stopped at: {failed[0].title}."
+    elif missing:
+        verdict, sentence = "unfinished", f"Not run yet: {', '.join(step.title for step in missing)}."
+    else:
+        verdict, sentence = "passed", "Every step passed its checks."
+    cards = "".join(
+        f'<div class="figurecard"><div class="label">{html.escape(label)}</div>'
+        f'<div class="value">{html.escape(value)}</div><div class="label">{html.escape(note)}</div></div>'
+        for label, value, note in headline
+    )
+    chips = "".join(
+        f'<li><a class="chip {step.verdict.replace(" ", "-")}" href="#{step.name}">{html.escape(step.title)}'
+        f"{_marks(step)}</a></li>"
+        for step in steps
+    )
+    name = html.escape(params.registry.name)
+    return (
+        f"<style>{STYLE}</style>"
+        f'<h1>{name} <span class="badge {verdict}">{verdict}</span></h1><p>{html.escape(sentence)}</p>'
+        f'<div class="cards">{cards}</div>'
+        f'<nav><ol class="steps">{chips}</ol></nav>'
+        + "".join(_step(step) for step in steps if step.report is not None)
+    )
+
+
+def _marks(step: Step) -> str:
+    warnings, errors = step.count("warning"), step.count("error")
+    marks = ""
+    if errors:
+        marks += f' <span class="badge error">{errors}</span>'
+    if warnings:
+        marks += f' <span class="badge warning">{warnings}</span>'
+    return marks
+
+
+def _step(step: Step) -> str:
+    assert step.report is not None
+    loud = step.report.model_copy(update={"findings": [f for f in step.report.findings if f.level != "info"]})
+    quiet = step.report.model_copy(
+        update={"findings": [f for f in step.report.findings if f.level == "info"]}
+    )
+    parts = [
+        f'<article id="{step.name}"><h2 class="step">{html.escape(step.title)} '
+        f'<span class="badge {step.verdict}">{step.verdict}</span></h2>'
+    ]
+    if loud.findings:
+        parts.append(findings_html(loud))
+    if quiet.findings:
+        parts.append(
+            f"<details><summary>{len(quiet.findings)} notes</summary>{findings_html(quiet)}</details>"
+        )
+    parts += [
+        f"<section><h3>{html.escape(section['title'])}</h3>{section['html']}</section>"
+        for section in step.sections
+    ]
+    return "".join(parts) + "</article>"
+
+
+STYLE = """
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:16px 0}
+.figurecard{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
+.figurecard .value{font-size:1.35rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}
+.figurecard .label{color:var(--soft);font-size:.85rem}
+.steps{list-style:none;display:flex;flex-wrap:wrap;gap:8px;padding:0;margin:18px 0}
+.chip{display:inline-block;padding:4px 12px;border-radius:99px;border:1px solid var(--line);
+background:var(--paper);color:var(--ink);text-decoration:none;font-size:.88rem}
+.chip::before{content:"\\25CF";margin-right:6px;color:var(--soft)}
+.chip.passed::before{color:var(--good)}.chip.failed::before{color:var(--bad)}
+article{margin-top:34px}h2.step{font-size:1.3rem;border-bottom:2px solid var(--line);padding-bottom:6px}
+details{margin:8px 0}summary{cursor:pointer;color:var(--soft)}
+.badge.unfinished{background:var(--warn)}
+"""
