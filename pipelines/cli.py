@@ -388,6 +388,8 @@ def run(arguments: list[str]) -> int:
     try:
         rest = _take_global_options(arguments)
         result: Any = app(args=rest, prog_name="retort", standalone_mode=False)
+        if result == 130:  # what Typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted; the next run goes on from what was finished", 130)

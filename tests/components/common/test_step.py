@@ -1,0 +1,108 @@
+"""A step leaves all of its products and a passed report, or a failed report and none of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.common.errors import FindingsError, RetortError, Terminated
+from components.common.findings import read_report
+from components.common.params import StepParams
+from components.common.step import step
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETORT_RUN", "tests")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "outputs" / "demo"
+
+
+def params(**sections: Any) -> StepParams:
+    return StepParams.model_validate(sections)
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def test_products_appear_beside_the_report_when_the_step_passes(out: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("hello")
+    elsewhere = tmp_path / "data" / "rows.txt"
+    with step("demo", params(), out, {"data/in.txt": source}) as run:
+        run.product(out / "model.txt").write_text("m")
+        run.product(elsewhere).write_text("r")
+        run.find("demo.note", "info", "all", "fine")
+        assert not elsewhere.exists(), "products are staged until the step has passed"
+    assert {"model.txt", "report.json", "report.html", "run.json"} <= names(out)
+    assert elsewhere.read_text() == "r"
+    report = read_report(out / "report.json")
+    assert report.passed
+    assert list(report.inputs) == ["data/in.txt"]
+    assert len(report.inputs["data/in.txt"]) == 64
+
+
+def test_an_error_leaves_a_failed_report_and_no_product(out: Path) -> None:
+    with step("demo", params(), out) as run:
+        run.product(out / "model.txt").write_text("old")
+    with pytest.raises(FindingsError, match=r"demo\.bad: too low") as raised:  # noqa: PT012
+        with step("demo", params(), out) as run:
+            run.product(out / "model.txt").write_text("new")
+            run.find("demo.bad", "error", "x", "too low", measured=1, limit=2)
+    assert raised.value.status == 1
+    assert "model.txt" not in names(out)
+    assert "run.json" not in names(out)
+    assert not read_report(out / "report.json").passed
+    assert not [name for name in names(out) if name.startswith(".")]
+
+
+def test_a_waived_error_is_a_warning_that_says_so(out: Path) -> None:
+    with step("demo", params(checks={"waive": ["demo.bad"]}), out) as run:
+        run.find("demo.bad", "error", "x", "too low")
+    finding = read_report(out / "report.json").findings[0]
+    assert (finding.level, finding.waived) == ("warning", True)
+
+
+def test_a_failure_of_the_work_is_in_the_report(out: Path) -> None:
+    with pytest.raises(RetortError), step("demo", params(), out) as run:
+        run.product(out / "model.txt").write_text("half")
+        raise RetortError("photos/1.png: cannot be read")
+    report = read_report(out / "report.json")
+    assert not report.passed
+    assert report.findings[-1].message == "photos/1.png: cannot be read"
+    assert "model.txt" not in names(out)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, Terminated])
+def test_an_interruption_leaves_nothing_half_written(out: Path, interruption: type[BaseException]) -> None:
+    with pytest.raises(interruption), step("demo", params(), out) as run:
+        run.product(out / "model.txt").write_text("half")
+        raise interruption
+    assert names(out) == set()
+
+
+def test_what_other_steps_keep_in_the_folder_stays(out: Path) -> None:
+    (out / "teacher").mkdir(parents=True)
+    (out / "stale.txt").write_text("x")
+    with step("demo", params(), out, keep=("teacher",)):
+        pass
+    assert "teacher" in names(out)
+    assert "stale.txt" not in names(out)
+
+
+def test_report_html_escapes_what_users_named(out: Path) -> None:
+    with step("demo", params(), out) as run:
+        run.find("demo.note", "warning", "class '<script>'", "<b>odd</b> name")
+        run.page.table("Names <i>", ["file"], [["<img src=x>"]])
+    page = (out / "report.html").read_text()
+    for hostile in ("<script>", "<b>odd", "<img src=x>", "Names <i>"):
+        assert hostile not in page
+    assert json.loads((out / "page.json").read_text())[0]["title"] == "Names <i>"

@@ -1,0 +1,159 @@
+"""The command line: exit statuses, and errors of one or two lines without a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.common.errors import FindingsError, RetortError, Terminated
+from pipelines import cli
+
+HOUSE = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.Options, "params", Path("params.yaml"))
+    (tmp_path / "params.yaml").write_text("global: {seed: 1}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ingst"], "Did you mean 'ingest'"),
+        (["ingest", "--fast"], "--fast"),
+        (["ingest", "-o", "data.sorce=x"], "did you mean 'data.source'"),
+        (["-o", "data.sorce=x", "ingest"], "did you mean 'data.source'"),
+        (["--params", "none.yaml", "ingest"], "none.yaml: no such file"),
+        (["ingest", "-o"], "a value is missing"),
+        (["export", "--of", "nobody"], "expected student or teacher"),
+    ],
+)
+def test_what_cannot_be_understood_exits_with_2_before_any_work(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) <= 2
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (RetortError("photos: no such folder"), 1, "retort: photos: no such folder"),
+        (FindingsError("check: distill.initial_lr: too high\nsee report"), 1, "distill.initial_lr"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "terminated"),
+        (OSError(28, "No space left on device", "outputs/x"), 1, "outputs/x: the disk is full"),
+        (FileNotFoundError(2, "No such file or directory", "a.png"), 1, "a.png: no such file"),
+        (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError"),
+    ],
+)
+def test_failures_have_their_exit_status_and_one_message(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "params", fail)
+    assert cli.run(["report"]) == status
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert cli.run(["--debug", "--params", "none.yaml", "ingest"]) == 2
+        assert "Traceback" in capsys.readouterr().err
+    finally:
+        cli.Options.debug = False
+
+
+def test_options_may_stand_before_or_after_the_command() -> None:
+    before = cli._take_global_options(["-o", "global.seed=2", "--params", "p.yaml", "report"])
+    assert (before, cli.Options.overrides, cli.Options.params) == (
+        ["report"],
+        ["global.seed=2"],
+        Path("p.yaml"),
+    )
+    after = cli._take_global_options(["report", "--params=q.yaml", "-o", "a=1", "-ob=2"])
+    assert (after, cli.Options.overrides, cli.Options.params) == (["report"], ["a=1", "b=2"], Path("q.yaml"))
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from pipelines.cli import run\n"
+        "run(['--help'])\n"
+        "heavy = {'torch', 'mlflow', 'ray', 'kfp', 'great_expectations', 'pandas', 'numpy', 'pyarrow'}\n"
+        "sys.exit(f'loaded: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    for command in ("ingest", "validate", "weights", "audit", "plan", "finetune", "check", "distill"):
+        assert f"  {command} " in shown.stdout
+    for command in ("export", "benchmark", "register", "compile", "submit", "report", "init", "clean"):
+        assert f"  {command} " in shown.stdout
+
+
+def test_init_makes_a_project_and_refuses_to_overwrite_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["init", "mine"]) == 0
+    made = {entry.name for entry in (tmp_path / "mine").iterdir()}
+    assert {"params.yaml", "dvc.yaml", "images", ".gitignore", "README.md", ".dvc"} <= made
+    assert cli.run(["--params", "mine/params.yaml", "report"]) == 0
+    assert cli.run(["init", "mine"]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_clean_removes_what_can_be_remade_and_keeps_history(tmp_path: Path) -> None:
+    for name in (
+        "outputs/teacher/model.safetensors",
+        "data/clean.parquet",
+        ".retort/cache/a",
+        "photos/a.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    history = tmp_path / ".retort" / "mlflow" / "mlflow.db"
+    history.parent.mkdir()
+    history.write_text("x")
+    assert cli.run(["clean", "--dry-run"]) == 0
+    assert (tmp_path / "outputs").exists()
+    assert cli.run(["clean"]) == 0
+    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "data" / "clean.parquet").exists()
+    assert not (tmp_path / ".retort" / "cache").exists()
+    assert history.exists()
+    assert (tmp_path / "photos" / "a.png").exists()
+
+
+def test_a_signal_ends_with_its_status(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from pipelines import cli\n"
+        "def wait():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.params = wait\n"
+        "cli.main(['report'])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert ended.returncode == 143
+    assert "terminated" in ended.stderr
