@@ -33,7 +33,7 @@ def test_work_that_fails_does_not_claim_to_be_complete(
 ) -> None:
     clock = iter(range(0, 1000, 9))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    with pytest.raises(ValueError, match="broken"), progress.task("Decoding", 10) as task:  # noqa: PT012
+    with pytest.raises(ValueError, match="broken"), progress.task("Decoding", 10) as task:
         task.advance()
         raise ValueError("broken")
     assert "100%" not in capsys.readouterr().err

@@ -53,10 +53,12 @@ def test_products_appear_beside_the_report_when_the_step_passes(out: Path, tmp_p
 def test_an_error_leaves_a_failed_report_and_no_product(out: Path) -> None:
     with step("demo", params(), out) as run:
         run.product(out / "model.txt").write_text("old")
-    with pytest.raises(FindingsError, match=r"demo\.bad: too low") as raised:  # noqa: PT012
-        with step("demo", params(), out) as run:
-            run.product(out / "model.txt").write_text("new")
-            run.find("demo.bad", "error", "x", "too low", measured=1, limit=2)
+    with (
+        pytest.raises(FindingsError, match=r"demo\.bad: too low") as raised,
+        step("demo", params(), out) as run,
+    ):
+        run.product(out / "model.txt").write_text("new")
+        run.find("demo.bad", "error", "x", "too low", measured=1, limit=2)
     assert raised.value.status == 1
     assert "model.txt" not in names(out)
     assert "run.json" not in names(out)
