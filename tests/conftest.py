@@ -1,0 +1,70 @@
+"""What several test folders share: a copy of the checkout to run whole commands in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[1]
+
+
+class Checkout:
+    """A copy of the working tree in a folder of its own, with its own git and DVC state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=HOUSE,
+            check=True,
+            capture_output=True,
+        )
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if not (HOUSE / name).is_file():
+                continue
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(HOUSE / name, target)
+        subprocess.run(["git", "init", "--quiet", os.fspath(folder)], check=True)
+
+    def run(
+        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 900
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a person would, with this copy's code and the environment's tools."""
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment(env),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of those commands: this copy's code stands first on Python's path."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {
+            **os.environ,
+            "PATH": path,
+            "PYTHONPATH": os.fspath(self.folder),
+            "CI": "true",
+            **(more or {}),
+        }
+
+    def retort(self, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        """Run ``retort`` in this copy."""
+        command: Sequence[str] = (sys.executable, "-m", "pipelines.cli", *arguments)
+        return self.run(*command, timeout=timeout)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """One copy for the session: what is run in it stays there for the next test."""
+    return Checkout(tmp_path_factory.mktemp("checkout"))

@@ -1,0 +1,158 @@
+"""The main job, end to end, on a smaller setting: through DVC, through KFP, and what a person sees of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from components.common.storage import sha256_file
+from tests.conftest import Checkout
+
+pytestmark = pytest.mark.timeout(1500)
+
+# small enough for a test, and still every step does its real work on real digits
+SMALLER: dict[str, Any] = {
+    "global": {"image_size": 32},
+    "teacher": {"train": {"epochs": 2}},
+    "student": {"train": {"epochs": 2}},
+    "distill": {"min_teacher_accuracy": 0.5, "control": False},
+    "export": {"min_accuracy": 0.3},
+    "benchmark": {"time_budget_s": 6.0, "threads": [1], "batch_sizes": [1]},
+}
+
+REPORTS = (
+    "validate",
+    "weights",
+    "audit/imbalance",
+    "audit/synthetic",
+    "audit",
+    "teacher",
+    "check",
+    "student",
+    "export",
+    "export/teacher",
+    "benchmark",
+    "register",
+)
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            merge(values.setdefault(key, {}), value)
+        else:
+            values[key] = value
+
+
+@pytest.fixture(scope="module")
+def repro(checkout: Checkout) -> subprocess.CompletedProcess[str]:
+    """``dvc repro`` from nothing, once for all tests of this file."""
+    params = checkout.folder / "params.yaml"
+    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    merge(values, SMALLER)
+    params.write_text(yaml.safe_dump(values), encoding="utf-8")
+    done = checkout.run("dvc", "repro")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def outputs(repro: subprocess.CompletedProcess[str], checkout: Checkout) -> Path:
+    return checkout.folder / "outputs"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_step_leaves_a_passed_report(outputs: Path) -> None:
+    for folder in REPORTS:
+        report = read(outputs / folder / "report.json")
+        assert report["passed"], folder
+        assert report["schema_version"] == 1
+        assert (outputs / folder / "report.html").exists()
+
+
+def test_every_row_is_clean_or_quarantined(outputs: Path, checkout: Checkout) -> None:
+    data = checkout.folder / "data"
+    paths = {
+        name: pq.read_table(data / f"{name}.parquet", columns=["path"])["path"].to_pylist()
+        for name in ("manifest", "clean", "quarantine")
+    }
+    assert sorted(paths["clean"] + paths["quarantine"]) == sorted(paths["manifest"])
+
+
+def test_the_audits_find_what_was_planted(outputs: Path) -> None:
+    rules = {
+        finding["rule"]
+        for folder in ("audit/imbalance", "audit/synthetic")
+        for finding in read(outputs / folder / "report.json")["findings"]
+        if finding["level"] == "warning"
+    }
+    assert {"imbalance.ratio", "synthetic.blow_up", "synthetic.recognisable"} <= rules
+
+
+def test_models_are_what_their_cards_say(outputs: Path) -> None:
+    for folder in ("teacher", "student"):
+        card = read(outputs / folder / "model.json")
+        assert card["sha256"] == sha256_file(outputs / folder / "model.safetensors")
+        assert card["class_names"] == [str(digit) for digit in range(10)]
+        assert card["input_size"] == [3, 32, 32]
+        metrics = read(outputs / folder / "metrics.json")
+        assert metrics["test"]["top1"] > 0.5, "far better than chance (0.1), even on the smaller setting"
+
+
+def test_a_second_repro_does_nothing(outputs: Path, checkout: Checkout) -> None:
+    again = checkout.run("dvc", "repro")
+    assert again.returncode == 0
+    assert "Running stage" not in again.stdout
+
+
+def test_changing_the_benchmark_reruns_only_what_depends_on_it(outputs: Path, checkout: Checkout) -> None:
+    params = checkout.folder / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    params.write_text(before.replace("time_budget_s: 6.0", "time_budget_s: 5.0"), encoding="utf-8")
+    try:
+        status = json.loads(checkout.run("dvc", "status", "--json").stdout)
+        assert list(status) == ["benchmark"]
+    finally:
+        params.write_text(before, encoding="utf-8")
+
+
+def test_mlflow_has_one_parent_with_a_child_a_step(outputs: Path, checkout: Checkout) -> None:
+    from mlflow.tracking import MlflowClient
+
+    database = checkout.folder / ".retort" / "mlflow" / "mlflow.db"
+    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("retort-digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    names = {run.info.run_name for run in runs} - {parents[0].info.run_name}
+    assert {"finetune", "distill", "validate", "register"} <= names
+    version = client.get_model_version_by_alias("retort-digits", "champion")
+    assert version.version == "1"
+
+
+def test_the_page_is_one_file_without_network(outputs: Path) -> None:
+    page = (outputs / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']+""", page)
+    assert "<script" not in page
+    for expected in ("Finetune the teacher", "Distil the student", "Benchmark", "Registered"):
+        assert expected in page
+
+
+def test_kfp_gives_the_same_student(outputs: Path, checkout: Checkout) -> None:
+    done = checkout.retort("submit", "--local", timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    wanted = sha256_file(outputs / "student" / "model.safetensors")
+    made = list((checkout.folder / ".retort" / "kfp").rglob("model.safetensors"))
+    assert wanted in {sha256_file(path) for path in made}
