@@ -22,9 +22,7 @@ class Benchmark(Section):
     latency_budget_ms: float | None = Field(
         None, gt=0, description="p50 of one image that the choice must keep; null: none"
     )
-    candidates: list[str] = Field(
-        default=["student", "teacher"], description="exported models to compare"
-    )
+    candidates: list[str] = Field(default=["student", "teacher"], description="exported models to compare")
     time_budget_s: float = Field(20, gt=0, description="time for the whole sweep")
 
 

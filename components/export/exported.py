@@ -1,0 +1,174 @@
+"""An exported model: an ONNX file with its class names and preprocessing in its metadata. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from components.common.errors import RetortError
+from components.models.card import ModelCard
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+INPUT = "images"
+OUTPUT = "scores"
+
+
+def metadata(card: ModelCard, in_graph: bool) -> dict[str, str]:
+    """The ``metadata_props`` of the exported file: values are text, lists are JSON."""
+    return {
+        "class_names": json.dumps(card.class_names, ensure_ascii=False),
+        "mean": json.dumps(card.mean),
+        "std": json.dumps(card.std),
+        "size": str(card.input_size[-1]),
+        "preprocess": "in_graph" if in_graph else "outside",
+        "arch": card.arch.name,
+        "sha256": card.sha256,
+    }
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the file says about itself. ``sha256`` is that of the checkpoint it was made from.
+
+    ``in_graph``: the graph takes uint8 [N, H, W, 3] of any size; otherwise normalised float32 [N, 3, size, size].
+    """
+
+    path: Path
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    size: int
+    in_graph: bool
+    arch: str
+    sha256: str
+
+    def feed(self, pixels: np.ndarray) -> np.ndarray:
+        """The graph's input for ``pixels``, uint8 [N, size, size, 3] as ``load_rgb`` gives them."""
+        return pixels if self.in_graph else normalise(pixels, self.mean, self.std)
+
+
+def read(path: Path) -> Exported:
+    """What an exported file says about itself.
+
+    Raises:
+        RetortError: when there is no such file, it is no ONNX model, or it was not written by ``retort export``.
+    """
+    return describe(session(path), path)
+
+
+def describe(opened: onnxruntime.InferenceSession, path: Path) -> Exported:
+    """The same for a session that is open already."""
+    props = opened.get_modelmeta().custom_metadata_map
+    absent = [key for key in ("class_names", "mean", "std", "size", "sha256") if key not in props]
+    if absent:
+        raise RetortError(
+            f"{path}: its metadata lacks {', '.join(absent)}, so classes and preprocessing are unknown; "
+            "use a model.onnx that 'retort export' wrote"
+        )
+    return Exported(
+        path=path, class_names=json.loads(props["class_names"]), mean=json.loads(props["mean"]),
+        std=json.loads(props["std"]), size=int(props["size"]), in_graph=props.get("preprocess") == "in_graph",
+        arch=props.get("arch", ""), sha256=props["sha256"],
+    )  # fmt: skip
+
+
+def session(path: Path, threads: int = 0, **free_dimensions: int) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on the CPU. ``threads`` 0 leaves the number to ONNX Runtime.
+
+    ``free_dimensions`` fixes symbolic sizes of the input (``N=16``), which lets the runtime plan ahead.
+
+    Raises:
+        RetortError: naming the file, when it is missing or not a model that ONNX Runtime can run.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise RetortError(f"{path}: no such file; run 'retort export' first")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # threads that spin after a run would take the cores from whatever is measured next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in free_dimensions.items():
+        options.add_free_dimension_override_by_name(name, value)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - its exceptions share no base class but Exception
+        raise RetortError(f"{path}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from None
+
+
+def run(opened: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """Scores float32 [N, classes] of ``images`` as the graph takes them."""
+    return opened.run([OUTPUT], {INPUT: images})[0]
+
+
+def normalise(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W]: pixels / 255, minus mean, over std."""
+    unit = pixels.astype(np.float32) / np.float32(255)
+    scaled = (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Paths and labels of some rows of a manifest, in its order."""
+
+    paths: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def spread(self, count: int) -> Rows:
+        """At most ``count`` of them, evenly over the whole: the same ones each time."""
+        if len(self) <= count:
+            return self
+        chosen = np.linspace(0, len(self) - 1, count).astype(int)
+        return Rows([self.paths[index] for index in chosen], self.labels[chosen])
+
+
+def rows(manifest: Path, split: str) -> Rows:
+    """The rows of one split; only those are held in memory.
+
+    Raises:
+        RetortError: when the manifest has none.
+    """
+    import pyarrow.parquet as pq
+
+    from components.dataset import manifest as manifests
+
+    manifests.read(manifest, columns=["split"])  # refuses what is no manifest
+    table = pq.read_table(manifest, columns=["path", "label"], filters=[("split", "=", split)])
+    if not table.num_rows:
+        raise RetortError(f"{manifest}: no row of the split '{split}'; export and benchmark measure on it")
+    return Rows(table["path"].to_pylist(), table["label"].to_numpy())
+
+
+def pixel_batches(
+    root: str, paths: list[str], size: int, batch: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Decoded images, uint8 [n, size, size, 3], ``batch`` at a time, with their place among ``paths``."""
+    from components.dataset.images import load_rgb
+
+    for start in range(0, len(paths), batch):
+        part = paths[start : start + batch]
+        yield slice(start, start + len(part)), np.stack([load_rgb(root, path, size) for path in part])
+
+
+@lru_cache(maxsize=1)
+def has_vnni() -> bool:
+    """Whether the processor multiplies int8 without saturating: without it int8 gains little."""
+    try:
+        flags: Any = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))

@@ -1,0 +1,251 @@
+"""From a torch module to an ONNX file: folding, tracing, preprocessing in the graph, int8."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.common.errors import RetortError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from torch import nn
+
+OPSET = 18  # the first whose Resize antialiases as Pillow does
+INPUT = "images"
+OUTPUT = "scores"
+
+
+def fold(module: nn.Module) -> tuple[nn.Module, int]:
+    """A copy whose multi-branch blocks are single convolutions, and how many blocks were folded.
+
+    Folds blocks with a ``fold()`` of their own (it returns the plain block) and those that timm knows how
+    to re-parameterise (RepVGG, MobileOne, FastViT, ...). Sums of kernels and batch norms are worked out in
+    float64: in float32 the folded network would differ more than rounding explains.
+    """
+    from timm.utils.model import reparameterize_model
+
+    folded = copy.deepcopy(module).double()
+    count = 0
+    for name, block in list(folded.named_modules()):
+        if callable(getattr(block, "fold", None)):
+            parent, _, child = name.rpartition(".")
+            setattr(folded.get_submodule(parent), child, block.fold())
+            count += 1
+        elif any(callable(getattr(block, way, None)) for way in ("reparameterize", "fuse")):
+            count += 1
+    return reparameterize_model(folded).float().eval(), count
+
+
+def to_onnx(module: nn.Module, size: int) -> onnx.ModelProto:
+    """The graph ``images`` float32 [N, 3, size, size] (normalised) -> ``scores`` float32 [N, classes] (softmax).
+
+    Two exporters come with torch. The tracing one takes about one second for an EfficientNet, the newer one
+    (``dynamo=True``) eight to nine, in each of the two export steps of every run; once paddings are
+    constants both give the same list of operators. So tracing is tried first, and the newer one where
+    tracing lacks an operator. Neither is trusted: the caller compares the file with ``module`` on the
+    validation images, in batches of 1 and of N.
+
+    Raises:
+        RetortError: when neither exporter can write the network.
+    """
+    import torch
+    from torch import nn
+
+    class Scores(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.network(images), dim=1)
+
+    # two images: a graph traced with one may take the 1 for a constant
+    example = torch.zeros(2, 3, size, size)
+    network = Scores(_constant_padding(copy.deepcopy(module), example)).eval()
+    with tempfile.TemporaryDirectory(prefix="retort-export-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporters themselves; what matters is measured afterwards
+        path = Path(folder) / "network.onnx"
+        names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
+        try:
+            torch.onnx.export(
+                network, (example,), path, dynamo=False, dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}}, **names
+            )  # fmt: skip
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as traced:
+            batch = torch.export.Dim("N", min=1)
+            try:
+                torch.onnx.export(
+                    network, (example,), path, dynamo=True, dynamic_shapes={INPUT: {0: batch}}, external_data=False,
+                    verbose=False, **names,
+                )  # fmt: skip
+            except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+                raise RetortError(
+                    f"{type(module).__name__} cannot be written as ONNX: {_first_line(traced)}; "
+                    f"and with the newer exporter: {_first_line(error)}"
+                ) from error
+        return _simplified(path)
+
+
+def _simplified(path: Path) -> onnx.ModelProto:
+    """The model with constants folded and paddings merged into their convolutions, in standard operators."""
+    import onnx
+    import onnxruntime
+
+    target = path.with_name("simplified.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnx.load(target)
+
+
+def _constant_padding(module: nn.Module, example: Any) -> nn.Module:
+    """Replace convolutions that work out TensorFlow's SAME padding at run time: the input's size is known.
+
+    Otherwise the trace holds some 500 operators of shape arithmetic, which cost a third of the latency.
+    """
+    import torch
+    from timm.layers import Conv2dSame
+    from timm.layers.padding import pad_same_arg
+    from torch import nn
+
+    sizes: dict[str, list[int]] = {}
+    found = [(name, conv) for name, conv in module.named_modules() if isinstance(conv, Conv2dSame)]
+    hooks = []
+    for name, conv in found:
+
+        def remember(_: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+            sizes[name] = list(inputs[0].shape[-2:])
+
+        hooks.append(conv.register_forward_pre_hook(remember))
+    with torch.inference_mode():
+        module(example)
+    for hook in hooks:
+        hook.remove()
+    for name, conv in found:
+        padding = pad_same_arg(sizes[name], list(conv.kernel_size), list(conv.stride), list(conv.dilation))
+        plain = nn.Conv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups,
+            bias=conv.bias is not None,
+        )  # fmt: skip
+        plain.weight, plain.bias = conv.weight, conv.bias
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, nn.Sequential(nn.ZeroPad2d(tuple(padding)), plain))
+    return module
+
+
+def with_preprocessing(
+    model: onnx.ModelProto, size: int, mean: Sequence[float], std: Sequence[float]
+) -> onnx.ModelProto:
+    """Put the preprocessing in front: ``images`` becomes uint8 [N, H, W, 3], RGB, of any height and width.
+
+    The same as ``components.dataset.images.load_rgb`` after decoding: the shorter side becomes ``size``
+    (bicubic, antialiased; ONNX Runtime's integer kernel rounds as Pillow's does), the centre is cut out,
+    then pixels / 255, minus mean, over std.
+    """
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {
+        "pre_1": np.array([1], np.int64), "pre_2": np.array([2], np.int64), "pre_3": np.array([3], np.int64),
+        "pre_size": np.array([size], np.int64), "pre_sizes": np.array([size, size], np.int64),
+        "pre_axes": np.array([2, 3], np.int64), "pre_255": np.array(255, np.float32),
+        "pre_shape": np.array([-1, 3, size, size], np.int64),
+        "pre_mean": np.array(mean, np.float32).reshape(1, 3, 1, 1),
+        "pre_std": np.array(std, np.float32).reshape(1, 3, 1, 1),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Shape", [INPUT], ["pre_nhwc"]),
+        node("Slice", ["pre_nhwc", "pre_1", "pre_3"], ["pre_hw"]),
+        node("ReduceMin", ["pre_hw"], ["pre_short"], keepdims=1),
+        *_scaled_sides(),
+        node("Transpose", [INPUT], ["pre_nchw"], perm=[0, 3, 1, 2]),
+        node(
+            "Resize", ["pre_nchw", "", "", "pre_target"], ["pre_resized"], mode="cubic", cubic_coeff_a=-0.5,
+            antialias=1, exclude_outside=1, axes=[2, 3], coordinate_transformation_mode="half_pixel",
+        ),
+        node("Sub", ["pre_target", "pre_sizes"], ["pre_spare"]),
+        node("Div", ["pre_spare", "pre_2"], ["pre_start"]),
+        node("Add", ["pre_start", "pre_sizes"], ["pre_end"]),
+        node("Slice", ["pre_resized", "pre_start", "pre_end", "pre_axes"], ["pre_cropped"]),
+        node("Cast", ["pre_cropped"], ["pre_float"], to=TensorProto.FLOAT),
+        node("Div", ["pre_float", "pre_255"], ["pre_unit"]),
+        node("Sub", ["pre_unit", "pre_mean"], ["pre_centred"]),
+        node("Div", ["pre_centred", "pre_std"], ["pre_scaled"]),
+        # the network's shapes become constants again, which the engines' optimisers need
+        node("Reshape", ["pre_scaled", "pre_shape"], ["pre_images"]),
+    ]  # fmt: skip
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for inner in whole.graph.node:
+        inner.input[:] = ["pre_images" if name == INPUT else name for name in inner.input]
+    network = list(whole.graph.node)
+    del whole.graph.node[:], whole.graph.input[:]
+    whole.graph.node.extend([*nodes, *network])
+    whole.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    whole.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", "H", "W", 3]))
+    return whole
+
+
+def _scaled_sides() -> list[Any]:
+    """Sides after resizing: each times size over the shorter one, rounded as ``load_rgb`` rounds."""
+    from onnx import helper
+
+    node = helper.make_node
+    return [
+        node("Mul", ["pre_hw", "pre_size"], ["pre_product"]),
+        node("Div", ["pre_product", "pre_short"], ["pre_target"]),
+    ]
+
+
+def quantise(model: onnx.ModelProto, batches: Iterator[np.ndarray], reduce_range: bool) -> onnx.ModelProto:
+    """Static int8 quantisation (QDQ, weights per channel), calibrated on ``batches`` of normalised images.
+
+    The softmax stays in float32: its scores are what callers compare. ``reduce_range`` uses 7 bits of the
+    weights, against saturation on processors without VNNI.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    with tempfile.TemporaryDirectory(prefix="retort-int8-") as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        prepared = onnx.ModelProto()
+        prepared.CopyFrom(model)
+        # the mark of its own preparation, which ``to_onnx`` has done already; without it it warns
+        onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
+        onnx.save(prepared, source)
+        quantize_static(
+            source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "Softmax"],
+        )  # fmt: skip
+        return onnx.load(target)
+
+
+def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Check the model and write it with ``metadata`` as its metadata_props: the same bytes each time."""
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    model.producer_name = "retort"
+    model.graph.name = "classifier"
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
