@@ -1,0 +1,97 @@
+"""Each loss against values worked out by hand."""
+
+from math import log
+
+import pytest
+import torch
+from torch.nn import functional
+
+from components.audit.plan import Loss, Plan, Sampling
+from components.common.errors import RetortError
+from components.training import losses
+
+# two classes: logits [0, ln 3] give p = [1/4, 3/4]; [0, 0] give [1/2, 1/2]
+LOGITS = torch.tensor([[0.0, log(3)], [0.0, 0.0]])
+LABELS = torch.tensor([1, 0])
+
+
+def plan(name: str, **arguments: object) -> Plan:
+    return Plan(loss=Loss.model_validate({"name": name, "arguments": arguments}))
+
+
+def test_cross_entropy() -> None:
+    assert losses.CrossEntropy()(LOGITS, LABELS).item() == pytest.approx((log(4 / 3) + log(2)) / 2)
+
+
+def test_focal_lets_easy_images_count_less() -> None:
+    expected = (0.25**2 * log(4 / 3) + 0.5**2 * log(2)) / 2
+    assert losses.Focal(2.0)(LOGITS, LABELS).item() == pytest.approx(expected)
+    assert losses.Focal(0.0)(LOGITS, LABELS).item() == pytest.approx((log(4 / 3) + log(2)) / 2)
+
+
+def test_focal_has_a_gradient_where_the_network_is_certain() -> None:
+    logits = torch.tensor([[60.0, -60.0]], requires_grad=True)
+    losses.Focal(0.5)(logits, torch.tensor([0])).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_ohem_keeps_the_hardest() -> None:
+    assert losses.Ohem(0.5)(LOGITS, LABELS).item() == pytest.approx(log(2))
+    assert losses.Ohem(0.01)(LOGITS, LABELS).item() == pytest.approx(log(2)), "at least one image counts"
+    assert losses.Ohem(1.0)(LOGITS, LABELS).item() == pytest.approx((log(4 / 3) + log(2)) / 2)
+
+
+def test_class_balanced_weighs_by_class_and_divides_by_the_batch() -> None:
+    loss = losses.ClassBalanced(torch.tensor([1.5, 0.5]))
+    assert loss(LOGITS, LABELS).item() == pytest.approx((0.5 * log(4 / 3) + 1.5 * log(2)) / 2)
+
+
+def test_effective_number_of_samples() -> None:
+    # beta = 0.5: (1 - 0.5^1) / 0.5 = 1 and (1 - 0.5^2) / 0.5 = 1.5, so weights 1 and 2/3, scaled to mean 1
+    weights = losses.effective_number_weights({0: 1, 1: 2}, 0.5, 3)
+    assert weights.tolist() == pytest.approx([1.2, 0.8, 0.0])
+
+
+def test_js_divergence() -> None:
+    js = losses.JSDivergence()
+    teacher = torch.tensor([[0.5, 0.5]])
+    # p = [1/4, 3/4], q = [1/2, 1/2], m = [3/8, 5/8]
+    p_m = 0.25 * log(0.25 / 0.375) + 0.75 * log(0.75 / 0.625)
+    q_m = 0.5 * log(0.5 / 0.375) + 0.5 * log(0.5 / 0.625)
+    assert js(LOGITS[:1], teacher).item() == pytest.approx((p_m + q_m) / 2)
+    assert js(LOGITS, functional.softmax(LOGITS, 1)).item() == pytest.approx(0, abs=1e-7)
+    certain = js(torch.tensor([[200.0, -200.0]]), torch.tensor([[0.0, 1.0]]))
+    assert certain.item() == pytest.approx(log(2)), "bounded, whatever the two say"
+
+
+def test_js_divergence_moves_the_student_towards_a_certain_teacher() -> None:
+    logits = torch.zeros(1, 3, requires_grad=True)
+    losses.JSDivergence()(logits, torch.tensor([[1.0, 0.0, 0.0]])).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
+
+
+def test_the_plan_names_the_loss() -> None:
+    assert isinstance(losses.from_plan(plan("cross_entropy"), 2), losses.CrossEntropy)
+    focal = losses.from_plan(plan("focal", gamma=1.5), 2)
+    assert isinstance(focal, losses.Focal)
+    assert focal.gamma == 1.5
+    balanced = losses.from_plan(plan("class_balanced", beta=0.9, weights={"1": 2.0}), 3)
+    assert isinstance(balanced, losses.ClassBalanced)
+    assert balanced.weights.tolist() == [1.0, 2.0, 1.0]
+
+
+def test_class_balanced_without_weights_follows_the_counts() -> None:
+    asked = plan("class_balanced", beta=0.5).model_copy(update={"sampling": Sampling(counts={0: 1, 1: 2})})
+    loss = losses.from_plan(asked, 2)
+    assert isinstance(loss, losses.ClassBalanced)
+    assert loss.weights.tolist() == pytest.approx([1.2, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("focal", {"gama": 2}), ("ohem", {"keep": 0}), ("class_balanced", {"beta": 1.0})]
+)
+def test_a_wrong_argument_is_named(name: str, arguments: dict[str, float]) -> None:
+    with pytest.raises(RetortError, match=r"loss\.arguments.*" + next(iter(arguments))):
+        losses.from_plan(plan(name, **arguments), 2)
