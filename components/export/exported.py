@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INPUT = "images"
 OUTPUT = "scores"
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}  # by precision, in an export's folder
 
 
 def metadata(card: ModelCard, in_graph: bool) -> dict[str, str]:
@@ -38,7 +39,7 @@ def metadata(card: ModelCard, in_graph: bool) -> dict[str, str]:
 class Exported:
     """What the file says about itself. ``sha256`` is that of the checkpoint it was made from.
 
-    ``in_graph``: the graph takes uint8 [N, H, W, 3] of any size; otherwise normalised float32 [N, 3, size, size].
+    ``in_graph``: the graph takes uint8 [N, H, W, 3] of any size, else normalised float32 [N, 3, size, size].
     """
 
     path: Path
@@ -59,7 +60,7 @@ def read(path: Path) -> Exported:
     """What an exported file says about itself.
 
     Raises:
-        RetortError: when there is no such file, it is no ONNX model, or it was not written by ``retort export``.
+        RetortError: when there is no such file, it is no ONNX model, or not written by ``retort export``.
     """
     return describe(session(path), path)
 
@@ -140,22 +141,23 @@ def rows(manifest: Path, split: str) -> Rows:
     """The rows of one split; only those are held in memory.
 
     Raises:
-        RetortError: when the manifest has none.
+        RetortError: when the manifest has none, is missing, or is no manifest.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from components.dataset import manifest as manifests
-
-    manifests.read(manifest, columns=["split"])  # refuses what is no manifest
-    table = pq.read_table(manifest, columns=["path", "label"], filters=[("split", "=", split)])
+    try:
+        table = pq.read_table(manifest, columns=["path", "label"], filters=[("split", "=", split)])
+    except FileNotFoundError:
+        raise RetortError(f"{manifest}: no such file; run 'retort validate' first") from None
+    except (pa.ArrowException, OSError) as error:
+        raise RetortError(f"{manifest}: not a manifest ({str(error).splitlines()[0]})") from None
     if not table.num_rows:
         raise RetortError(f"{manifest}: no row of the split '{split}'; export and benchmark measure on it")
     return Rows(table["path"].to_pylist(), table["label"].to_numpy())
 
 
-def pixel_batches(
-    root: str, paths: list[str], size: int, batch: int
-) -> Iterator[tuple[slice, np.ndarray]]:
+def pixel_batches(root: str, paths: list[str], size: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Decoded images, uint8 [n, size, size, 3], ``batch`` at a time, with their place among ``paths``."""
     from components.dataset.images import load_rgb
 

@@ -43,7 +43,7 @@ def fold(module: nn.Module) -> tuple[nn.Module, int]:
 
 
 def to_onnx(module: nn.Module, size: int) -> onnx.ModelProto:
-    """The graph ``images`` float32 [N, 3, size, size] (normalised) -> ``scores`` float32 [N, classes] (softmax).
+    """``images``, normalised float32 [N, 3, size, size] -> ``scores``, softmax float32 [N, classes].
 
     Two exporters come with torch. The tracing one takes about one second for an EfficientNet, the newer one
     (``dynamo=True``) eight to nine, in each of the two export steps of every run; once paddings are
@@ -74,15 +74,26 @@ def to_onnx(module: nn.Module, size: int) -> onnx.ModelProto:
         names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
         try:
             torch.onnx.export(
-                network, (example,), path, dynamo=False, dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}}, **names
-            )  # fmt: skip
+                network,
+                (example,),
+                path,
+                dynamo=False,
+                dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
+                **names,
+            )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as traced:
             batch = torch.export.Dim("N", min=1)
             try:
                 torch.onnx.export(
-                    network, (example,), path, dynamo=True, dynamic_shapes={INPUT: {0: batch}}, external_data=False,
-                    verbose=False, **names,
-                )  # fmt: skip
+                    network,
+                    (example,),
+                    path,
+                    dynamo=True,
+                    dynamic_shapes={INPUT: {0: batch}},
+                    external_data=False,
+                    verbose=False,
+                    **names,
+                )
             except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
                 raise RetortError(
                     f"{type(module).__name__} cannot be written as ONNX: {_first_line(traced)}; "
@@ -130,13 +141,12 @@ def _constant_padding(module: nn.Module, example: Any) -> nn.Module:
         hook.remove()
     for name, conv in found:
         padding = pad_same_arg(sizes[name], list(conv.kernel_size), list(conv.stride), list(conv.dilation))
-        plain = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups,
-            bias=conv.bias is not None,
-        )  # fmt: skip
-        plain.weight, plain.bias = conv.weight, conv.bias
+        plain = nn.Conv2d(1, 1, 1)
+        vars(plain).update(vars(conv))  # the same convolution, with the forward pass of its base class
+        left, right, top, bottom = padding
+        padded = nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), plain)
         parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, nn.Sequential(nn.ZeroPad2d(tuple(padding)), plain))
+        setattr(module.get_submodule(parent), child, padded)
     return module
 
 
@@ -153,7 +163,7 @@ def with_preprocessing(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "pre_1": np.array([1], np.int64), "pre_2": np.array([2], np.int64), "pre_3": np.array([3], np.int64),
         "pre_size": np.array([size], np.int64), "pre_sizes": np.array([size, size], np.int64),
         "pre_axes": np.array([2, 3], np.int64), "pre_255": np.array(255, np.float32),
@@ -215,7 +225,7 @@ def quantise(model: onnx.ModelProto, batches: Iterator[np.ndarray], reduce_range
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
             return None if batch is None else {INPUT: batch}
@@ -228,8 +238,8 @@ def quantise(model: onnx.ModelProto, batches: Iterator[np.ndarray], reduce_range
         onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
         onnx.save(prepared, source)
         quantize_static(
-            source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=reduce_range,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            reduce_range=reduce_range, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "Softmax"],
         )  # fmt: skip
         return onnx.load(target)

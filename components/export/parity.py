@@ -1,0 +1,139 @@
+"""Parity: the network and its exported files on the same images, class ids and scores compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.export import exported
+
+SINGLES = 256  # images that are also run one by one
+
+
+@dataclass
+class Comparison:
+    """What one way of running an exported file gave, beside the network's own scores.
+
+    ``different_ids`` counts images whose class differs although the network prefers its own by more than
+    ``tolerance``; a smaller lead is a tie, in which either class is right. Scores are in 0..1.
+    """
+
+    tolerance: float
+    images: int = 0
+    different_ids: int = 0
+    ties: int = 0
+    correct: int = 0
+    max_difference: float = 0.0
+    failure: str = ""
+    differences: list[float] = field(default_factory=list)
+
+    def add(self, reference: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+        """Take in scores float32 [N, classes] of N images with their ``labels`` int [N]."""
+        if scores.shape != reference.shape:
+            self.failure = (
+                f"scores have the shape {list(scores.shape)}, the network's {list(reference.shape)}"
+            )
+            return
+        if not np.isfinite(scores).all():
+            self.failure = "scores that are not finite numbers"
+            return
+        per_image = np.abs(reference - scores).max(axis=1)
+        own, other = reference.argmax(axis=1), scores.argmax(axis=1)
+        every = np.arange(len(own))
+        lead = reference[every, own] - reference[every, other]
+        self.images += len(own)
+        self.different_ids += int((lead > self.tolerance).sum())
+        self.ties += int(((own != other) & (lead <= self.tolerance)).sum())
+        self.correct += int((other == labels).sum())
+        self.max_difference = max(self.max_difference, float(per_image.max()))
+        self.differences.extend(per_image.tolist())
+
+    @property
+    def holds(self) -> bool:
+        """Whether class ids are equal and no score differs by more than the tolerance."""
+        return not self.failure and not self.different_ids and self.max_difference <= self.tolerance
+
+    @property
+    def top1(self) -> float:
+        return self.correct / self.images if self.images else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "different_ids": self.different_ids,
+            "ties": self.ties,
+            "max_difference": self.max_difference,
+            "tolerance": self.tolerance,
+            "top1": self.top1,
+            "holds": self.holds,
+            "failure": self.failure,
+        }
+
+
+@dataclass
+class Proof:
+    """The network's own result, and a comparison for each file and way of running it."""
+
+    images: int
+    correct: int
+    compared: dict[str, dict[str, Comparison]]
+
+    @property
+    def top1(self) -> float:
+        return self.correct / self.images
+
+
+def prove(
+    network: Callable[[np.ndarray], np.ndarray],
+    files: Mapping[str, tuple[Path, float]],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> Proof:
+    """Run the network and exported files on the same images; no more than one batch is held.
+
+    Args:
+        network: pixels uint8 [N, size, size, 3] -> scores float32 [N, classes]. It prepares the pixels by
+            itself, as training did; a file prepares them as its own metadata says.
+        files: by name, the file and the tolerance of its scores.
+        batches: pixels as above, and labels int [N].
+
+    Every file runs in batches as they come and, for the first ``SINGLES`` images, one by one: a graph with
+    its batch fixed at 1, or at the size it was traced with, gives itself away.
+    """
+    opened = {name: exported.session(path) for name, (path, _) in files.items()}
+    abouts = {name: exported.describe(opened[name], path) for name, (path, _) in files.items()}
+    compared = {
+        name: {"batches": Comparison(tolerance), "single images": Comparison(tolerance)}
+        for name, (_, tolerance) in files.items()
+    }
+    images = correct = 0
+    for pixels, labels in batches:
+        reference = network(pixels)
+        alone = max(0, min(len(labels), SINGLES - images))
+        for name, session in opened.items():
+            feed = abouts[name].feed(pixels)
+            run_into(compared[name]["batches"], session, feed, reference, labels)
+            for index in range(alone):
+                one = slice(index, index + 1)
+                run_into(compared[name]["single images"], session, feed[one], reference[one], labels[one])
+        images += len(labels)
+        correct += int((reference.argmax(axis=1) == labels).sum())
+    return Proof(images, correct, compared)
+
+
+def run_into(
+    comparison: Comparison, session: Any, feed: np.ndarray, reference: np.ndarray, labels: np.ndarray
+) -> None:
+    """Run one batch and add it; a runtime that refuses the batch is what the comparison says."""
+    if comparison.failure:
+        return
+    try:
+        scores = exported.run(session, feed)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class but Exception
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        comparison.failure = f"a batch of {len(feed)} is refused: {reason.strip()}"
+        return
+    comparison.add(reference, scores, labels)
