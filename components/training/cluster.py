@@ -1,0 +1,248 @@
+"""Ray: start or find it, run a training function on its workers, hear from them, stop it cleanly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.common.errors import RetortError
+from components.common.progress import say
+from components.training.params import Ray
+
+CONNECT_SECONDS = 5.0  # for a cluster that should be there
+POLL_SECONDS = 0.2
+OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
+}
+
+Event = dict[str, Any]
+
+
+@contextmanager
+def running(params: Ray) -> Iterator[None]:
+    """A Ray cluster to work with: a local one, stopped at the end, or the one at ``params.address``.
+
+    Raises:
+        RetortError: when the address is of a kind that is not supported, or nothing answers there.
+    """
+    if params.address == "kuberay":
+        raise RetortError(
+            "ray.address: 'kuberay' needs the Kubeflow set-up, which this version does not bring yet; "
+            "use '' (local), 'auto' or 'ray://HOST:PORT'"
+        )
+    if params.address not in ("", "auto") and not params.address.startswith("ray://"):
+        raise RetortError(f"ray.address: '{params.address}': expected '', auto, ray://HOST:PORT or kuberay")
+    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    if params.address.startswith("ray://"):
+        _answers(params.address)
+    import ray
+
+    # Ray's driver takes over SIGTERM; the command line's own handler must stay in charge
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if params.address:
+        options["address"] = params.address
+    else:
+        options.update(
+            address="local",
+            num_cpus=max(1, round(params.workers * params.cpus_per_worker)),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    try:
+        ray.init(**options)
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else repr(error)
+        where = params.address or "local"
+        raise RetortError(
+            f"ray.address: '{where}': Ray did not start or answer ({first}); "
+            "start a cluster, correct the address, or use '' for a local one"
+        ) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if in_main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _answers(address: str) -> None:
+    """Raise RetortError within seconds when no Ray client server answers: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if not host or not port.isdigit():
+        raise RetortError(f"ray.address: '{address}': expected ray://HOST:PORT, such as ray://head:10001")
+    advice = "start the cluster's head (its Ray client port is 10001 by default), or correct the address"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RetortError(f"ray.address: '{address}': {error.strerror or error}; {advice}") from None
+    import grpc
+
+    channel = grpc.insecure_channel(f"{host}:{port}")
+    try:
+        grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise RetortError(
+            f"ray.address: '{address}': something listens, but does not answer as Ray does; {advice}"
+        ) from None
+    finally:
+        channel.close()
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    params: Ray,
+    folder: Path,
+    hear: Callable[[Event], None],
+) -> Path | None:
+    """Run ``loop(config)`` on ``params.workers`` workers; ``folder`` keeps the checkpoints they report.
+
+    What rank 0 tells through ``tell`` reaches ``hear`` here, in this thread. A folder that holds
+    checkpoints of an earlier, interrupted run is gone on with. A lost worker is replaced, and all of
+    them go on from the last checkpoint, ``params.max_failures`` times.
+
+    Returns:
+        The last checkpoint's folder, or None when none was reported.
+
+    Raises:
+        RetortError: raised by a worker (told through ``tell``), or when too many workers were lost.
+    """
+    import ray
+
+    _drop_torn_snapshot(folder)
+
+    @ray.remote(num_cpus=0)
+    class Mailbox:
+        """Holds what rank 0 said until the driver asks."""
+
+        def __init__(self) -> None:
+            self._events: list[Event] = []
+
+        def put(self, event: Event) -> None:
+            self._events.append(event)
+
+        def take(self) -> list[Event]:
+            events, self._events = self._events, []
+            return events
+
+    mailbox = Mailbox.remote()
+    outcome: dict[str, Any] = {}
+    config = {**config, "mailbox": mailbox}
+    if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
+        remote_fit = ray.remote(num_cpus=0)(_fit)
+
+        def work() -> None:
+            _keep(outcome, lambda: ray.get(remote_fit.remote(loop, config, params, str(folder))))
+    else:
+
+        def work() -> None:
+            _keep(outcome, lambda: _fit(loop, config, params, str(folder)))
+
+    # Ray's own SIGINT handling is for the main thread: here that thread listens, so that Ctrl-C and
+    # SIGTERM arrive as exceptions and the step's frame can clean up
+    thread = threading.Thread(target=work, name="ray-train", daemon=True)
+    thread.start()
+    errors: list[str] = []
+
+    def listen() -> None:
+        for event in ray.get(mailbox.take.remote()):
+            if event["kind"] == "error":
+                errors.append(event["message"])
+            else:
+                hear(event)
+
+    while thread.is_alive() and not errors:
+        thread.join(POLL_SECONDS)
+        listen()
+    if not errors:
+        listen()
+    if errors:
+        raise RetortError(errors[0])
+    if "error" in outcome:
+        raise RetortError(_why(outcome["error"], params))
+    return None if outcome["path"] is None else Path(outcome["path"])
+
+
+def _keep(outcome: dict[str, Any], call: Callable[[], str | None]) -> None:
+    """Carry a thread's result, or its failure, over to the thread that waits for it."""
+    try:
+        outcome["path"] = call()
+    except BaseException as error:  # noqa: BLE001
+        outcome["error"] = error
+
+
+def _fit(
+    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], params: Ray, folder: str
+) -> str | None:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    place = Path(folder)
+    resources = {"CPU": params.cpus_per_worker}
+    if params.gpus_per_worker:
+        resources["GPU"] = params.gpus_per_worker
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if params.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=params.workers,
+            use_gpu=params.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=place.name,
+            storage_path=str(place.parent),
+            failure_config=FailureConfig(max_failures=params.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    result = trainer.fit()
+    return None if result.checkpoint is None else str(result.checkpoint.path)
+
+
+def _drop_torn_snapshot(folder: Path) -> None:
+    """Ray's list of checkpoints is not written atomically: if it was cut off, start over."""
+    for snapshot in folder.glob("*snapshot*.json"):
+        try:
+            json.loads(snapshot.read_text(encoding="utf-8"))
+        except ValueError:
+            say(f"{folder}: its list of checkpoints was cut off; training starts over")
+            shutil.rmtree(folder)
+            return
+
+
+def _why(error: BaseException, params: Ray) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else repr(error)
+    return (
+        f"training failed {params.max_failures + 1} times (ray.max_failures: {params.max_failures}): {last}\n"
+        "the same command goes on from the last checkpoint; more memory or fewer ray.workers may help"
+    )
+
+
+def tell(mailbox: Any, kind: str, **values: Any) -> None:
+    """Send an event to the driver; it does not wait."""
+    mailbox.put.remote({"kind": kind, **values})

@@ -1,0 +1,525 @@
+"""The training loop: one loop over phases and epochs, run by every Ray worker. It decides nothing."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from components.audit.plan import Plan
+from components.common.errors import RetortError
+from components.common.storage import sha256_file, sha256_json
+from components.dataset import manifest
+from components.models import build
+from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
+from components.training import losses, sampling, soft_labels
+from components.training.cluster import tell
+from components.training.loader import (
+    PLAIN,
+    Normalise,
+    Samples,
+    Views,
+    load,
+    open_samples,
+    pairs,
+)
+from components.training.params import Distill
+
+STATE = "state.pt"  # in each checkpoint
+TIMED_STEPS = 4  # after the first, which warms up
+TELL_SECONDS = 0.4  # between two signs of progress
+BATCH_NORM_MOMENTUM = 0.1
+FLAT = 0.98  # a loss that keeps more than this share of its start has not moved
+
+# what a random stream is for: part of its key, so that no two uses share their numbers
+DRAW, ORDER, NOISE, INITIAL = range(4)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs of one network.
+
+    ``soft``: it learns what the teacher says, on unlabelled images too. ``matched``: it learns from labels,
+    but takes as many steps as a soft phase does.
+    """
+
+    name: str
+    net: str
+    epochs: int
+    lr: LearningRate
+    soft: bool = False
+    matched: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the workers need to know. Paths are absolute and seen by every node."""
+
+    manifest: Path
+    decoded: Path | None
+    root: str
+    size: int
+    seed: int
+    class_names: tuple[str, ...]
+    plan: Plan
+    arch: Arch
+    start: Path | None  # backbone weights; None: random
+    optimizer: Optimizer
+    train: Train
+    valid: Valid
+    phases: tuple[Phase, ...]
+    threads: int
+    workers: int
+    teacher: Path | None = None
+    distill: Distill | None = None
+    soft_labels: Path | None = None  # the folder of their cache
+
+    def key(self) -> str:
+        """Hash of all inputs and parameters that decide the weights: names the checkpoints' folder."""
+        teacher = None if self.teacher is None else sha256_file(self.teacher / "model.safetensors")
+        return sha256_json(
+            {
+                "data": manifest.fingerprint(self.manifest),
+                "start": None if self.start is None else sha256_file(self.start),
+                "teacher": teacher,
+                "plan": self.plan.model_dump(mode="json"),
+                "sections": [
+                    None if part is None else part.model_dump(mode="json")
+                    for part in (self.arch, self.optimizer, self.train, self.valid, self.distill)
+                ],
+                "phases": [
+                    (p.name, p.net, p.epochs, p.lr.model_dump(), p.soft, p.matched) for p in self.phases
+                ],
+                "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],
+                "torch": torch.__version__,
+            }
+        )
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each Ray worker runs. A RetortError is told to the driver, which then stops all of them."""
+    try:
+        Worker(config["job"], config["mailbox"]).run()
+    except RetortError as error:
+        tell(config["mailbox"], "error", message=str(error))
+        raise
+
+
+def rate(lr: LearningRate, step: int, steps: int, warmup_steps: float) -> float:
+    """Learning rate of one step: a linear rise, then cosine to zero, constant, or tenths at each third."""
+    if step < warmup_steps:
+        return lr.initial * (step + 1) / (warmup_steps + 1)
+    done = (step - warmup_steps) / max(1.0, steps - warmup_steps)
+    if lr.schedule == "cosine":
+        return lr.initial * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if lr.schedule == "step":
+        return lr.initial * 0.1 ** min(2, int(3 * done))
+    return lr.initial
+
+
+def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; weight decay on matrices and kernels only."""
+    kernels = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": params.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if params.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(params.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=0.0, momentum=params.momentum, nesterov=params.momentum > 0)
+
+
+def create_network(arch: Arch, class_num: int, start: Path | None, seed: int) -> nn.Module:
+    """The network before training: backbone from ``start``, the rest random from ``seed``."""
+    from components.weights.load import load_backbone
+
+    torch.manual_seed(int(sampling.generator(seed, INITIAL).integers(2**62)))
+    module = build.create(arch, class_num)
+    if start is not None:
+        load_backbone(module, start)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
+            # published networks were trained for very long and follow their images slowly: a short run
+            # would end with running statistics of the data it started from
+            part.momentum = max(part.momentum, BATCH_NORM_MOMENTUM)
+    return module
+
+
+def occurrence(rows: np.ndarray) -> np.ndarray:
+    """For each entry, int64, how often the same row came before it: 0, then 1, ..."""
+    order = np.argsort(rows, kind="stable")
+    _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    result = np.empty(len(rows), dtype=np.int64)
+    result[order] = np.arange(len(rows)) - np.repeat(starts, counts)
+    return result
+
+
+def macro_recall(actual: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of their images that were recognised."""
+    return float(np.mean([(predicted[actual == label] == label).mean() for label in np.unique(actual)]))
+
+
+def looks_flat(first_loss: float, loss: float, top1: float, labels: np.ndarray) -> bool:
+    """Whether nothing was learnt: the loss stays where it began, and guessing would do as well."""
+    guess = np.unique(labels, return_counts=True)[1].max() / len(labels)
+    return loss > FLAT * first_loss and top1 <= 1.1 * guess
+
+
+class Stop(Exception):  # noqa: N818
+    """Training makes no sense any more; ``rule`` is the finding that says why."""
+
+    def __init__(self, rule: str, message: str, advice: str, measured: float) -> None:
+        super().__init__(message)
+        self.told = {"rule": rule, "message": message, "advice": advice, "measured": str(measured)}
+
+
+class Worker:
+    """One of the workers: it holds its copy of the network and takes its share of every batch."""
+
+    def __init__(self, job: Job, mailbox: Any) -> None:
+        import ray.train.torch
+
+        self.job, self._mailbox = job, mailbox
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = ray.train.torch.get_device()
+        torch.set_num_threads(job.threads)
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        self.samples: Samples = open_samples(job.manifest, job.root, job.size, job.decoded)
+        self.labels = self.samples.labels
+        self.views = Views(self.samples, job.train.augment, job.seed)
+        self.labelled = sampling.training_rows(self.samples.table, job.plan)
+        self.weights = sampling.weights(self.samples.table, self.labelled, job.plan)
+        self.unlabelled = np.empty(0, dtype=np.int64)  # those chosen
+        self.criterion = losses.from_plan(job.plan, len(job.class_names)).to(self.device)
+        self.divergence = losses.JSDivergence()
+        self.normalise = Normalise(*build.preprocessing(job.arch), self.device)
+        self.teacher: soft_labels.Teacher | None = None
+        self.crops: list[soft_labels.SoftLabels] = []
+        self._told = 0.0
+        self.state: dict[str, Any] = {
+            "phase": 0,
+            "epoch": 0,
+            "nets": {},
+            "optimizer": None,
+            "history": [],
+            "first_loss": None,
+            "predictions": {},
+            "chosen": 0,
+        }
+
+    def tell(self, kind: str, **values: Any) -> None:
+        if self.rank == 0:
+            tell(self._mailbox, kind, **values)
+
+    def run(self) -> None:
+        self._restore()
+        job, state = self.job, self.state
+        try:
+            if job.teacher is not None and not state["predictions"]:
+                self._ask_teacher(job.teacher)
+            while state["phase"] < len(job.phases):
+                self._run_phase(job.phases[state["phase"]])
+        except Stop as stop:
+            self.tell("stopped", **stop.told)
+            return
+        if not state["predictions"]:
+            for net in state["nets"]:
+                module = self._network(net)
+                state["predictions"][net] = {
+                    split: torch.from_numpy(self._predict(module, split)[0]) for split in ("val", "test")
+                }
+        self._save()
+
+    def _network(self, net: str) -> nn.Module:
+        """The network as it stands: all of a job start alike."""
+        job = self.job
+        module = create_network(job.arch, len(job.class_names), job.start, job.seed)
+        if net in self.state["nets"]:
+            module.load_state_dict(self.state["nets"][net])
+        return module.to(self.device, memory_format=torch.channels_last)
+
+    def _restore(self) -> None:
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            self.state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+        self.tell("resumed", phase=self.state["phase"], epoch=self.state["epoch"])
+        for row in self.state["history"]:
+            self.tell("epoch", row=row)
+
+    def _save(self) -> None:
+        """Every worker calls it; rank 0's state is everyone's. Returns when the checkpoint is safe."""
+        import ray.train
+
+        if self.rank != 0:
+            ray.train.report({})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(self.state, Path(folder) / STATE)
+            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    # --- the teacher ------------------------------------------------------------------------------------
+
+    def _ask_teacher(self, folder: Path) -> None:
+        """Load the teacher; choose unlabelled images; compute the soft labels of every crop."""
+        job, distill = self.job, self.job.distill
+        assert distill is not None
+        assert job.soft_labels is not None
+        self.teacher = soft_labels.Teacher(folder, self.device)
+        soft_labels.need_same_classes(self.teacher.card, list(job.class_names), job.size)
+        kept = soft_labels.kept_classes(len(job.class_names), distill.top_k_labels)
+        pool = self.samples.rows("unlabeled")
+        cached = distill.teacher_labels == "cached"
+        wanted = len(pool) + (distill.crops * len(self.labelled) if cached else 0)
+        self.tell("phase", name="soft labels", total=wanted, unit="images")
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count * self.world
+            self._progress(done)
+
+        def ask(rows: np.ndarray, view: int) -> soft_labels.SoftLabels:
+            assert self.teacher is not None
+            assert job.soft_labels is not None
+            key = sha256_json(
+                {
+                    "teacher": self.teacher.card.sha256,
+                    "data": manifest.fingerprint(job.manifest),
+                    "rows": sha256_json(rows.tolist()),
+                    "view": [job.size, view, "none" if view == PLAIN else job.train.augment, job.seed],
+                    "kept": kept,
+                }
+            )
+            return soft_labels.make(
+                job.soft_labels / key[:32], self.teacher, self.views, rows, view, kept,
+                job.valid.batch_size, job.valid.num_workers, advance,
+            )  # fmt: skip
+
+        self._told = 0.0
+        if len(pool) and distill.unlabeled_per_class:
+            self.unlabelled = soft_labels.choose(ask(pool, PLAIN), distill.unlabeled_per_class)
+        self.state["chosen"] = len(self.unlabelled)
+        if cached:
+            everything = np.concatenate([self.labelled, self.unlabelled])
+            self.crops = [ask(everything, crop) for crop in range(distill.crops)]
+
+    # --- phases and epochs ------------------------------------------------------------------------------
+
+    def _run_phase(self, phase: Phase) -> None:
+        state = self.state
+        module = self._network(phase.net)
+        optimizer = make_optimizer(module, self.job.optimizer)
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
+        count = len(self._drawn(phase, 0))
+        steps = sampling.steps_per_epoch(count, self.job.train.batch_size, self.world)
+        self.tell(
+            "phase", name=phase.name, total=steps * phase.epochs, unit="steps",
+            epochs=phase.epochs, done=steps * state["epoch"],
+        )  # fmt: skip
+        while state["epoch"] < phase.epochs:
+            row = self._epoch(phase, module, optimizer, steps)
+            state["epoch"] += 1
+            state["history"].append(row)
+            state["nets"][phase.net] = module.state_dict()
+            state["optimizer"] = optimizer.state_dict()
+            self.tell("epoch", row=row)
+            if state["epoch"] == phase.epochs:
+                state.update(phase=state["phase"] + 1, epoch=0, optimizer=None, first_loss=None)
+                self._save()
+                return
+            self._save()
+
+    def _drawn(self, phase: Phase, number: int) -> np.ndarray:
+        """The rows of an epoch in order, int64: labelled as the plan weighs them, and the unlabelled once.
+
+        A matched phase draws more labelled rows in their place, so that the budget is the same.
+        """
+        extra = self.state["chosen"] if phase.matched else 0
+        key = self.job.seed, DRAW, number
+        rows = self.labelled[sampling.draw(self.weights, len(self.labelled) + extra, *key)]
+        if phase.soft:
+            rows = np.concatenate([rows, self.unlabelled])
+        return rows[sampling.spread(self.labels[rows], self.job.seed, ORDER, number)]
+
+    def _number(self, phase: Phase) -> int:
+        """How many epochs this network has seen: what seeds its draws and views."""
+        before = self.job.phases[: self.state["phase"]]
+        return self.state["epoch"] + sum(p.epochs for p in before if p.net == phase.net)
+
+    def _epoch(
+        self, phase: Phase, module: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+    ) -> dict[str, Any]:
+        job, number = self.job, self._number(phase)
+        noise = sampling.generator(job.seed, NOISE, self.state["phase"], number, self.rank)
+        torch.manual_seed(int(noise.integers(2**62)))  # dropout; the same after a restart
+        rows = self._drawn(phase, number)
+        views = self._views(phase, rows, number)
+        batches = sampling.batches(np.arange(len(rows)), job.train.batch_size, self.world, self.rank)
+        items = [list(zip(rows[at].tolist(), views[at].tolist(), strict=True)) for at, _ in batches]
+        # wrapped anew each epoch: gradients are then bucketed the same way in a run that was resumed
+        parallel: nn.Module = module
+        if self.world > 1:
+            parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        module.train()
+        if self.teacher is not None:
+            self.teacher.assert_frozen()
+        total_loss = total_rows = 0.0
+        lr = 0.0
+        started = monotonic()
+        self._told = 0.0
+        for step, pixels in enumerate(load(self.views, items, job.train.num_workers)):
+            at, everyone = batches[step]
+            done = self.state["epoch"] * steps + step
+            lr = rate(phase.lr, done, phase.epochs * steps, phase.lr.warmup_epochs * steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            logits = parallel(self.normalise(pixels))
+            loss = self._loss(phase, logits, pixels, rows[at], views[at])
+            summed = self._sum(torch.tensor([loss.item() * len(at), len(at)], dtype=torch.float64))
+            mean = float(summed[0] / summed[1])
+            self._need_finite(mean, phase, step)
+            if self.state["first_loss"] is None:
+                self.state["first_loss"] = mean
+            optimizer.zero_grad(set_to_none=True)
+            # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
+            (loss * (len(at) * self.world / everyone)).backward()
+            optimizer.step()
+            total_loss += float(summed[0])
+            total_rows += float(summed[1])
+            if step == 0:
+                started = monotonic()
+            if step == TIMED_STEPS and self.state["epoch"] == 0:
+                left = (monotonic() - started) / TIMED_STEPS * (phase.epochs * steps - step)
+                self.tell("estimate", name=phase.name, epochs=phase.epochs, steps=steps, seconds=left)
+            self._progress(done + 1, f"epoch {self.state['epoch'] + 1}/{phase.epochs}, loss {mean:.3f}")
+        self._average_buffers(module)
+        predicted, val_loss = self._predict(module, "val")
+        actual = self.labels[self.samples.rows("val")]
+        row = {
+            "epoch": number + 1,
+            "phase": phase.name,
+            "lr": lr,
+            "train_loss": total_loss / total_rows,
+            "val_loss": val_loss,
+            "val_top1": float((predicted == actual).mean()),
+            "val_macro_recall": macro_recall(actual, predicted),
+        }
+        self._need_finite(val_loss, phase, steps)
+        if not all(torch.isfinite(p).all() for p in module.parameters()):
+            self._need_finite(math.nan, phase, steps)
+        self._need_progress(phase, row, actual)
+        return row
+
+    def _views(self, phase: Phase, rows: np.ndarray, number: int) -> np.ndarray:
+        """The view of each entry: a fresh one, or one of the crops that the teacher has labelled."""
+        repeats = occurrence(rows)  # a row drawn twice in an epoch is seen in two views
+        if phase.soft and self.crops:
+            return (number + repeats) % len(self.crops)
+        return number + repeats * 1_000_000
+
+    def _loss(
+        self, phase: Phase, logits: Tensor, pixels: Tensor, rows: np.ndarray, views: np.ndarray
+    ) -> Tensor:
+        if not phase.soft:
+            return self.criterion(logits, torch.from_numpy(self.labels[rows]).to(self.device))
+        if not self.crops:
+            assert self.teacher is not None
+            return self.divergence(logits, self.teacher(pixels).clone())
+        prob = torch.empty_like(logits)
+        for crop in np.unique(views):
+            at = np.flatnonzero(views == crop)
+            prob[torch.from_numpy(at)] = self.crops[crop](rows[at]).to(self.device)
+        return self.divergence(logits, prob)
+
+    def _predict(self, module: nn.Module, split: str) -> tuple[np.ndarray, float]:
+        """Predicted classes int64 and mean cross-entropy over a whole split: every row once, on all ranks."""
+        rows = self.samples.rows(split)
+        mine = rows[self.rank :: self.world]
+        size = self.job.valid.batch_size
+        parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+        module.eval()
+        classes: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+        loss = 0.0
+        loader = load(self.views, [pairs(part, PLAIN) for part in parts], self.job.valid.num_workers)
+        with torch.inference_mode():
+            for part, pixels in zip(parts, loader, strict=True):
+                logits = module(self.normalise(pixels)).float()
+                labels = torch.from_numpy(self.labels[part]).to(self.device)
+                loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+                classes.append(logits.argmax(1).cpu().numpy())
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, (np.concatenate(classes), loss))
+        predicted = np.empty(len(rows), dtype=np.int64)
+        for rank, (part, _) in enumerate(gathered):
+            predicted[rank :: self.world] = part
+        return predicted, sum(loss for _, loss in gathered) / max(1, len(rows))
+
+    # --- what all workers agree on ----------------------------------------------------------------------
+
+    def _sum(self, values: Tensor) -> Tensor:
+        if self.world > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def _average_buffers(self, module: nn.Module) -> None:
+        """Running statistics: each worker saw its share of the images, the network gets their mean."""
+        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        if self.world == 1 or not buffers:
+            return
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def _need_finite(self, loss: float, phase: Phase, step: int) -> None:
+        if math.isfinite(loss):
+            return
+        raise Stop(
+            "train.finite",
+            f"{phase.name}: the loss became {loss} in epoch {self.state['epoch'] + 1}, step {step + 1}; "
+            + self._kept(),
+            "Lower lr.initial, or lengthen lr.warmup_epochs.",
+            loss,
+        )
+
+    def _need_progress(self, phase: Phase, row: dict[str, Any], actual: np.ndarray) -> None:
+        # with three epochs and more the second must show something, else the last
+        if self.state["epoch"] + 1 < min(2, phase.epochs):
+            return
+        first = self.state["first_loss"]
+        if looks_flat(first, row["train_loss"], row["val_top1"], actual):
+            raise Stop(
+                "train.learns",
+                f"{phase.name}: the loss stays flat ({first:.3f} at first, {row['train_loss']:.3f} in epoch "
+                f"{self.state['epoch'] + 1}) and top-1 is {row['val_top1']:.1%}, as by guessing; "
+                + self._kept(),
+                "Check labels and weights; change lr.initial.",
+                row["train_loss"],
+            )
+
+    def _kept(self) -> str:
+        finished = len(self.state["history"])
+        return f"the checkpoint of epoch {finished} is kept" if finished else "no epoch was finished"
+
+    def _progress(self, done: int, note: str = "") -> None:
+        if self.rank == 0 and monotonic() - self._told > TELL_SECONDS:
+            self._told = monotonic()
+            self.tell("progress", done=done, note=note)

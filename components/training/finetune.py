@@ -1,0 +1,57 @@
+"""The step ``finetune``: train the teacher on the user's data, as the plan says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.audit.plan import read_plan
+from components.common.step import step
+from components.common.storage import need, write_json
+from components.training import engine, results, session
+from components.training.params import FinetuneParams
+
+
+def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Path, out: Path) -> None:
+    """Train the teacher; writes its model, metrics, history and confusion matrix into ``out``.
+
+    Args:
+        manifest: the clean manifest.
+        plan: ``plan.json`` of the audits.
+        weights: folder with ``teacher.safetensors`` (absent when ``teacher.weights`` is none).
+
+    Raises:
+        FindingsError: preflight.shm, train.finite or train.learns.
+        RetortError: a file, the plan, Ray or a worker is at fault.
+    """
+    inputs = {
+        "data/clean.parquet": manifest,
+        "outputs/audit/plan.json": plan,
+        "outputs/weights/teacher.safetensors": weights / "teacher.safetensors",
+    }
+    with step("finetune", params, out, inputs=inputs) as run:
+        need(manifest, "validate")
+        job = session.make_job(
+            params, params.teacher, params.ray, params.data, manifest, read_plan(need(plan, "plan")),
+            session.start_weights(weights, "teacher", params.teacher),
+            (engine.Phase("finetune", "teacher", params.teacher.train.epochs, params.teacher.lr),),
+        )  # fmt: skip
+        session.preflight(run, job, params.ray, "teacher")
+        folder = session.checkpoints("finetune", job)
+        state = session.train(run, job, params.ray, folder)
+        names = job.class_names
+        predictions = state["predictions"]["teacher"]
+        metrics = {
+            split: results.evaluate(session.truth(job, split), predictions[split], names)
+            for split in ("val", "test")
+        }
+        lineage = session.start_lineage(weights, "teacher", params.teacher)
+        session.write_model(run, job, state["nets"]["teacher"], lineage, out)
+        write_json(run.product(out / "metrics.json"), metrics)
+        results.write_history(run.product(out / "history.csv"), state["history"])
+        actual = session.truth(job, "val")
+        results.write_confusion(run.product(out / "confusion.csv"), actual, predictions["val"], names)
+        results.show_curves(run.page, "Training curves of the teacher", state["history"])
+        results.show_recall(run.page, "The teacher's recall per class", metrics)
+        results.show_confusion(run.page, "The teacher's confusion matrix", actual, predictions["val"], names)
+        run.tracker.summary(results.headline(metrics))
+    session.forget(folder)
