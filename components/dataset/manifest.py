@@ -67,9 +67,7 @@ def class_names(table: pa.Table) -> list[str]:
     pairs = table.select(["label", "class_name"]).group_by(["label", "class_name"]).aggregate([])
     names = {
         label: name or str(label)
-        for label, name in zip(
-            pairs["label"].to_pylist(), pairs["class_name"].to_pylist(), strict=True
-        )
+        for label, name in zip(pairs["label"].to_pylist(), pairs["class_name"].to_pylist(), strict=True)
         if label >= 0
     }
     return [names.get(label, str(label)) for label in range(max(names, default=-1) + 1)]

@@ -1,0 +1,181 @@
+"""Reading and decoding images: the one way that every step uses, so that all of them see the same pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from components.common.errors import RetortError
+from components.dataset.manifest import image_path
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content; MPO is what phones call .jpg
+MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
+MAX_BYTES = 1 << 29
+
+# decode() judges the size by itself, from the header
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(RetortError):
+    """One image cannot be used; ``rule`` is the rule it breaks (``image.unreadable``, ``image.bomb``)."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+def read_bytes(root: str | Path, path: str) -> bytes:
+    """The content of a manifest's ``path``: a file below ``root``, or an s3:// object through the cache.
+
+    Raises:
+        ImageError: when it is missing, no ordinary file, outside ``root``, or larger than MAX_BYTES.
+        RetortError: when the store cannot be reached.
+    """
+    if "://" in path:
+        from components.dataset import s3
+
+        return s3.read(path)
+    place = image_path(root, path)
+    if leaves_root(path):
+        raise ImageError("image.unreadable", f"{path}: lies outside data.root")
+    try:
+        with open(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("image.unreadable", f"{path}: not an ordinary file")
+            if status.st_size > MAX_BYTES:
+                raise ImageError("image.bomb", f"{path}: {status.st_size:,} bytes")
+            return file.read()
+    except OSError as error:
+        raise ImageError("image.unreadable", f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # a null byte in the name
+        raise ImageError("image.unreadable", f"{path!r}: {error}") from None
+
+
+def leaves_root(path: str) -> bool:
+    """Whether a path of the manifest points outside ``data.root``: absolute, or upwards through ``..``."""
+    return path.startswith("/") or os.path.normpath(path).split("/", 1)[0] == ".."
+
+
+def open_header(content: bytes) -> Image.Image:
+    """The image with nothing but its header read, so that its size can be judged before memory is taken.
+
+    Raises:
+        ImageError: ``image.unreadable`` or, above MAX_PIXELS, ``image.bomb``.
+    """
+    if not content:
+        raise ImageError("image.unreadable", "the file is empty")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError("image.bomb", f"more than {MAX_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError("image.unreadable", "not an image of a known format") from None
+    except Exception as error:  # noqa: BLE001 - a hostile header may raise anything; it is one bad image
+        raise ImageError("image.unreadable", f"{type(error).__name__}: {error}") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError("image.bomb", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} in all")
+    return image
+
+
+def decode(content: bytes) -> Image.Image:
+    """The whole image as RGB: first frame, EXIF rotation applied, alpha over white, 16 bits scaled to 8.
+
+    Raises:
+        ImageError: ``image.unreadable`` (also when only the end is missing) or ``image.bomb``.
+    """
+    return to_rgb(open_header(content))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode what ``open_header`` gave; see ``decode``."""
+    try:
+        image.load()
+        return _rgb(_rotated(image))
+    except Exception as error:  # noqa: BLE001 - decoders raise anything; it is one bad image
+        raise ImageError("image.unreadable", f"{type(error).__name__}: {error}") from None
+
+
+def _rotated(image: Image.Image) -> Image.Image:
+    # tag 274 is Orientation; the rest of a damaged EXIF block is not our business
+    if image.getexif().get(274, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values: NDArray[Any] = np.asarray(image)
+        return Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255.0 if values.max() <= 1.0 else 1.0
+        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_rgb(root: str | Path, path: str, size: int) -> NDArray[np.uint8]:
+    """The preprocessing of every step: central square, bicubic with antialiasing.
+
+    The same as resizing the shorter side to ``size`` and cropping the centre, at a cost that does not
+    grow with the longer side.
+
+    Returns:
+        uint8 ``[size, size, 3]``. Afterwards: pixels / 255, minus mean, over standard deviation.
+
+    Raises:
+        ImageError: see ``read_bytes`` and ``decode``.
+    """
+    return central_square(decode(read_bytes(root, path)), size)
+
+
+def central_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The central square of an RGB image, resized to uint8 ``[size, size, 3]``."""
+    width, height = image.size
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    box = (left, top, left + short, top + short)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def thumbnail(root: str | Path, path: str, size: int = 72) -> bytes:
+    """A PNG of at most ``size`` x ``size`` pixels for contact sheets; a grey cross for a damaged image."""
+    try:
+        image = decode(read_bytes(root, path))
+    except ImageError:
+        return _cross(size)
+    image.thumbnail((size, size), Image.Resampling.BICUBIC)
+    return _png(image)
+
+
+def _cross(size: int) -> bytes:
+    from PIL import ImageDraw
+
+    image = Image.new("RGB", (size, size), "#e8ecf0")
+    draw = ImageDraw.Draw(image)
+    draw.line((0, 0, size, size), fill="#8a94a0", width=2)
+    draw.line((0, size, size, 0), fill="#8a94a0", width=2)
+    return _png(image)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

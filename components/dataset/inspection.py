@@ -1,0 +1,191 @@
+"""What is known about one image from reading it once: hashes, size, what is wrong with it. Cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from components.common.progress import track
+from components.common.storage import state_dir
+from components.dataset import images, s3
+from components.dataset.manifest import image_path
+
+VERSION = 1  # of what is computed here: another number never reads the cache of this one
+FLAT = 4.0  # standard deviation of grey values, 0..255, below which an image shows nothing
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One image as read. Width and height are in pixels, after EXIF rotation; ``phash`` has 64 bits.
+
+    ``rule`` and ``problem`` say why the image cannot be used; they are empty for a good one. ``contrast``
+    is the standard deviation of its grey values at 32 x 32, 0..255.
+    """
+
+    sha256: str | None = None
+    bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    phash: int | None = None
+    mode: str = ""
+    frames: int = 1
+    rotated: bool = False
+    contrast: float = 0.0
+    rule: str = ""
+    problem: str = ""
+
+
+def inspect(content: bytes) -> Inspection:
+    """Decode ``content`` fully and describe it. Never raises for a bad image: the result says what is wrong."""
+    known: dict[str, Any] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    try:
+        header = images.open_header(content)
+        known.update(mode=header.mode, width=header.size[0], height=header.size[1])
+        known["frames"] = int(getattr(header, "n_frames", 1))
+        image = images.to_rgb(header)
+        known["rotated"] = header.getexif().get(274, 1) != 1
+    except images.ImageError as error:
+        return Inspection(**known, rule=error.rule, problem=str(error))
+    except Exception as error:  # noqa: BLE001 - counting frames or reading EXIF of a damaged file
+        return Inspection(**known, rule="image.unreadable", problem=f"{type(error).__name__}: {error}")
+    known["width"], known["height"] = image.size
+    grey = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
+    return Inspection(**known, phash=perceptual_hash(grey), contrast=float(np.asarray(grey).std()))
+
+
+def perceptual_hash(grey: Image.Image) -> int:
+    """The 64-bit pHash (signs of the lowest 8 x 8 DCT coefficients against their median)."""
+    import imagehash
+
+    return int(str(imagehash.phash(grey)), 16)
+
+
+def inspect_all(
+    root: str, paths: Sequence[str], etags: dict[str, str] | None = None, what: str = "reading images"
+) -> list[Inspection]:
+    """Inspect many images, in parallel, out of the cache where path, size and time (or ETag) are the same.
+
+    Args:
+        etags: the ETag of each s3:// path, as the listing gave it; others are looked up in the cache.
+
+    Raises:
+        RetortError: when a store cannot be reached. A bad image only has its ``rule`` set.
+    """
+    cores = len(os.sched_getaffinity(0))
+    remote = any("://" in path for path in paths)
+    keys = [_key(root, path, etags or {}) for path in paths]
+    results: list[Inspection] = []
+    fresh: list[tuple[Any, ...]] = []
+    with (
+        closing(_open_cache()) as cache,
+        ThreadPoolExecutor(s3.CONNECTIONS if remote else cores) as pool,
+    ):
+        try:
+            known = _lookup(cache, keys)
+            todo = [index for index, key in enumerate(keys) if key is None or key not in known]
+            work = partial(_inspect_one, root, etags or {})
+            made = dict(
+                zip(
+                    todo,
+                    track(_in_order(pool, work, [paths[i] for i in todo]), what, len(todo)),
+                    strict=True,
+                )
+            )
+            for index, key in enumerate(keys):
+                results.append(made[index] if index in made else known[key or ""])
+                if index in made and key is not None:
+                    fresh.append((key, *astuple(made[index])))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        _store(cache, fresh)
+    return results
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Any, items: list[str], ahead: int = 256) -> Iterator[Inspection]:
+    """``pool.map`` that holds at most ``ahead`` results in memory and stops at the first error."""
+    for start in range(0, len(items), ahead):
+        yield from pool.map(work, items[start : start + ahead])
+
+
+def _inspect_one(root: str, etags: dict[str, str], path: str) -> Inspection:
+    try:
+        if path in etags:
+            s3.fetch(path, etags[path])
+        return inspect(images.read_bytes(root, path))
+    except images.ImageError as error:
+        return Inspection(rule=error.rule, problem=str(error))
+
+
+def _key(root: str, path: str, etags: dict[str, str]) -> str | None:
+    """What the cache knows an image by: path, size and time, or URI and ETag; None when it has neither."""
+    if "://" in path:
+        if path in etags:
+            return f"{path}\0{etags[path]}"
+        tag = s3.cached(path).with_suffix(".etag")
+        return f"{path}\0{tag.read_text(encoding='utf-8')}" if tag.exists() else None
+    try:
+        place = os.path.realpath(image_path(root, path))
+        status = os.stat(place)  # noqa: PTH116 - names need not be UTF-8
+    except (OSError, ValueError):
+        return None
+    name = os.fsencode(place).decode("utf-8", "backslashreplace")
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+_COLUMNS = [field.name for field in fields(Inspection)]
+
+
+def _open_cache() -> sqlite3.Connection:
+    path: Path = state_dir("cache") / f"images-{VERSION}.sqlite"
+    cache = sqlite3.connect(path, timeout=60)
+    try:
+        _make_table(cache)
+    except sqlite3.DatabaseError:  # damaged: it is only a cache
+        cache.close()
+        path.unlink()
+        cache = sqlite3.connect(path, timeout=60)
+        _make_table(cache)
+    return cache
+
+
+def _make_table(cache: sqlite3.Connection) -> None:
+    with cache:
+        cache.execute(f"create table if not exists images (key text primary key, {', '.join(_COLUMNS)})")
+
+
+def _lookup(cache: sqlite3.Connection, keys: Iterable[str | None]) -> dict[str, Inspection]:
+    wanted = [key for key in keys if key is not None]
+    found: dict[str, Inspection] = {}
+    for start in range(0, len(wanted), 500):
+        chunk = wanted[start : start + 500]
+        marks = ",".join("?" * len(chunk))
+        for key, *values in cache.execute(f"select * from images where key in ({marks})", chunk):  # noqa: S608
+            row = dict(zip(_COLUMNS, values, strict=True))
+            row["phash"] = None if row["phash"] is None else int(row["phash"], 16)
+            row["rotated"] = bool(row["rotated"])
+            found[key] = Inspection(**row)
+    return found
+
+
+def _store(cache: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+    place = 1 + _COLUMNS.index("phash")  # SQLite's integers are signed: the hash is kept as hexadecimal text
+    marks = ",".join("?" * (1 + len(_COLUMNS)))
+    with cache:
+        cache.executemany(
+            f"insert or replace into images values ({marks})",
+            [
+                (*row[:place], None if row[place] is None else f"{row[place]:016x}", *row[place + 1 :])
+                for row in rows
+            ],
+        )

@@ -1,0 +1,188 @@
+"""Images in an S3-compatible store: listed page by page, fetched in parallel, kept by ETag.
+
+Keys come from boto3's standard chain alone (environment, shared files, instance role).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from components.common.errors import RetortError
+from components.common.storage import atomic_path, state_dir, write_json
+from components.dataset.params import S3
+
+CONNECTIONS = 16
+T = TypeVar("T")
+_clients: dict[tuple[str | None, str | None], Any] = {}
+_making = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object of a listing; ``uri`` has its key percent-encoded where a URI needs it."""
+
+    uri: str
+    key: str
+    size: int
+    etag: str
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and decoded key of an s3:// URI.
+
+    Raises:
+        RetortError: when it is another scheme or has no bucket.
+    """
+    from urllib.parse import unquote
+
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise RetortError(f"{uri}: only s3://bucket/key can be read")
+    return bucket, unquote(key)
+
+
+def join(bucket: str, key: str) -> str:
+    """The URI of a key; what is no plain character of a path is percent-encoded."""
+    return f"s3://{bucket}/{quote(key, safe='/ !$&()*+,;=:@-._~')}"
+
+
+def _stores_file() -> Path:
+    return state_dir("cache", "s3") / "stores.json"
+
+
+def _stores() -> dict[str, dict[str, str | None]]:
+    path = _stores_file()
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def remember_store(bucket: str, settings: S3) -> None:
+    """Note which store holds a bucket, so that every later step and process finds its images there."""
+    stores = {**_stores(), bucket: settings.model_dump()}
+    if stores != _stores():
+        write_json(_stores_file(), stores)
+
+
+def _client(bucket: str) -> Any:
+    store = _stores().get(bucket, {})
+    key = (store.get("endpoint_url"), store.get("region"))
+    with _making:  # boto3's default session is not safe to share while clients are made
+        if key not in _clients:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                max_pool_connections=CONNECTIONS,
+                retries={"max_attempts": 6, "mode": "standard"},
+                connect_timeout=10,
+                read_timeout=60,
+            )
+            session = boto3.session.Session()
+            _clients[key] = session.client("s3", endpoint_url=key[0], region_name=key[1], config=config)
+        return _clients[key]
+
+
+def listing(uri: str) -> Iterator[Item]:
+    """All objects below ``s3://bucket/prefix``, a page of 1,000 at a time.
+
+    Raises:
+        RetortError: naming the bucket, when it is missing, forbidden or cannot be reached.
+    """
+    bucket, prefix = split(uri)
+    if prefix and not prefix.endswith("/"):
+        prefix += "/"
+    pages = _asked(
+        bucket, lambda: _client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    )
+    iterator = iter(pages)
+    while True:
+        page = _asked(bucket, lambda: next(iterator, None))
+        if page is None:
+            return
+        for found in page.get("Contents", []):
+            if not found["Key"].endswith("/"):
+                yield Item(join(bucket, found["Key"]), found["Key"], found["Size"], found["ETag"].strip('"'))
+
+
+def read(uri: str) -> bytes:
+    """The object's content: out of the cache when it is there, else fetched into it.
+
+    Raises:
+        ImageError: when there is no such object.
+        RetortError: when the store cannot be reached or refuses.
+    """
+    place = cached(uri)
+    if not place.exists():
+        fetch(uri)
+    return place.read_bytes()
+
+
+def cached(uri: str) -> Path:
+    """Where the content of an object lies once it was fetched."""
+    name = hashlib.sha256(uri.encode()).hexdigest()
+    return state_dir("cache", "s3", name[:2]) / name
+
+
+def fetch(uri: str, etag: str | None = None) -> None:
+    """Fetch an object into the cache, unless it is there with this ETag already."""
+    place = cached(uri)
+    tag = place.with_suffix(".etag")
+    if etag and place.exists() and tag.exists() and tag.read_text(encoding="utf-8") == etag:
+        return
+    bucket, key = split(uri)
+
+    def whole() -> tuple[bytes, str]:
+        answer = _client(bucket).get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer["ETag"].strip('"')
+
+    content, found = _asked(bucket, whole, uri)
+    tag.unlink(missing_ok=True)  # a tag never stands beside another content
+    with atomic_path(place) as partial:
+        partial.write_bytes(content)
+    with atomic_path(tag) as partial:
+        partial.write_text(found, encoding="utf-8")
+
+
+def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:
+    """Ask the store; its refusals become one line with the way out."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ResponseStreamingError
+
+    from components.dataset.images import ImageError
+
+    attempts = 4
+    for attempt in range(attempts):
+        try:
+            return question()
+        except NoCredentialsError:
+            raise RetortError(
+                f"s3://{bucket}: no keys found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ) from None
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404") and uri:
+                raise ImageError("image.unreadable", f"{uri}: no such object") from None
+            if code == "NoSuchBucket":
+                raise RetortError(f"s3://{bucket}: no such bucket; check data.source") from None
+            if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"):
+                raise RetortError(
+                    f"s3://{bucket}: the store refuses ({code}); check the keys and their rights"
+                ) from None
+            raise RetortError(f"{uri or f's3://{bucket}'}: {error}") from None
+        except ResponseStreamingError as error:  # dropped in the middle of a body, which boto3 does not retry
+            if attempt == attempts - 1:
+                raise RetortError(f"{uri}: the connection dropped {attempts} times ({error})") from None
+        except (BotoCoreError, OSError) as error:
+            where = _stores().get(bucket, {}).get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "AWS")
+            raise RetortError(
+                f"s3://{bucket}: cannot be reached at {where} ({error}); check data.s3.endpoint_url and run "
+                "again, it goes on from what was fetched"
+            ) from None
+    raise AssertionError
