@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content; MPO is what phones call .jpg
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29
 
