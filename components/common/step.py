@@ -66,6 +66,10 @@ class Run:
         for staged, final in self._products:
             replace(staged, final)
 
+    def products(self) -> list[str]:
+        """The files that this step leaves outside its own folder, such as ``data/clean.parquet``."""
+        return sorted(str(final) for _, final in self._products if self.out not in final.parents)
+
     def _discard(self, finals: bool) -> None:
         for staged, final in self._products:
             remove(staged)
@@ -143,7 +147,7 @@ def step(
         seconds = time.monotonic() - started
         tracker.finish(status, seconds, out)
         if status == "FINISHED":
-            write_json(out / "run.json", tracker.identity())
+            write_json(out / "run.json", {**tracker.identity(), "made": run.products()})
             _say_done(run, seconds)
 
 
@@ -162,7 +166,7 @@ def _say_done(run: Run, seconds: float) -> None:
     )
 
 
-def read_run_id(out: Path) -> dict[str, str]:
+def read_run_id(out: Path) -> dict[str, Any]:
     """The MLflow identity that a finished step left in its folder; empty when there is none."""
     path = out / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
