@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-OPSET = 18  # the first whose Resize antialiases as Pillow does
+OPSET = 18
 INPUT = "images"
 OUTPUT = "scores"
 
@@ -155,65 +155,96 @@ def with_preprocessing(
 ) -> onnx.ModelProto:
     """Put the preprocessing in front: ``images`` becomes uint8 [N, H, W, 3], RGB, of any height and width.
 
-    The same as ``components.dataset.images.load_rgb`` after decoding: the shorter side becomes ``size``
-    (bicubic, antialiased; ONNX Runtime's integer kernel rounds as Pillow's does), the centre is cut out,
-    then pixels / 255, minus mean, over std.
+    The same as ``components.dataset.images.central_square``: the central square is resized with Pillow's
+    bicubic filter (a = -0.5, widened when shrinking), along the width and then along the height, rounded to
+    whole levels after each; then pixels / 255, minus mean, over std. ONNX's own Resize cannot start between
+    two pixels, and OpenVINO leaves out its antialiasing, so both passes are matrix products with weights
+    that the graph works out from the image's size.
     """
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    constants: dict[str, np.ndarray] = {
-        "pre_1": np.array([1], np.int64), "pre_2": np.array([2], np.int64), "pre_3": np.array([3], np.int64),
-        "pre_size": np.array([size], np.int64), "pre_sizes": np.array([size, size], np.int64),
-        "pre_axes": np.array([2, 3], np.int64), "pre_255": np.array(255, np.float32),
-        "pre_shape": np.array([-1, 3, size, size], np.int64),
-        "pre_mean": np.array(mean, np.float32).reshape(1, 3, 1, 1),
-        "pre_std": np.array(std, np.float32).reshape(1, 3, 1, 1),
-    }  # fmt: skip
-    node = helper.make_node
-    nodes = [
-        node("Shape", [INPUT], ["pre_nhwc"]),
-        node("Slice", ["pre_nhwc", "pre_1", "pre_3"], ["pre_hw"]),
-        node("ReduceMin", ["pre_hw"], ["pre_short"], keepdims=1),
-        *_scaled_sides(),
-        node("Transpose", [INPUT], ["pre_nchw"], perm=[0, 3, 1, 2]),
-        node(
-            "Resize", ["pre_nchw", "", "", "pre_target"], ["pre_resized"], mode="cubic", cubic_coeff_a=-0.5,
-            antialias=1, exclude_outside=1, axes=[2, 3], coordinate_transformation_mode="half_pixel",
-        ),
-        node("Sub", ["pre_target", "pre_sizes"], ["pre_spare"]),
-        node("Div", ["pre_spare", "pre_2"], ["pre_start"]),
-        node("Add", ["pre_start", "pre_sizes"], ["pre_end"]),
-        node("Slice", ["pre_resized", "pre_start", "pre_end", "pre_axes"], ["pre_cropped"]),
-        node("Cast", ["pre_cropped"], ["pre_float"], to=TensorProto.FLOAT),
-        node("Div", ["pre_float", "pre_255"], ["pre_unit"]),
-        node("Sub", ["pre_unit", "pre_mean"], ["pre_centred"]),
-        node("Div", ["pre_centred", "pre_std"], ["pre_scaled"]),
-        # the network's shapes become constants again, which the engines' optimisers need
-        node("Reshape", ["pre_scaled", "pre_shape"], ["pre_images"]),
-    ]  # fmt: skip
+    pre = _Nodes()
+    shape = pre("Cast", pre("Shape", INPUT), to=TensorProto.FLOAT)
+    height, width = (pre("Slice", shape, pre.of([axis]), pre.of([axis + 1])) for axis in (1, 2))
+    short = pre("Min", height, width)
+    pixels = pre("Cast", pre("Transpose", INPUT, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    columns = _filter(pre, width, short, size)  # [size, W]
+    resized = _levels(pre, pre("MatMul", pixels, pre("Transpose", columns, perm=[1, 0])))
+    resized = _levels(pre, pre("MatMul", _filter(pre, height, short, size), resized))
+    unit = pre("Div", resized, pre.of(255.0))
+    scaled = [np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std)]
+    normal = pre("Div", pre("Sub", unit, pre.of(scaled[0])), pre.of(scaled[1]))
+    # the network's shapes become constants again, which the engines' optimisers need
+    ready = pre("Reshape", normal, pre.of([-1, 3, size, size]))
+
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    for inner in whole.graph.node:
-        inner.input[:] = ["pre_images" if name == INPUT else name for name in inner.input]
     network = list(whole.graph.node)
+    for node in network:
+        node.input[:] = [ready if name == INPUT else name for name in node.input]
     del whole.graph.node[:], whole.graph.input[:]
-    whole.graph.node.extend([*nodes, *network])
-    whole.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    whole.graph.node.extend([*pre.nodes, *network])
+    whole.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in pre.constants.items()
+    )
     whole.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", "H", "W", 3]))
     return whole
 
 
-def _scaled_sides() -> list[Any]:
-    """Sides after resizing: each times size over the shorter one, rounded as ``load_rgb`` rounds."""
-    from onnx import helper
+class _Nodes:
+    """ONNX nodes written as calls: ``pre("Add", a, b)`` adds a node and gives its output's name."""
 
-    node = helper.make_node
-    return [
-        node("Mul", ["pre_hw", "pre_size"], ["pre_product"]),
-        node("Div", ["pre_product", "pre_short"], ["pre_target"]),
-    ]
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        output = f"preprocess/{len(self.nodes)}_{operator}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], output, **attributes))
+        return output
+
+    def of(self, value: Any) -> str:
+        """A constant: integers as int64, everything else as float32."""
+        import numpy as np
+
+        array = np.asarray(value)
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        name = f"preprocess/constant_{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+
+def _filter(pre: _Nodes, side: str, short: str, size: int) -> str:
+    """Weights [size, side] of the bicubic filter over one side, for the central ``short`` pixels of it."""
+    import numpy as np
+
+    step = pre("Div", short, pre.of(float(size)))
+    start = pre("Div", pre("Sub", side, short), pre.of(2.0))
+    steps = pre.of(np.arange(size, dtype=np.float32).reshape(size, 1) + 0.5)
+    centres = pre("Add", pre("Mul", steps, step), start)
+    last = pre("Squeeze", side, pre.of([0]))
+    places = pre("Add", pre("Range", pre.of(0.0), last, pre.of(1.0)), pre.of(0.5))
+    wide = pre("Max", step, pre.of(1.0))
+    t = pre("Abs", pre("Div", pre("Sub", places, centres), wide))
+    square = pre("Mul", t, t)
+    near = pre("Mul", pre("Sub", pre("Mul", t, pre.of(1.5)), pre.of(2.5)), square)  # 1.5 t^3 - 2.5 t^2 + 1
+    near = pre("Add", near, pre.of(1.0))
+    far = pre(
+        "Mul", pre("Add", pre("Mul", t, pre.of(-0.5)), pre.of(2.5)), square
+    )  # -0.5 t^3 + 2.5 t^2 - 4 t + 2
+    far = pre("Add", pre("Sub", far, pre("Mul", t, pre.of(4.0))), pre.of(2.0))
+    outer = pre("Where", pre("Less", t, pre.of(2.0)), far, pre.of(0.0))
+    weights = pre("Where", pre("Less", t, pre.of(1.0)), near, outer)
+    return pre("Div", weights, pre("ReduceSum", weights, pre.of([1]), keepdims=1))
+
+
+def _levels(pre: _Nodes, values: str) -> str:
+    """Whole levels 0..255: an image of 8 bits is what stands between Pillow's passes and after them."""
+    return pre("Clip", pre("Floor", pre("Add", values, pre.of(0.5))), pre.of(0.0), pre.of(255.0))
 
 
 def quantise(model: onnx.ModelProto, batches: Iterator[np.ndarray], reduce_range: bool) -> onnx.ModelProto:
