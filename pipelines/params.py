@@ -26,8 +26,14 @@ class Kubeflow(Section):
     """Where the DAG runs, and what is compiled into it."""
 
     host: str = Field("", description="URL of the KFP server's API")
-    image: str = Field("retort:latest", description="image of the components; pin a digest")
+    image: str = Field(
+        "retort:latest", description="image of the components; cached only with a digest (NAME@sha256:...)"
+    )
+    light_image: str | None = Field(
+        None, description="image without torch, for ingest, validate and the audits; null: the same image"
+    )
     experiment: str = Field("retort", description="KFP experiment")
+    memory: str = Field("16Gi", description="memory of the training pods, /dev/shm included")
     shm: str = Field("8Gi", description="memory-backed /dev/shm of the training pods")
     gpu: str | None = Field(None, description="accelerator resource, such as nvidia.com/gpu; null: none")
     s3_secret: str | None = Field(
