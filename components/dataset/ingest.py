@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -189,7 +188,9 @@ def _read_corrections(file: Path) -> dict[str, str]:
             raise RetortError(f"{file}, line {number}: expected 'path,label' or 'path,drop'")
         path = named["path"]
         if verdicts.setdefault(path, verdict) != verdict:
-            raise RetortError(f"{file}, line {number}: {path} has two verdicts: {verdicts[path]} and {verdict}")
+            raise RetortError(
+                f"{file}, line {number}: a second verdict on {path}: {verdicts[path]}, {verdict}"
+            )
     return verdicts
 
 
@@ -258,7 +259,8 @@ def _split(run: Run, rows: list[Row], data: Data) -> None:
 def _report_rejected(run: Run, found: Found, out: Path) -> None:
     if found.other_files:
         run.find(
-            "ingest.other_files", "info", "files", f"{found.other_files:,} files are no images by their name.",
+            "ingest.other_files", "info", "files",
+            f"{found.other_files:,} files are no images by their name.",
             measured=found.other_files,
         )  # fmt: skip
     if not found.rejected:
@@ -285,7 +287,8 @@ def _need_classes(run: Run, rows: list[Row], found: Found) -> None:
         return
     source = run.params.model_dump()["data"]["source"]
     if not rows:
-        raise RetortError(f"{source}: no usable row; {len(found.rejected):,} were rejected: {found.rejected[0]}")
+        where, why = found.rejected[0]
+        raise RetortError(f"{source}: none of {len(found.rejected):,} entries can be used: {where}: {why}")
     only = next((f"'{row.class_name}'" for row in rows if row.split != "unlabeled"), "none")
     raise RetortError(
         f"{source}: a classifier needs at least two classes, found {len(labels)} ({only}); "
@@ -306,7 +309,8 @@ def _say(run: Run, rows: list[Row], file: Path) -> None:
     classes = len({row.label for row in rows if row.split != "unlabeled"})
     run.find(
         "ingest.rows", "info", "manifest",
-        f"{len(rows):,} images of {classes:,} classes; data fingerprint {fingerprint[:12]}.", measured=len(rows),
+        f"{len(rows):,} images of {classes:,} classes; data fingerprint {fingerprint[:12]}.",
+        measured=len(rows),
     )  # fmt: skip
     run.page.table(
         "Images by split and source",

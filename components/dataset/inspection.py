@@ -47,7 +47,7 @@ class Inspection:
 
 
 def inspect(content: bytes) -> Inspection:
-    """Decode ``content`` fully and describe it. Never raises for a bad image: the result says what is wrong."""
+    """Decode ``content`` fully and describe it. A bad image raises nothing: ``rule`` says it."""
     known: dict[str, Any] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     try:
         header = images.open_header(content)
@@ -112,10 +112,11 @@ def inspect_all(
     return results
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Any, items: list[str], ahead: int = 256) -> Iterator[Inspection]:
-    """``pool.map`` that holds at most ``ahead`` results in memory and stops at the first error."""
-    for start in range(0, len(items), ahead):
-        yield from pool.map(work, items[start : start + ahead])
+def _in_order(pool: ThreadPoolExecutor, work: Any, items: list[str]) -> Iterator[Inspection]:
+    """``pool.map`` in portions, so that an error or Ctrl-C does not wait for all that was handed in."""
+    portion = 256
+    for start in range(0, len(items), portion):
+        yield from pool.map(work, items[start : start + portion])
 
 
 def _inspect_one(root: str, etags: dict[str, str], path: str) -> Inspection:
@@ -183,7 +184,7 @@ def _store(cache: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     marks = ",".join("?" * (1 + len(_COLUMNS)))
     with cache:
         cache.executemany(
-            f"insert or replace into images values ({marks})",
+            f"insert or replace into images values ({marks})",  # noqa: S608 - question marks alone
             [
                 (*row[:place], None if row[place] is None else f"{row[place]:016x}", *row[place + 1 :])
                 for row in rows

@@ -99,10 +99,11 @@ def listing(uri: str) -> Iterator[Item]:
     bucket, prefix = split(uri)
     if prefix and not prefix.endswith("/"):
         prefix += "/"
-    pages = _asked(
-        bucket, lambda: _client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    )
-    iterator = iter(pages)
+
+    def pages() -> Iterator[Any]:
+        return iter(_client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
+
+    iterator = _asked(bucket, pages)
     while True:
         page = _asked(bucket, lambda: next(iterator, None))
         if page is None:
@@ -163,7 +164,7 @@ def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:
             return question()
         except NoCredentialsError:
             raise RetortError(
-                f"s3://{bucket}: no keys found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"s3://{bucket}: no keys found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")

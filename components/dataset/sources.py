@@ -107,20 +107,20 @@ def encode(name: bytes) -> str:
 def glob_regex(glob: str) -> str:
     """A glob as a regular expression over the whole path: ``*`` within a folder, ``**`` across folders."""
     parts = []
-    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", glob, flags=re.DOTALL):
-        if token == "**/":
+    for part in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", glob, flags=re.DOTALL):
+        if part == "**/":
             parts.append("(?:.*/)?")
-        elif token == "**":
+        elif part == "**":
             parts.append(".*")
-        elif token == "*":
+        elif part == "*":
             parts.append("[^/]*")
-        elif token == "?":
+        elif part == "?":
             parts.append("[^/]")
-        elif len(token) > 1:
-            inside = token[1:-1].replace("\\", "\\\\")
+        elif len(part) > 1:
+            inside = part[1:-1].replace("\\", "\\\\")
             parts.append(f"[{'^' + inside[1:] if inside.startswith('!') else inside}]")
         else:
-            parts.append(re.escape(token))
+            parts.append(re.escape(part))
     return f"(?s:{''.join(parts)})"
 
 
@@ -269,7 +269,7 @@ def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None
     and for paths that ``data.unlabeled`` matches, the label may be left out.
     """
     separator = b"\t" if b"\t" in line else b" "
-    parts = [part for part in line.split(b"\t")] if separator == b"\t" else line.split(b" ")
+    parts = line.split(separator)
     source = None
     last = parts[-1].decode("ascii", "replace").strip().replace("-", "_")
     if len(parts) > 1 and last in manifest.SOURCES:
