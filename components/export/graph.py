@@ -159,7 +159,8 @@ def with_preprocessing(
     bicubic filter (a = -0.5, widened when shrinking), along the width and then along the height, rounded to
     whole levels after each; then pixels / 255, minus mean, over std. ONNX's own Resize cannot start between
     two pixels, and OpenVINO leaves out its antialiasing, so both passes are matrix products with weights
-    that the graph works out from the image's size.
+    that the graph works out from the image's size. Pillow takes some tall images along the height first:
+    there rounding differs, by a few of 255 levels at most.
     """
     import numpy as np
     import onnx

@@ -1,0 +1,125 @@
+"""Which configuration to deploy: pure rules over measured results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ACCURACY_MARGIN = (
+    0.01  # top-1: within one point of the best counts as accurate enough where speed or size decides
+)
+ENGINES = ("onnxruntime", "openvino", "tensorrt")  # the simpler to deploy first
+PRECISIONS = ("fp32", "int8", "bf16")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of ``results.csv``. Latencies are of one call, a whole batch; ``throughput`` is images a second.
+
+    ``noise``: spread of identical rounds over their median, 0..; ``macs``: multiply-accumulates of one image.
+    """
+
+    model: str
+    family: str
+    arch: str
+    engine: str
+    threads: int
+    batch: int
+    precision: str
+    p50_ms: float
+    p95_ms: float
+    noise: float
+    throughput: float
+    size_bytes: int
+    params: int
+    macs: int
+    val_top1: float
+
+    def name(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        batch = "one image at a time" if self.batch == 1 else f"{self.batch} images at a time"
+        return f"{self.model} ({self.arch}), {self.engine} {self.precision}, {threads}, {batch}"
+
+
+def fastest(results: Iterable[Result]) -> Result:
+    """The lowest p50; where noise cannot tell, the smaller file, fewer threads, the simpler engine."""
+    results = list(results)
+    best = min(results, key=lambda result: result.p50_ms)
+    as_fast = [r for r in results if r.p50_ms <= best.p50_ms * (1 + max(r.noise, best.noise))]
+    return min(as_fast, key=_plainness)
+
+
+def _plainness(result: Result) -> tuple[Any, ...]:
+    return (
+        result.size_bytes,
+        result.threads,
+        ENGINES.index(result.engine),
+        PRECISIONS.index(result.precision),
+        result.p50_ms,
+    )
+
+
+def accurate_enough(results: Sequence[Result]) -> list[Result]:
+    """Those within ``ACCURACY_MARGIN`` of the best top-1."""
+    best = max(result.val_top1 for result in results)
+    return [result for result in results if result.val_top1 >= best - ACCURACY_MARGIN]
+
+
+def under_budget(results: Iterable[Result], budget_ms: float) -> Result | None:
+    """The most accurate whose p50 keeps the budget, the fastest of those; None when nothing fits."""
+    fitting = [result for result in results if result.p50_ms <= budget_ms]
+    if not fitting:
+        return None
+    best = max(result.val_top1 for result in fitting)
+    return fastest(result for result in fitting if result.val_top1 == best)
+
+
+def choose(results: Sequence[Result], budget_ms: float | None) -> dict[str, Any]:
+    """What ``choice.json`` says: ``recommended``, ``answers`` for each need, ``latency_budget``.
+
+    Latency is judged at the smallest batch measured, throughput over all. With a budget, the most accurate
+    under it is recommended; without one, or where nothing fits, the fastest of those that are accurate
+    enough (within ``ACCURACY_MARGIN`` of the best).
+    """
+    smallest = min(result.batch for result in results)
+    single = [result for result in results if result.batch == smallest]
+    good = accurate_enough(single)
+    speed = fastest(good)
+    least = min(result.size_bytes for result in good)
+    threads = min(result.threads for result in good)
+    margin = f"within {100 * ACCURACY_MARGIN:g} point of the most accurate"
+    answers = {
+        "speed matters": (speed, f"the fastest {margin}"),
+        "size matters": (fastest(r for r in good if r.size_bytes == least), f"the smallest file {margin}"),
+        "mobile-like: one image, fewest threads": (
+            fastest(r for r in good if r.threads == threads),
+            f"the fastest {margin} on {threads} thread{'s' if threads > 1 else ''}",
+        ),
+        "server-like: many images": (
+            max(accurate_enough(results), key=lambda r: (r.throughput, -r.batch)),
+            f"the most images a second {margin}",
+        ),
+    }
+    recommended, why = answers["speed matters"]
+    within: dict[str, Any] | None = None
+    if budget_ms is not None:
+        fits = under_budget(single, budget_ms)
+        quickest = min(single, key=lambda result: result.p50_ms)
+        within = {
+            "budget_ms": budget_ms,
+            "fitting": sum(result.p50_ms <= budget_ms for result in single),
+            "of": len(single),
+            "chosen": asdict(fits) if fits else None,
+            "fastest_measured_ms": quickest.p50_ms,
+        }
+        if fits:
+            recommended, why = fits, f"the most accurate with a p50 under {budget_ms:g} ms"
+        else:
+            why = f"nothing keeps {budget_ms:g} ms; this is {why}"
+    return {
+        "schema_version": 1,
+        "recommended": asdict(recommended) | {"why": why},
+        "answers": {need: asdict(result) | {"why": reason} for need, (result, reason) in answers.items()},
+        "latency_budget": within,
+    }
