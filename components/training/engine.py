@@ -37,7 +37,6 @@ from components.training.params import Distill
 STATE = "state.pt"  # in each checkpoint
 TIMED_STEPS = 4  # after the first, which warms up
 TELL_SECONDS = 0.4  # between two signs of progress
-BATCH_NORM_MOMENTUM = 0.1
 FLAT = 0.98  # a loss that keeps more than this share of its start has not moved
 
 # what a random stream is for: part of its key, so that no two uses share their numbers
@@ -147,11 +146,6 @@ def create_network(arch: Arch, class_num: int, start: Path | None, seed: int) ->
     module = build.create(arch, class_num)
     if start is not None:
         load_backbone(module, start)
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
-            # published networks were trained for very long and follow their images slowly: a short run
-            # would end with running statistics of the data it started from
-            part.momentum = max(part.momentum, BATCH_NORM_MOMENTUM)
     return module
 
 
@@ -375,7 +369,7 @@ class Worker:
         # wrapped anew each epoch: gradients are then bucketed the same way in a run that was resumed
         parallel: nn.Module = module
         if self.world > 1:
-            parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+            parallel = DistributedDataParallel(module, forward_sync_buffers=False)
         module.train()
         if self.teacher is not None:
             self.teacher.assert_frozen()

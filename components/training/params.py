@@ -36,6 +36,9 @@ class Distill(Section):
     finetune_epochs: int = Field(
         1, ge=0, description="short finetune on the labelled data after distillation"
     )
+    finetune_lr: float = Field(
+        0.1, gt=0, le=1, description="share of student.lr.initial that the short finetune starts with"
+    )
     min_teacher_accuracy: float = Field(
         0.9, ge=0, le=1, description="top-1 on the validation split below which the gate closes"
     )

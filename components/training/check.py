@@ -1,0 +1,248 @@
+"""The step ``check``: the gate before distillation. Teacher, student and learning rate, judged now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from components.common.errors import RetortError
+from components.common.step import Run, step
+from components.common.storage import need, read_json
+from components.dataset import manifest as manifests
+from components.models import build
+from components.models.card import ModelCard
+from components.training import gate, loader, results, session, soft_labels
+from components.training.params import CheckParams
+from components.weights.load import load_backbone
+
+RECIPES = Path(__file__).with_name("recipes.json")
+UNTRAINED = 0.5  # share of constant one-dimensional tensors above which a network was never trained
+RELATED = 0.1  # correlation below which two kernels have nothing to do with each other
+ROW = "2.3"
+
+
+def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, out: Path) -> None:
+    """Judge what distillation would start from; writes ``gate.json`` when nothing is wrong.
+
+    Args:
+        manifest: the clean manifest.
+        teacher: folder of the finetuned teacher.
+        weights: folder with ``teacher.safetensors`` and ``student.safetensors``.
+
+    Raises:
+        FindingsError: distill.teacher_accuracy, distill.teacher_weights, distill.student_weights or
+            distill.initial_lr.
+        RetortError: a file is missing or not what it should be.
+    """
+    files = gate.inputs(manifest, teacher, weights)
+    with step("check", params, out, inputs=files) as run:
+        need(manifest, "validate")
+        need(teacher / "model.json", "finetune")
+        answers = soft_labels.Teacher(teacher, torch.device("cpu"))
+        names = session.class_names(params, manifest)
+        soft_labels.need_same_classes(answers.card, list(names), params.general.image_size)
+        _teacher_accuracy(run, params, answers, manifest, names)
+        _teacher_weights(run, params, answers.card, manifest, teacher, weights)
+        _student_weights(run, params, weights)
+        _initial_lr(run, params)
+        run.page.table(
+            "The gate before distillation", ["rule", "verdict", "measured", "limit"],
+            [
+                [f.rule, "waived" if f.waived else f.level, str(f.measured), str(f.limit)]
+                for f in run.report.findings
+            ],
+            note="Distillation runs only with exactly the files and values that passed here.",
+        )  # fmt: skip
+        gate.write(run.product(out / gate.FILE), params, files)
+
+
+def _teacher_accuracy(
+    run: Run, params: CheckParams, teacher: soft_labels.Teacher, manifest: Path, names: tuple[str, ...]
+) -> None:
+    """The teacher's top-1 on the validation split, measured now and not read from a file."""
+    size = params.general.image_size
+    root = params.data.root
+    samples = loader.open_samples(manifest, root, size, loader.decode_all(manifest, root, size))
+    rows = samples.rows("val")
+    if not len(rows):
+        raise RetortError(f"{manifest}: no rows in the split 'val'; see data.splits")
+    batch = params.teacher.valid.batch_size
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    views = loader.Views(samples, "none", params.general.seed)
+    teacher.assert_frozen()
+    said = [
+        teacher(pixels).argmax(1).numpy()
+        for pixels in loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], 0)
+    ]
+    metrics = results.evaluate(samples.labels[rows], np.concatenate(said), names)
+    top1, limit = metrics["top1"], params.distill.min_teacher_accuracy
+    good = top1 >= limit
+    run.find(
+        "distill.teacher_accuracy", "info" if good else "error", "teacher",
+        f"the teacher recognises {top1:.1%} of the {len(rows)} validation images, measured now; "
+        f"at least {limit:.1%} is asked for",
+        measured=round(top1, 6), limit=limit, row=ROW,
+        advice="" if good else "A student learns what its teacher says: train the teacher longer or better "
+        "first, or lower distill.min_teacher_accuracy.",
+    )  # fmt: skip
+    run.tracker.summary({"teacher_val_top1": top1})
+
+
+def constant_share(tensors: dict[str, Tensor]) -> float:
+    """Share of the one-dimensional tensors (norms, biases, running statistics) with one value throughout.
+
+    Networks begin with scales of 1, shifts of 0, means of 0 and variances of 1; training ends that.
+    """
+    vectors = [t for t in tensors.values() if t.ndim == 1 and t.numel() > 1 and t.is_floating_point()]
+    if not vectors:
+        return 0.0
+    return sum(bool((t == t[0]).all()) for t in vectors) / len(vectors)
+
+
+def correlations(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> list[float]:
+    """Correlation of each kernel or matrix with the one of the same name and shape."""
+    found = []
+    for name, tensor in tensors.items():
+        other = others.get(name)
+        if tensor.ndim < 2 or other is None or other.shape != tensor.shape:
+            continue
+        a, b = (t.double().flatten() - t.double().mean() for t in (tensor, other))
+        norms = float(a.norm() * b.norm())
+        found.append(float(a @ b) / norms if norms else 0.0)
+    return found
+
+
+def _teacher_weights(
+    run: Run, params: CheckParams, card: ModelCard, manifest: Path, teacher: Path, weights: Path
+) -> None:
+    """That the teacher carries weights trained on this data: neither random nor merely what it began with."""
+    tensors = load_file(str(teacher / "model.safetensors"))
+    faults: list[str] = []
+    measured: dict[str, Any] = {"constant": round(constant_share(tensors), 4)}
+    if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
+        faults.append("some of its values are not finite")
+    if measured["constant"] > UNTRAINED:
+        faults.append(
+            f"{measured['constant']:.0%} of its norms and biases still have their initial values, "
+            "so it was never trained"
+        )
+    if card.data_fingerprint != manifests.fingerprint(manifest):
+        faults.append("its model.json says that it was trained on other data")
+    start = weights / "teacher.safetensors"
+    if params.teacher.weights != "none" and card.arch == params.teacher.arch:
+        before = load_file(str(need(start, "weights")))
+        related = correlations(tensors, before)
+        same = [name for name, t in before.items() if name in tensors and torch.equal(tensors[name], t)]
+        measured["correlation"] = round(float(np.median(related)), 4) if related else None
+        measured["unchanged"] = f"{len(same)} of {len(before)} tensors"
+        if related and measured["correlation"] < RELATED:
+            faults.append(
+                f"its kernels do not resemble the weights that it is said to come from (median correlation "
+                f"{measured['correlation']:.2f})"
+            )
+        kernels = [name for name in before if before[name].ndim > 1 and name in tensors]
+        if kernels and set(kernels) <= set(same):
+            faults.append("its backbone is still what it started from: it was not trained on this data")
+        if not card.lineage:
+            faults.append("its model.json names no weights that it came from")
+    run.find(
+        "distill.teacher_weights", "error" if faults else "info", "teacher",
+        "; ".join(faults) if faults else
+        "the teacher's tensors were trained on this data: they descend from its start weights and moved on",
+        measured=measured, limit={"constant": UNTRAINED, "correlation": RELATED}, row=ROW,
+        advice="Run 'retort finetune' on this data." if faults else "",
+    )  # fmt: skip
+
+
+def _student_weights(run: Run, params: CheckParams, weights: Path) -> None:
+    """That the student starts from trained weights: loaded as distillation will, values compared."""
+    rule, subject = "distill.student_weights", "student"
+    if params.student.weights == "none":
+        run.find(
+            rule, "error", subject, "student.weights is none: the student would start from random weights",
+            measured="none", row=ROW,
+            advice="Give weights trained on ImageNet-1k, such as package:NAME or a file.",
+        )  # fmt: skip
+        return
+    path = need(weights / "student.safetensors", "weights")
+    tensors = load_file(str(path))
+    module = build.create(params.student.arch, 0)
+    coverage = load_backbone(module, path)
+    loaded = module.state_dict()
+    faults = []
+    unequal = [
+        name for name, tensor in loaded.items()
+        if name in tensors and not torch.equal(tensor, tensors[name].to(tensor.dtype))
+    ]  # fmt: skip
+    missing = [name for name in loaded if name not in tensors]
+    constant = constant_share(tensors)
+    if missing:
+        faults.append(f"{len(missing)} of its {len(loaded)} tensors are not in the file: {missing[0]}, ...")
+    if unequal:
+        faults.append(f"{len(unequal)} tensors differ from the file after loading: {unequal[0]}, ...")
+    if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
+        faults.append("some values in the file are not finite")
+    if constant > UNTRAINED:
+        faults.append(
+            f"{constant:.0%} of its norms and biases have initial values: these are not trained weights"
+        )
+    run.find(
+        rule, "error" if faults else "info", subject,
+        "; ".join(faults) if faults else
+        f"all {len(loaded)} tensors of the student's backbone hold the values of its weights file",
+        measured={"coverage": coverage.share, "constant": round(constant, 4)},
+        limit={"coverage": 1.0, "constant": UNTRAINED}, row=ROW,
+        advice="Run 'retort weights' with weights made for this architecture." if faults else "",
+    )  # fmt: skip
+
+
+def reference(params: CheckParams) -> tuple[float, int, str] | None:
+    """Initial learning rate, total batch and origin of the student's training on ImageNet-1k, if known.
+
+    Raises:
+        RetortError: when only one of the two parameters is given.
+    """
+    lr, batch = params.distill.reference_lr, params.distill.reference_batch
+    if (lr is None) != (batch is None):
+        raise RetortError("distill.reference_lr and distill.reference_batch go together: give both or none")
+    if lr is not None and batch is not None:
+        return lr, batch, "distill.reference_lr and reference_batch"
+    name = params.student.arch.name.partition(".")[0]  # timm appends the weights' tag after a point
+    for recipe in read_json(RECIPES)["recipes"]:
+        timm = recipe["timm"]
+        if name in {timm, f"{timm}_paddle", recipe["paddle"].lower()} - {None}:
+            total = recipe["batch_per_card"] * recipe["cards"]
+            return recipe["initial_lr"], total, f"the recipe of {recipe['paddle']} ({recipe['optimizer']})"
+    return None
+
+
+def _initial_lr(run: Run, params: CheckParams) -> None:
+    """That the learning rate is not above that of ImageNet-1k training, for the same number of images."""
+    student = params.student
+    total = student.train.batch_size * params.ray.workers
+    rule, subject = "distill.initial_lr", "student.lr.initial"
+    known = reference(params)
+    if known is None:
+        run.find(
+            rule, "warning", subject,
+            f"{student.arch.name}: it is not known with which learning rate it was trained on ImageNet-1k, "
+            f"so {student.lr.initial:g} has no known limit",
+            measured=student.lr.initial, row=ROW,
+            advice="Give distill.reference_lr and distill.reference_batch, if you know them.",
+        )  # fmt: skip
+        return
+    lr, batch, origin = known
+    limit = lr * total / batch
+    good = student.lr.initial <= limit * (1 + 1e-9)
+    run.find(
+        rule, "info" if good else "error", subject,
+        f"{student.lr.initial:g} at a total batch of {total}; ImageNet-1k training used {lr:g} at {batch}, "
+        f"which is {limit:.4g} at {total} ({origin})",
+        measured=student.lr.initial, limit=limit, row=ROW,
+        advice="" if good else f"Set student.lr.initial to {limit:.4g} or less, or raise the total batch.",
+    )  # fmt: skip

@@ -1,0 +1,166 @@
+"""The step ``distill``: SSLD. The student learns from the teacher, then shortly from the labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.audit.plan import read_plan
+from components.common.progress import say
+from components.common.step import Run, step
+from components.common.storage import human_bytes, need, need_disk, state_dir, write_json
+from components.dataset import manifest as manifests
+from components.models.card import Lineage, read_card
+from components.training import engine, gate, results, session, soft_labels
+from components.training.engine import Phase
+from components.training.params import DistillParams
+
+CONTROL = "control"
+
+
+def distill(
+    params: DistillParams,
+    *,
+    manifest: Path,
+    plan: Path,
+    teacher: Path,
+    weights: Path,
+    check: Path,
+    out: Path,
+) -> None:
+    """Distil the student; writes its model, metrics, history and confusion matrix into ``out``.
+
+    Phases: ``distil`` (JS divergence from the frozen teacher, on labelled and on chosen unlabelled images),
+    ``labelled`` (a short finetune on labels), and the same student without a teacher, on the same number of
+    steps (``control``, when ``distill.control``), to tell what distillation gained.
+
+    Args:
+        manifest: the clean manifest.
+        plan: ``plan.json`` of the audits.
+        teacher: folder of the finetuned teacher.
+        weights: folder with ``student.safetensors``.
+        check: folder of the gate, passed for exactly these files and values.
+
+    Raises:
+        FindingsError: preflight.shm, train.finite or train.learns.
+        RetortError: the gate did not pass these inputs; a file, the plan, Ray or a worker is at fault.
+    """
+    judged = gate.inputs(manifest, teacher, weights)
+    inputs = {**judged, "outputs/audit/plan.json": plan, "outputs/check/gate.json": check / gate.FILE}
+    with step("distill", params, out, inputs=inputs) as run:
+        need(manifest, "validate")
+        gate.demand(check, params, judged)
+        job = _job(params, manifest, plan, teacher, weights)
+        session.preflight(run, job, params.ray, "student")
+        _say_disk(run, params, job)
+        folder = session.checkpoints("distill", job)
+        state = session.train(run, job, params.ray, folder)
+        _write(run, params, job, state, teacher, weights, out)
+    session.forget(folder)
+
+
+def _job(params: DistillParams, manifest: Path, plan: Path, teacher: Path, weights: Path) -> engine.Job:
+    settings, student = params.distill, params.student
+    epochs = settings.epochs or student.train.epochs
+    short = student.lr.model_copy(
+        update={"initial": student.lr.initial * settings.finetune_lr, "warmup_epochs": 0.0}
+    )
+    phases = [
+        Phase("distil", "student", epochs, student.lr, soft=True),
+        Phase("labelled", "student", settings.finetune_epochs, short),
+    ]
+    if settings.control:
+        phases += [
+            Phase("control", CONTROL, epochs, student.lr, matched=True),
+            Phase("control, labelled", CONTROL, settings.finetune_epochs, short),
+        ]
+    job = session.make_job(
+        params, student, params.ray, params.data, manifest, read_plan(need(plan, "plan")),
+        session.start_weights(weights, "student", student),
+        tuple(phase for phase in phases if phase.epochs),
+    )  # fmt: skip
+    return replace(
+        job,
+        teacher=teacher.resolve(),
+        distill=settings,
+        soft_labels=state_dir("cache", "soft_labels").resolve(),
+    )
+
+
+def _say_disk(run: Run, params: DistillParams, job: engine.Job) -> None:
+    if params.distill.teacher_labels != "cached":
+        return
+    assert job.soft_labels is not None
+    splits = manifests.read(job.manifest, ["split"])["split"].to_pylist()
+    count = splits.count("train") * params.distill.crops + splits.count("unlabeled")
+    wanted = soft_labels.stored_bytes(count, len(job.class_names), params.distill.top_k_labels)
+    need_disk(job.soft_labels, wanted, "soft labels")
+    say(
+        f"{run.name}: soft labels of {count:,} images take {human_bytes(wanted)} of disk, kept for later runs"
+    )
+
+
+def _write(
+    run: Run,
+    params: DistillParams,
+    job: engine.Job,
+    state: dict[str, Any],
+    teacher: Path,
+    weights: Path,
+    out: Path,
+) -> None:
+    names = job.class_names
+    actual = {split: session.truth(job, split) for split in ("val", "test")}
+    metrics: dict[str, Any] = {}
+    for net, predictions in state["predictions"].items():
+        metrics[net] = {split: results.evaluate(actual[split], predictions[split], names) for split in actual}
+    student = metrics.pop("student")
+    written = {**student, **metrics, "unlabelled_images": state["chosen"]}
+    if CONTROL in metrics:
+        written["gain"] = _gain(run, actual, state["predictions"])
+    card = read_card(teacher / "model.json")
+    lineage = [
+        *session.start_lineage(weights, "student", params.student),
+        # the teacher gave its answers, not its tensors: it covers none of the student's
+        Lineage(source="teacher: outputs/teacher/model.safetensors", sha256=card.sha256, coverage=0.0),
+    ]
+    session.write_model(run, job, state["nets"]["student"], lineage, out)
+    write_json(run.product(out / "metrics.json"), written)
+    results.write_history(run.product(out / "history.csv"), state["history"])
+    said = state["predictions"]["student"]["val"]
+    results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said, names)
+    results.show_curves(run.page, "Training curves of the student", state["history"])
+    results.show_recall(run.page, "The student's recall per class", student)
+    results.show_confusion(run.page, "The student's confusion matrix", actual["val"], said, names)
+    run.tracker.summary(results.headline(student))
+
+
+def paired_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Difference of top-1 of two networks on the same images, and half its 95 % interval.
+
+    Args:
+        actual, ours, other: classes int64 [n].
+    """
+    difference = (ours == actual).astype(float) - (other == actual).astype(float)
+    return float(difference.mean()), 1.96 * float(difference.std()) / sqrt(max(1, len(difference)))
+
+
+def _gain(run: Run, actual: dict[str, np.ndarray], said: dict[str, Any]) -> dict[str, float]:
+    """What distillation gained over the same student without a teacher, at the end of the schedule."""
+    gain, half = paired_gain(actual["val"], said["student"]["val"], said[CONTROL]["val"])
+    worse = gain + half < 0
+    run.find(
+        "distill.gain", "warning" if worse else "info", "student",
+        f"with the teacher {gain:+.2%} top-1 on the same {len(actual['val'])} validation images as the same "
+        f"student without one, on as many steps (95 % interval {gain - half:+.2%} to {gain + half:+.2%})",
+        measured=round(gain, 6), limit=0.0, row="2.3",
+        advice="The teacher does not help here: use more unlabelled images, more epochs, or no teacher."
+        if worse else "",
+    )  # fmt: skip
+    test, test_half = paired_gain(actual["test"], said["student"]["test"], said[CONTROL]["test"])
+    run.tracker.summary({"gain_val": gain, "gain_test": test})
+    return {"val_top1": gain, "val_half_width": half, "test_top1": test, "test_half_width": test_half}
