@@ -1,13 +1,41 @@
-"""What every Kubeflow component does beside calling its step. Needs no kfp."""
+"""What every Kubeflow component does beside calling its step. Needs no kfp.
+
+In a component's process (and nowhere else) importing this module makes failures look as they do on the
+command line: an error a person can cause is its message, not a traceback; SIGTERM ends the step in order.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
+from components.common.errors import RetortError, Terminated
+from components.common.progress import say
 from components.common.storage import read_json
+
+
+def _plainly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        say("stopped")
+    elif isinstance(error, RetortError):
+        say(f"failed: {error}")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if os.environ.get("_KFP_RUNTIME") == "true":  # set by kfp for the processes that run a component
+    sys.excepthook = _plainly
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 def rooted(data: dict[str, Any], images: str) -> dict[str, Any]:
