@@ -40,6 +40,7 @@ BUDGET_SECONDS = 10.0  # a step waits for a server no longer than this in all
 REQUEST_SECONDS = 3  # ... and for one answer no longer than this
 PREFLIGHT_SECONDS = 2.0  # ... and for a connection no longer than this
 EVERY_SECONDS = 2.0  # between two replays while a step runs
+LEFTOVER_SECONDS = 2.0  # at a step's end, for what other steps left in the spool
 MAX_ARTIFACT_BYTES = 10_000_000
 ARTIFACTS = (".json", ".html", ".csv", ".png", ".svg")
 NOT_ARTIFACTS = ("page.json", "run.json")  # the page's sections are in report.html; run.json comes later
@@ -189,7 +190,7 @@ class Tracker:
         self._replay.advance()
         if final:
             self._entry.remove()
-            until = time.monotonic() + EVERY_SECONDS
+            until = time.monotonic() + LEFTOVER_SECONDS
             for entry in _leftovers(self._uri):
                 with entry.held() as mine:
                     if mine and time.monotonic() < until:
@@ -274,15 +275,14 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    if uri.startswith("sqlite:///"):
-        from filelock import FileLock
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    from filelock import FileLock
 
-        database = Path(uri.removeprefix("sqlite:///"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(database.with_name(f"{database.name}.lock")):
-            client.search_experiments(max_results=1)
-    return client
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f"{database.name}.lock")):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)  # opens the file
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

@@ -1,0 +1,381 @@
+"""Tracking against real stores: a SQLite file, a real server, and servers that fail in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.common import tracking
+from components.common.errors import FindingsError, RetortError
+from components.common.params import Registry, StepParams
+from components.common.step import read_run_id, step
+
+HOUSE = Path(__file__).resolve().parents[3]
+SQLITE = "sqlite:///.retort/mlflow/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's SQLite file without any runs: its migrations take seconds, a copy does not."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+    """A project folder; every test is a pipeline run of its own; replays are not rate-limited."""
+    folder = tmp_path / "my project"
+    (folder / ".retort/mlflow").mkdir(parents=True)
+    shutil.copy(empty_store, folder / ".retort/mlflow")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RETORT_RUN", tmp_path.name)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "EVERY_SECONDS", 0.0)
+    return folder
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """An experiment of the test's own on the shared server."""
+    return request.node.name
+
+
+def params(uri: str = SQLITE, name: str = "demo") -> StepParams:
+    return StepParams.model_validate({"registry": {"tracking_uri": uri, "name": name}})
+
+
+def run_step(
+    p: StepParams, name: str = "finetune", out: str = "outputs/teacher", inputs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    with step(name, p, Path(out), inputs={label: Path(label) for label in inputs}) as run:
+        run.tracker.metrics({"val_top1": 0.5}, step=0)
+        run.tracker.metrics({"val_top1": 0.75}, step=1)
+        run.tracker.summary({"top1": 0.75})
+    return read_run_id(Path(out))
+
+
+def client(uri: str = SQLITE) -> Any:
+    return tracking.connect(tracking.tracking_uri(Registry(tracking_uri=uri)))
+
+
+def runs(uri: str = SQLITE, name: str = "demo") -> dict[str, Any]:
+    """All runs of an experiment by name; a name that stands twice fails the test."""
+    experiment = client(uri).get_experiment_by_name(name)
+    found = client(uri).search_runs([experiment.experiment_id])
+    names = [run.info.run_name for run in found]
+    assert len(set(names)) == len(names), f"doubled: {names}"
+    return {run.info.run_name: run for run in found}
+
+
+def history(run: Any, metric: str, uri: str = SQLITE) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client(uri).get_metric_history(run.info.run_id, metric))
+
+
+def parent_of(found: dict[str, Any]) -> Any:
+    return next(run for run in found.values() if "mlflow.parentRunId" not in run.data.tags)
+
+
+def spooled() -> list[Path]:
+    return list(Path(".retort/spool").iterdir())
+
+
+def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
+    Path("data").mkdir()
+    Path("data/clean.parquet").write_bytes(b"rows")
+    out = Path("outputs/teacher")
+    inputs = {"data/clean.parquet": Path("data/clean.parquet")}
+    with step("finetune", params(), out, inputs=inputs) as run:
+        run.tracker.dataset("digits", "ab" * 32, Path("data/clean.parquet"), {"train": 8, "val": 2})
+        run.tracker.metrics({"val_top1": 0.5, "recall/class é%": 0.25}, step=0)
+        run.tracker.metrics({"val_top1": 0.75}, step=1)
+        run.tracker.summary({"top1": 0.75})
+        run.tracker.tags({"network": "lite1"})
+        run.product(out / "history.csv").write_text("epoch,val_top1\n0,0.5\n")
+
+    found = runs()
+    child, parent = found["finetune"], parent_of(found)
+    assert child.info.status == parent.info.status == "FINISHED"
+    assert child.data.params["report.thumbnails"] == "true"
+    assert parent.data.params["registry.name"] == "demo"
+    assert history(child, "val_top1") == [(0, 0.5), (1, 0.75)]
+    assert child.data.metrics["recall/class é_"] == 0.25
+    assert parent.data.metrics == {"finetune.top1": 0.75}
+    assert child.data.tags["input.data/clean.parquet"] == tracking_input(inputs)
+    assert child.data.tags["network"] == "lite1"
+    assert child.data.tags["data.fingerprint"] == "ab" * 32
+    assert child.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:36]
+    assert parent.data.tags["step.finetune"] == f"FINISHED {child.info.run_id}"
+    artifacts = [item.path for item in client().list_artifacts(child.info.run_id)]
+    assert artifacts == ["history.csv", "report.html", "report.json"]
+    assert (project / ".retort/mlflow/artifacts" / child.info.run_id).is_dir()
+
+    left = read_run_id(out)
+    assert (left["run_id"], left["parent_run_id"]) == (child.info.run_id, parent.info.run_id)
+    assert left["id"] == child.data.tags["retort.id"]
+    assert spooled() == []
+
+
+def tracking_input(inputs: dict[str, Path]) -> str:
+    return json.loads(Path("outputs/teacher/report.json").read_text())["inputs"]["data/clean.parquet"]
+
+
+def test_a_step_that_fails_is_recorded_as_failed() -> None:
+    run_step(params(), "ingest", "outputs/ingest")
+    with pytest.raises(FindingsError), step("check", params(), Path("outputs/check")) as run:
+        run.find("distill.teacher_accuracy", "error", "teacher", "teacher is weak")
+    found = runs()
+    assert [found["check"].info.status, found["ingest"].info.status] == ["FAILED", "FINISHED"]
+    assert parent_of(found).info.status == "FAILED"
+    run_step(params(), "check", "outputs/check2")  # it is run again, as a retry does
+    experiment = client().get_experiment_by_name("demo").experiment_id
+    query = "tags.`retort.key` LIKE 'run:%'"
+    assert client().search_runs([experiment], query)[0].info.status == "FINISHED"
+
+
+def test_a_large_file_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with step("benchmark", params(), Path("outputs/benchmark")) as run:
+        path = Path("outputs/benchmark/results.csv")
+        path.write_bytes(b"0" * (tracking.MAX_ARTIFACT_BYTES + 1))
+        assert run.name == "benchmark"
+    assert "outputs/benchmark/results.csv is 10.0 MB: not copied into MLflow" in capsys.readouterr().err
+    artifacts = [item.path for item in client().list_artifacts(runs()["benchmark"].info.run_id)]
+    assert artifacts == ["report.html", "report.json"]
+
+
+def test_what_a_killed_server_missed_is_synced_and_never_doubled(
+    mlflow_server: Any, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = mlflow_server.uri
+    p = params(uri, name)
+    with step("finetune", p, Path("outputs/teacher")) as run:
+        run.tracker.metrics({"val_top1": 0.5}, step=0)
+        before = history(runs(uri, name)["finetune"], "val_top1", uri)
+        mlflow_server.kill()
+        run.tracker.metrics({"val_top1": 0.75}, step=1)
+        run.tracker.metrics({"val_top1": 0.875}, step=2)
+        run.tracker.summary({"top1": 0.875})
+    assert before == [(0, 0.5)], "values appear while the step runs"
+    assert capsys.readouterr().err.count("tracking:") == 1
+    assert len(spooled()) == 1
+    with pytest.raises(RetortError, match="does not answer"):
+        tracking.sync(p.registry)
+
+    mlflow_server.start()
+    spool = tmp_path / "spool"
+    shutil.copytree(".retort/spool", spool)
+    assert tracking.sync(p.registry) == {"sent": 1, "running": 0}
+    assert tracking.sync(p.registry) == {"sent": 0, "running": 0}
+
+    def check() -> None:
+        found = runs(uri, name)
+        assert len(found) == 2
+        assert history(found["finetune"], "val_top1", uri) == [(0, 0.5), (1, 0.75), (2, 0.875)]
+        assert history(parent_of(found), "finetune.top1", uri) == [(0, 0.875)]
+        assert {run.info.status for run in found.values()} == {"FINISHED"}
+        assert found["finetune"].info.run_id == read_run_id(Path("outputs/teacher"))["run_id"]
+
+    check()
+    # the same events again, as after a sync that was killed before it could note what it had sent
+    shutil.copytree(spool, ".retort/spool", dirs_exist_ok=True)
+    next(Path(".retort/spool").glob("*/cursor.json")).unlink()
+    assert tracking.sync(p.registry)["sent"] == 1
+    check()
+
+
+def test_a_port_that_does_not_answer_costs_a_line_and_the_spool(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        left = run_step(params(f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"))
+    err = capsys.readouterr().err
+    assert err.count("tracking:") == 1
+    assert "retort sync" in err
+    assert "secret" not in err
+    assert left["run_id"] == ""
+    assert json.loads(Path("outputs/teacher/report.json").read_text())["passed"] is True
+    # the address was wrong: with the right one, everything is sent
+    assert tracking.sync(params().registry) == {"sent": 1, "running": 0}
+    found = runs()
+    assert history(found["finetune"], "val_top1") == [(0, 0.5), (1, 0.75)]
+    assert found["finetune"].data.tags["retort.id"] == left["id"]
+
+
+class _Broken(BaseHTTPRequestHandler):
+    requests = 0
+
+    def do_GET(self) -> None:
+        type(self).requests += 1
+        self.send_error(500)
+
+    do_POST = do_PUT = do_GET  # noqa: N815 - the names that the base class calls
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.fixture
+def broken_server() -> Iterator[str]:
+    """A server that answers everything with 500."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_answers_500_counts_as_away(
+    broken_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_step(params(broken_server))
+    assert capsys.readouterr().err.count("tracking:") == 1
+    assert len(spooled()) == 1
+    assert 0 < _Broken.requests <= 4, "once at the start, once at the end, no storm of retries"
+    run_step(params())  # a step that gets through leaves what was meant for another server alone
+    assert len(spooled()) == 1
+
+
+def test_a_server_that_never_answers_holds_nothing_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "BUDGET_SECONDS", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # connections are taken, requests are never answered
+        run_step(params(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+    assert capsys.readouterr().err.count("tracking:") == 1
+    assert len(spooled()) == 1
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["the pipeline's run", "the task's run"])
+def test_a_run_that_kfp_opened_is_adopted(nested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = tracking.tracking_uri(Registry(tracking_uri="sqlite:///kfp.db"))
+    kfp = client(uri)
+    experiment = kfp.create_experiment("pipelines")
+    pipeline = kfp.create_run(experiment, run_name="kfp's run")
+    task = kfp.create_run(experiment, run_name="task", tags={"mlflow.parentRunId": pipeline.info.run_id})
+    monkeypatch.setenv("MLFLOW_RUN_ID", (task if nested else pipeline).info.run_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    left = run_step(params())
+
+    found = runs(uri, "pipelines")
+    assert left["parent_run_id"] == pipeline.info.run_id
+    assert found["finetune"].data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+    assert found["kfp's run"].data.metrics["finetune.top1"] == 0.75
+    assert found["kfp's run"].info.status == "RUNNING", "who opened it ends it"
+
+
+STEP_SCRIPT = """
+import os, sys
+from pathlib import Path
+from components.common.params import StepParams
+from components.common.step import step
+
+name, out, reads, makes = sys.argv[1:5]
+inputs = {label: Path(label) for label in reads.split(",") if label}
+with step(name, StepParams(), Path(out), inputs=inputs) as run:
+    run.tracker.metrics({"loss": 1.0}, step=0)
+    if makes == "dies":
+        os.kill(os.getpid(), 9)
+    run.product(Path(makes)).write_text(f"{name} {os.environ.get('FLAVOUR')}")
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(HOUSE), "PATH": path, "DVC_NO_ANALYTICS": "1", **more}
+
+
+def start_script(*arguments: str, **more: str) -> subprocess.Popen[str]:
+    Path("step.py").write_text(STEP_SCRIPT)
+    command = [sys.executable, "step.py", *arguments]
+    return subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_that_make_the_store_at_once_share_one_parent() -> None:
+    shutil.rmtree(".retort")
+    processes = [
+        start_script(name, f"outputs/audit/{name}", "", f"outputs/audit/{name}/part.json")
+        for name in ("imbalance", "synthetic")
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    for text in errors:
+        assert len(text.splitlines()) == 1, f"only the step's own last line is said: {text}"
+    found = runs(name="retort")
+    assert len(found) == 3
+    assert parent_of(found).info.status == "FINISHED"
+
+
+def test_a_step_that_was_killed_is_closed_by_the_next() -> None:
+    died = start_script("distill", "outputs/student", "", "dies")
+    died.communicate()
+    assert died.returncode == -signal.SIGKILL
+    assert runs(name="retort")["distill"].info.status == "RUNNING"
+    run_step(params(name="retort"), "export", "outputs/export")
+    assert runs(name="retort")["distill"].info.status == "KILLED"
+    assert spooled() == []
+
+
+def test_a_partial_dvc_repro_opens_a_parent_that_names_the_steps_it_reused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("step.py").write_text(STEP_SCRIPT)
+    stages = {
+        "ingest": ("outputs/ingest", "", "data/manifest.parquet", "step.py"),
+        "validate": ("outputs/validate", "data/manifest.parquet", "data/clean.parquet", ""),
+        "finetune": ("outputs/teacher", "data/clean.parquet", "outputs/teacher/model.safetensors", "flavour"),
+        "register": ("outputs/register", "outputs/teacher/model.safetensors", "outputs/register/r.json", ""),
+    }
+    lines = ["stages:"]
+    for name, (out, reads, makes, more) in stages.items():
+        deps = ", ".join(filter(None, (reads, more)))
+        lines += [
+            f"  {name}:",
+            f"    cmd: FLAVOUR=$(cat flavour) python step.py {name} {out} '{reads}' {makes}",
+            f"    deps: [{deps}]",
+            f"    outs: [{out}{'' if makes.startswith(out) else f', {makes}'}]",
+        ]
+    Path("dvc.yaml").write_text("\n".join(lines))
+    Path("flavour").write_text("vanilla")
+    monkeypatch.delenv("RETORT_RUN")
+
+    def dvc(*words: str) -> None:
+        subprocess.run(["dvc", *words], env=environment(), check=True, capture_output=True)
+
+    def parents() -> list[Any]:
+        experiment = client().get_experiment_by_name("retort").experiment_id
+        found = client().search_runs([experiment], order_by=["attributes.start_time ASC"])
+        return [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+
+    dvc("init", "--no-scm", "--quiet")
+    dvc("repro", "--quiet")
+    Path("flavour").write_text("mint")
+    dvc("repro", "--quiet", "finetune")
+
+    whole, partial = parents()
+    assert whole.info.run_name == partial.info.run_name == "dvc repro"
+    assert whole.info.run_id != partial.info.run_id
+    verdicts = {key: value.split()[0] for key, value in whole.data.tags.items() if key.startswith("step.")}
+    assert verdicts == {f"step.{name}": "FINISHED" for name in stages}
+    tags = {key: value for key, value in partial.data.tags.items() if key.startswith("step.")}
+    assert tags == {
+        "step.ingest": f"reused {read_run_id(Path('outputs/ingest'))['run_id']}",
+        "step.validate": f"reused {read_run_id(Path('outputs/validate'))['run_id']}",
+        "step.finetune": f"FINISHED {read_run_id(Path('outputs/teacher'))['run_id']}",
+    }  # register comes after it, and was neither run nor reused
