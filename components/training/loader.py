@@ -85,14 +85,21 @@ def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Pa
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(paths), CHUNK):
                 chunk = paths[start : start + CHUNK]
-                for offset, image in enumerate(
-                    pool.map(lambda name: images.load_rgb(root, name, size), chunk)
-                ):
+                for offset, image in enumerate(pool.map(lambda name: _pixels(root, name, size), chunk)):
                     array[start + offset] = image
                 task.advance(len(chunk))
         array.flush()
         del array
     return target.resolve()
+
+
+def _pixels(root: str, name: str, size: int) -> np.ndarray:
+    """One image uint8 [size, size, 3]; a RetortError names it."""
+    try:
+        return images.load_rgb(root, name, size)
+    except RetortError as error:
+        named = str(error) if name in str(error) else f"{name}: {error}"
+        raise RetortError(f"{named}; run 'retort validate' again: it sorts such images out") from None
 
 
 def _stamps(table: pa.Table, root: str) -> list[list[object]]:
