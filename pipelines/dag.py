@@ -100,9 +100,9 @@ def build(params: Params) -> Any:
         )
         pod.training(distilled, "Distil the student")
 
-        small = to_onnx(export=export, model=distilled.outputs["trained"], **rows)
+        small = to_onnx(of="student", export=export, model=distilled.outputs["trained"], **rows)
         pod.full(small, "Export the student")
-        large = to_onnx(export=export, model=finetuned.outputs["trained"], **rows)
+        large = to_onnx(of="teacher", export=export, model=finetuned.outputs["trained"], **rows)
         pod.full(large, "Export the teacher")
 
         exports = {"student": small.outputs["exported"], "teacher": large.outputs["exported"]}

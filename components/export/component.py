@@ -8,6 +8,7 @@ from kfp import dsl
 
 @dsl.component(base_image="retort", install_kfp_package=False)
 def export(
+    of: str,
     general: dict,
     data: dict,
     export: dict,
@@ -23,6 +24,7 @@ def export(
     """Export to ONNX and prove that the file equals the trained network.
 
     Args:
+        of: which network it is, student or teacher.
         manifest: the clean manifest.
         images: the embedded digits as files.
         model: the trained network.
@@ -45,5 +47,11 @@ def export(
             "registry": registry,
         }
     )
-    step(params, manifest=Path(manifest.path), model=Path(model.path), out=Path(exported.path))
+    step(
+        params,
+        manifest=Path(manifest.path),
+        model=Path(model.path),
+        out=Path(exported.path),
+        of="teacher" if of == "teacher" else "student",
+    )
     show(exported.path, page.path)
