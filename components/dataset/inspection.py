@@ -21,20 +21,24 @@ from components.common.storage import state_dir
 from components.dataset import images, s3
 from components.dataset.manifest import image_path
 
-VERSION = 1  # of what is computed here: another number never reads the cache of this one
+VERSION = 2  # of what is computed here: another number never reads the cache of this one
 FLAT = 4.0  # standard deviation of grey values, 0..255, below which an image shows nothing
+
+
+Pixels = bytes  # the class below has a field of that name
 
 
 @dataclass(frozen=True)
 class Inspection:
     """One image as read. Width and height are in pixels, after EXIF rotation; ``phash`` has 64 bits.
 
-    ``rule`` and ``problem`` say why the image cannot be used; they are empty for a good one. ``contrast``
-    is the standard deviation of its grey values at 32 x 32, 0..255.
+    ``rule`` and ``problem`` say why the image cannot be used; they are empty for a good one. ``look`` is
+    its 16 x 16 grey pixels, one byte each, by which near-duplicates are confirmed; ``contrast`` their
+    standard deviation, 0..255.
     """
 
     sha256: str | None = None
-    bytes: int | None = None
+    bytes: int | None = None  # the file's size
     width: int | None = None
     height: int | None = None
     phash: int | None = None
@@ -42,6 +46,7 @@ class Inspection:
     frames: int = 1
     rotated: bool = False
     contrast: float = 0.0
+    look: Pixels = b""
     rule: str = ""
     problem: str = ""
 
@@ -61,7 +66,10 @@ def inspect(content: bytes) -> Inspection:
         return Inspection(**known, rule="image.unreadable", problem=f"{type(error).__name__}: {error}")
     known["width"], known["height"] = image.size
     grey = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
-    return Inspection(**known, phash=perceptual_hash(grey), contrast=float(np.asarray(grey).std()))
+    look = np.asarray(grey.resize((16, 16), Image.Resampling.LANCZOS))
+    return Inspection(
+        **known, phash=perceptual_hash(grey), contrast=round(float(look.std()), 2), look=look.tobytes()
+    )
 
 
 def perceptual_hash(grey: Image.Image) -> int:

@@ -41,24 +41,39 @@ def write(table: pa.Table, path: Path) -> None:
         pq.write_table(table.cast(SCHEMA), partial, compression="zstd")
 
 
-def read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a manifest, or some of its columns.
+def check(path: Path) -> pq.FileMetaData:
+    """The Parquet metadata of a manifest, from its footer alone.
 
     Raises:
         RetortError: naming the file and the column at fault, when it is no manifest of ours.
     """
     try:
-        schema = pq.read_schema(path)
+        metadata = pq.read_metadata(path)
     except FileNotFoundError:
         raise RetortError(f"{path}: no such file; run 'retort ingest' first") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RetortError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    schema = metadata.schema.to_arrow_schema()
     version = (schema.metadata or {}).get(b"schema_version", b"1")
     if int(version) > SCHEMA_VERSION:
         raise RetortError(f"{path}: schema_version {int(version)} is newer than {SCHEMA_VERSION}")
     for field in SCHEMA:
         if field.name not in schema.names:
             raise RetortError(f"{path}: column '{field.name}' is missing; see the manifest's schema")
+        if schema.field(field.name).type != field.type:
+            raise RetortError(
+                f"{path}: column '{field.name}' is {schema.field(field.name).type}, expected {field.type}"
+            )
+    return metadata
+
+
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a manifest, or some of its columns.
+
+    Raises:
+        RetortError: naming the file and the column at fault, when it is no manifest of ours.
+    """
+    check(path)
     return pq.read_table(path, columns=columns or SCHEMA.names)
 
 

@@ -1,0 +1,117 @@
+"""What the step ``validate`` shows: images per class, a look at the classes, what was put aside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from components.common.step import Run
+from components.dataset.images import thumbnail
+from components.dataset.params import ValidateParams
+
+if TYPE_CHECKING:
+    import duckdb
+    from matplotlib.figure import Figure
+
+BARS = 40  # classes up to which each has a bar of its own
+SHEET = 24  # images of a contact sheet
+# Okabe and Ito's palette: told apart by colour-blind readers
+KINDS = (
+    ("train, real", "#0072B2", "split = 'train' and source = 'real'"),
+    ("train, semi-synthetic", "#CC79A7", "split = 'train' and source = 'semi_synthetic'"),
+    ("train, synthetic", "#E69F00", "split = 'train' and source = 'synthetic'"),
+    ("val", "#009E73", "split = 'val'"),
+    ("test", "#999999", "split = 'test'"),
+)
+
+
+def sections(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any]) -> None:
+    """Add the sections to the step's page; images only where ``report.thumbnails`` allows them."""
+    run.page.figure(
+        "Images per class",
+        _histogram(db),
+        note=f"{counts['rows']:,} rows before quarantine; unlabelled images "
+        f"({counts['splits'].get('unlabeled', 0):,}) have no class.",
+    )
+    if counts["bad"]:
+        rows = db.execute(
+            "select split_part(reason, ':', 1), count(*) from bad group by 1 order by 2 desc, 1"
+        ).fetchall()
+        run.page.table("Quarantined rows", ["rule", "rows"], rows)
+    run.page.text(
+        "Data Docs", "The expectations and how they were met: data_docs/index.html beside this report."
+    )
+    if params.report.thumbnails and params.validation.images != "none":
+        _sheets(run, db, params.data.root)
+
+
+def _histogram(db: duckdb.DuckDBPyConnection) -> Figure:
+    from matplotlib import pyplot
+
+    labels = db.execute(
+        "select label, coalesce(any_value(class_name), label::varchar), sum(rows) filter (split = 'train') "
+        "from groups where split <> 'unlabeled' group by label order by label"
+    ).fetchall()
+    if len(labels) > BARS:
+        sizes = sorted((size or 0 for _, _, size in labels), reverse=True)
+        figure, axes = pyplot.subplots(figsize=(8, 3.2))
+        axes.plot(range(1, len(sizes) + 1), sizes, color="#0072B2")
+        axes.fill_between(range(1, len(sizes) + 1), sizes, color="#0072B2", alpha=0.25)
+        axes.set(
+            xlabel="classes, largest first", ylabel="training images", yscale="symlog", xlim=(1, len(sizes))
+        )
+    else:
+        figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.3 * len(labels)))
+        left = dict.fromkeys((label for label, _, _ in labels), 0)
+        for name, colour, condition in KINDS:
+            of_kind = dict(
+                db.execute(f"select label, sum(rows) from groups where {condition} group by 1").fetchall()  # noqa: S608
+            )
+            if not of_kind:
+                continue
+            widths = [int(of_kind.get(label, 0)) for label, _, _ in labels]
+            axes.barh(
+                range(len(labels)), widths, left=list(left.values()), color=colour, label=name, height=0.75
+            )
+            for (label, _, _), width in zip(labels, widths, strict=True):
+                left[label] += width
+        names = [name if len(name) <= 24 else name[:23] + "…" for _, name, _ in labels]
+        axes.set_yticks(range(len(labels)), [name.replace("$", r"\$") for name in names])
+        axes.invert_yaxis()
+        axes.set_xlabel("images")
+        axes.legend(frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _sheets(run: Run, db: duckdb.DuckDBPyConnection, root: str) -> None:
+    sample = db.execute(
+        """select path, coalesce(class_name, 'unlabelled') || case when source = 'real' then '' else ', ' || source end
+        from m where row not in (select row from bad)
+        qualify row_number() over (partition by label, source order by sha256, path) <= 2
+        and dense_rank() over (order by label) <= 13 order by label, source, path limit 48"""
+    ).fetchall()
+    run.page.images("A look at the classes", [(thumbnail(root, path), caption) for path, caption in sample])
+    put_aside = db.execute(
+        """select path, reason from m join bad using (row)
+        qualify row_number() over (partition by split_part(reason, ':', 1) order by path) <= 8
+        order by split_part(reason, ':', 1), path limit ?""",
+        [SHEET],
+    ).fetchall()
+    if put_aside:
+        run.page.images(
+            "Quarantined images",
+            [(thumbnail(root, path), f"{path}: {reason}") for path, reason in put_aside],
+        )
+    pairs = db.execute(
+        """select rule, path, other, detail from cases where rule in ('duplicates.near', 'leakage.near', 'duplicates.labels')
+        order by rule, path, other limit ?""",
+        [SHEET // 2],
+    ).fetchall()
+    if pairs:
+        images = []
+        for rule, path, other, detail in pairs:
+            images += [
+                (thumbnail(root, path), f"{rule}: {path}"),
+                (thumbnail(root, other), f"= {other} ({detail})"),
+            ]
+        run.page.images("Near-duplicates, side by side", images)
