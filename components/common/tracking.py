@@ -167,7 +167,7 @@ class Tracker:
             return
         started = time.monotonic()
         try:
-            _reach(self._uri)
+            reach(self._uri)
             imports = time.monotonic()
             with client_settings(REQUEST_SECONDS, retries=0):
                 connect(self._uri)
@@ -178,7 +178,7 @@ class Tracker:
             self._away = True
             self._stuck = isinstance(error, _StuckError)
             self._warn(
-                f"tracking: {_public(self._uri)}: {_first_line(error)}; the run goes on, "
+                f"tracking: {public_uri(self._uri)}: {first_line(error)}; the run goes on, "
                 "'retort sync' sends later what was spooled"
             )
         self._left -= time.monotonic() - started
@@ -216,12 +216,12 @@ def sync(registry: Registry) -> dict[str, int]:
                 counts["running"] += 1
                 continue
             try:
-                _reach(uri)
+                reach(uri)
                 with client_settings(30, retries=2):
                     _replay_whole(entry, uri)
             except Exception as error:
                 raise RetortError(
-                    f"registry.tracking_uri: {_public(uri)} does not answer ({_first_line(error)}); "
+                    f"registry.tracking_uri: {public_uri(uri)} does not answer ({first_line(error)}); "
                     f"{counts['sent']} steps were sent, the others stay in {entry.folder.parent}"
                 ) from error
             counts["sent"] += 1
@@ -433,7 +433,7 @@ class _Replay:
                     if error.error_code != "INVALID_PARAMETER_VALUE" or self.done == 0:
                         raise
                     # MLflow will never take it: waiting would keep all that follows from it
-                    say(f"tracking: MLflow refused a record of '{start['step']}': {_first_line(error)}")
+                    say(f"tracking: MLflow refused a record of '{start['step']}': {first_line(error)}")
                 self.done += count
         except BaseException:
             self._doubtful = True
@@ -806,7 +806,7 @@ def _bounded(uri: str, seconds: float, work: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def _reach(uri: str) -> None:
+def reach(uri: str) -> None:
     """Raise within seconds when nothing listens at ``uri`` (or at the proxy on the way to it)."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -822,11 +822,12 @@ def _reach(uri: str) -> None:
     _bounded(uri, PREFLIGHT_SECONDS, knock)  # the look-up of a name knows no timeout of its own
 
 
-def _public(uri: str) -> str:
+def public_uri(uri: str) -> str:
     """``uri`` without user and password."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, short, without passwords."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"//[^/@\s]*@", "//", lines[0])[:160]

@@ -1,0 +1,422 @@
+"""The step ``register``: the exported student becomes a version of the registered model in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from components.common.errors import RetortError
+from components.common.findings import read_report
+from components.common.progress import track
+from components.common.step import Run, step
+from components.common.storage import need, read_json, write_json
+from components.export import exported as exports
+from components.models.card import ModelCard, read_card
+from components.registry.compare import MIN_IMAGES, Comparison, compare
+from components.registry.params import RegisterParams
+from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+SCHEMA_VERSION = 1
+REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")  # what loading and predicting needs
+PROOFS = "extra_files"  # where MLflow keeps files that belong to a model
+METRICS = "metrics.json"  # among the proofs: what the next challenger is compared with
+DECIDED = "decided"  # tag of a version whose alias was settled when it was registered
+BATCH = 64
+MOST_ROWS = 40
+
+
+def register(
+    params: RegisterParams,
+    *,
+    manifest: Path,
+    student: Path,
+    exported: Path,
+    benchmark: Path,
+    check: Path,
+    plan: Path,
+    out: Path,
+) -> None:
+    """Register ``model.onnx`` with its proofs; champion if there is none or it is better, else challenger.
+
+    Writes ``registered.json``. The same ``model.onnx`` a second time is the version it was the first time.
+
+    Args:
+        student, exported, benchmark, check: the folders of those steps.
+        plan: the file that the audits wrote.
+
+    Raises:
+        FindingsError: when the files do not belong together.
+        RetortError: when a file is missing, or the tracker does not answer: this step needs it.
+    """
+    files = {
+        "data/clean.parquet": need(manifest, "validate"),
+        "outputs/student/model.safetensors": need(student / "model.safetensors", "distill"),
+        "outputs/student/model.json": need(student / "model.json", "distill"),
+        "outputs/student/metrics.json": need(student / "metrics.json", "distill"),
+        "outputs/export/model.onnx": need(exported / "model.onnx", "export"),
+        "outputs/export/parity.json": need(exported / "parity.json", "export"),
+        "outputs/export/report.json": need(exported / "report.json", "export"),
+        "outputs/benchmark/choice.json": need(benchmark / "choice.json", "benchmark"),
+        "outputs/check/gate.json": need(check / "gate.json", "check"),
+        "outputs/check/report.json": need(check / "report.json", "check"),
+        "outputs/audit/plan.json": need(plan, "plan"),
+    }
+    with step("register", params, out, inputs=files) as run:
+        _check_proofs(run, files)
+        run.stop_on_errors()
+        with opened(params.registry, "register") as versions, tempfile.TemporaryDirectory() as scratch:
+            _Registration(run, params, versions, files, Path(scratch)).carry_out()
+
+
+def _check_proofs(run: Run, files: Mapping[str, Path]) -> None:
+    """The exported file must come from this student, and both must have passed their checks."""
+    inputs = run.report.inputs
+    wrong = []
+    onnx = exports.read(files["outputs/export/model.onnx"])
+    if onnx.sha256 != inputs["outputs/student/model.safetensors"]:
+        wrong.append(("model.onnx", "was exported from another checkpoint than the student's", "export"))
+    proved = read_json(files["outputs/export/parity.json"]).get("files", {}).get("model.onnx", {})
+    if proved.get("sha256") != inputs["outputs/export/model.onnx"]:
+        wrong.append(("parity.json", "is the proof of another model.onnx", "export"))
+    for name in ("export", "check"):
+        if not read_report(files[f"outputs/{name}/report.json"]).passed:
+            wrong.append((f"{name}/report.json", "says that the step did not pass", name))
+    for subject, message, again in wrong:
+        advice = f"Run 'retort {again}' again."
+        run.find("registry.proofs", "error", subject, f"{subject} {message}", advice=advice)
+
+
+@dataclass
+class _Registration:
+    """One registration: what it reads, and who it is compared with."""
+
+    run: Run
+    params: RegisterParams
+    versions: Versions
+    files: Mapping[str, Path]
+    scratch: Path
+    card: ModelCard = field(init=False)
+    metrics: dict[str, Any] = field(init=False)
+    champion: ModelVersion | None = None  # the one that was champion before
+    comparison: Comparison | None = None
+
+    def __post_init__(self) -> None:
+        self.card = read_card(self.files["outputs/student/model.json"])
+        self.metrics = read_json(self.files["outputs/student/metrics.json"])
+        self.sha256 = self.run.report.inputs["outputs/export/model.onnx"]
+        self.model = exports.read(self.files["outputs/export/model.onnx"])
+        self.rows = exports.rows(self.files["data/clean.parquet"], "val")
+
+    def carry_out(self) -> None:
+        self.versions.make()
+        version = self.versions.of_content(self.sha256) or self._log()
+        alias = self._settle(version)
+        self._write(version, alias)
+        self._show(version, alias)
+
+    # --- the model in MLflow's format ---
+
+    def _log(self) -> ModelVersion:
+        """Save the model with its proofs inside, and make it a version."""
+        import mlflow.onnx
+        import onnx
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        run_id = self.run.tracker.identity()["run_id"]
+        if not run_id:
+            raise RetortError(
+                "registry.tracking_uri: the tracker did not take this step's run, so the model would have no "
+                "origin; see the line above, then run 'retort register' again"
+            )
+        client = self.versions.client
+        facts = self._facts()
+        logged = client.create_logged_model(
+            client.get_run(run_id).info.experiment_id,
+            name=f"{self.card.arch.name}-{self.sha256[:7]}",
+            source_run_id=run_id,
+            tags=facts,
+            model_type="image classifier",
+        )
+        folder = self.scratch / "model"
+        mlflow.onnx.save_model(
+            onnx.load(str(self.model.path)),
+            str(folder),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id
+            ),
+            signature=self._signature(),
+            input_example={exports.INPUT: self.model.feed(self._example())},
+            pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
+            onnx_execution_providers=["CPUExecutionProvider"],
+            metadata=self._metadata(),
+            save_as_external_data=False,
+            extra_files=[str(path) for path in self._proofs()],
+        )
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return client.create_model_version(
+            self.versions.name,
+            source=f"models:/{logged.model_id}",
+            run_id=run_id,
+            tags=facts,
+            model_id=logged.model_id,
+            description=f"{self.card.arch.name}, {len(self.card.class_names)} classes, {self.model.size} px, "
+            f"{self.metrics['val']['top1']:.2%} top-1 on the validation split",
+        )
+
+    def _facts(self) -> dict[str, str]:
+        """What is said of the model in tags: how it differs from other versions, at a glance."""
+        numbers = {
+            f"{split}.{key}": f"{self.metrics[split][key]:.4f}"
+            for split in ("val", "test")
+            for key in ("top1", "macro_recall")
+            if key in self.metrics.get(split, {})
+        }
+        return {
+            "sha256": self.sha256,
+            "checkpoint.sha256": self.card.sha256,
+            "data.fingerprint": self.card.data_fingerprint,
+            "arch": self.card.arch.name,
+            **numbers,
+        }
+
+    def _signature(self) -> Any:
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        size, classes = self.model.size, len(self.card.class_names)
+        shape: tuple[int, ...] = (-1, -1, -1, 3) if self.model.in_graph else (-1, 3, size, size)
+        kind = np.dtype(np.uint8 if self.model.in_graph else np.float32)
+        return ModelSignature(
+            inputs=Schema([TensorSpec(kind, shape, exports.INPUT)]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes), exports.OUTPUT)]),
+        )
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "class_names": self.card.class_names,
+            "preprocessing": {
+                "in_graph": self.model.in_graph,
+                "size": self.model.size,
+                "resize": "RGB, shorter side bicubic and antialiased, centre crop",
+                "scale": "pixels / 255, minus mean, over std",
+                "mean": self.card.mean,
+                "std": self.card.std,
+            },
+            "data_fingerprint": self.card.data_fingerprint,
+            "sha256": self.sha256,
+        }
+
+    def _example(self) -> np.ndarray:
+        """One input, uint8 [1, size, size, 3]: a validation image, or noise where none may be shown."""
+        size = self.model.size
+        if self.params.report.thumbnails:
+            return next(exports.pixel_batches(self.params.data.root, self.rows.paths[:1], size, 1))[1]
+        noise = np.random.default_rng(self.params.general.seed)
+        return noise.integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+
+    def _proofs(self) -> list[Path]:
+        """Copies of the proofs under names of their own, and the sha256 of all that was read."""
+        names = {
+            "outputs/audit/plan.json": "plan.json",
+            "outputs/check/gate.json": "gate.json",
+            "outputs/check/report.json": "check-report.json",
+            "outputs/export/parity.json": "parity.json",
+            "outputs/export/report.json": "export-report.json",
+            "outputs/benchmark/choice.json": "choice.json",
+            "outputs/student/model.json": "card.json",
+            "outputs/student/metrics.json": METRICS,
+        }
+        folder = self.scratch / "proofs"
+        folder.mkdir()
+        for label, name in names.items():
+            shutil.copyfile(self.files[label], folder / name)
+        write_json(folder / "inputs.json", self.run.report.inputs)
+        return sorted(folder.iterdir())
+
+    # --- champion or challenger ---
+
+    def _settle(self, version: ModelVersion) -> str:
+        """Give the version its alias, once, and return it (empty: it has lost it since)."""
+        number = int(version.version)
+        versions = self.versions
+        champion = versions.holder(CHAMPION)
+        if version.tags.get(DECIDED):
+            alias = self._alias_of(number)
+            self.run.find(
+                "registry.known", "info", f"version {number}",
+                f"this model.onnx is version {number} of '{versions.name}' already, "
+                + (f"its {alias}" if alias else "and neither champion nor challenger any more"),
+            )  # fmt: skip
+            return alias
+        if champion is not None and int(champion.version) != number:
+            self.champion = champion
+            self.comparison = self._compare(champion)
+        if self.champion is None or (self.comparison is not None and self.comparison.better):
+            if champion is None or int(champion.version) != number:
+                versions.crown(number, "register")
+            alias = CHAMPION
+        else:
+            versions.client.set_registered_model_alias(versions.name, CHALLENGER, str(number))
+            alias = CHALLENGER
+        versions.client.set_model_version_tag(versions.name, str(number), DECIDED, alias)
+        return alias
+
+    def _alias_of(self, number: int) -> str:
+        for alias in (CHAMPION, CHALLENGER):
+            holder = self.versions.holder(alias)
+            if holder is not None and int(holder.version) == number:
+                return alias
+        return ""
+
+    def _compare(self, champion: ModelVersion) -> Comparison | None:
+        """Compare on this validation split; None when that is not possible, which is said."""
+        subject = f"champion, version {champion.version}"
+        recalls = self._recalls_of(champion, subject)
+        if recalls is None:
+            self.run.find(
+                "registry.better", "warning", subject,
+                "it has no model.onnx of ours that could be measured, so the new version stays challenger",
+                advice="'retort promote VERSION' makes it champion.",
+            )  # fmt: skip
+            return None
+        labels, counts = np.unique(self.rows.labels, return_counts=True)
+        names = self.card.class_names
+        images = dict(zip((names[label] for label in labels.tolist()), counts.tolist(), strict=True))
+        registry = self.params.registry
+        own = self.metrics["val"]["per_class"]
+        comparison = compare(recalls, own, images, registry.tolerance, registry.class_tolerance)
+        self._judge(comparison, subject)
+        return comparison
+
+    def _recalls_of(self, champion: ModelVersion, subject: str) -> dict[str, float] | None:
+        """The champion's recall by class on this validation split, noted or measured now."""
+        if champion.tags.get("data.fingerprint") == self.card.data_fingerprint:
+            noted = self.versions.download(champion, f"{PROOFS}/{METRICS}", self.scratch)
+            if noted is not None:
+                return read_json(noted)["val"]["per_class"]
+        path = self.versions.download(champion, "model.onnx", self.scratch)
+        if path is None:
+            return None
+        self.run.find(
+            "registry.data", "info", subject,
+            "it was registered with other data: its recall is measured now, on this validation split",
+        )  # fmt: skip
+        return self._measure(path)
+
+    def _measure(self, path: Path) -> dict[str, float]:
+        """Recall by class name of an exported model on this validation split, for the classes it knows."""
+        opened_model = exports.session(path)
+        model = exports.describe(opened_model, path)
+        batches = exports.pixel_batches(self.params.data.root, self.rows.paths, model.size, BATCH)
+        said: list[str] = []
+        for _, pixels in track(batches, "champion on this data", -(-len(self.rows) // BATCH)):
+            scores = exports.run(opened_model, model.feed(pixels))
+            said += [model.class_names[index] for index in scores.argmax(axis=1).tolist()]
+        names = np.array([self.card.class_names[label] for label in self.rows.labels.tolist()])
+        right = names == np.array(said)
+        known = sorted(set(names.tolist()).intersection(model.class_names))
+        return {name: float(right[names == name].mean()) for name in known}
+
+    def _judge(self, comparison: Comparison, subject: str) -> None:
+        registry = self.params.registry
+        measured = f"top-1 {comparison.challenger:.2%} against {comparison.champion:.2%}"
+        if comparison.better:
+            self.run.find(
+                "registry.better", "info", subject, f"the new version is better: {measured}",
+                measured=comparison.challenger, limit=comparison.champion - registry.tolerance,
+            )  # fmt: skip
+        if not comparison.as_accurate:
+            self.run.find(
+                "registry.better", "warning", subject,
+                f"the new version stays challenger: {measured}, {registry.tolerance:.2%} lower is allowed",
+                measured=comparison.challenger, limit=comparison.champion - registry.tolerance,
+                advice="See the table of classes; 'retort promote VERSION' makes it champion all the same.",
+            )  # fmt: skip
+        if comparison.worse:
+            worst = comparison.worse[0]
+            others = len(comparison.worse) - 1
+            more = f", and {others} more classes" if others else ""
+            now = "unknown to it" if worst.challenger is None else f"{worst.challenger:.1%}"
+            self.run.find(
+                "registry.class", "warning", f"class '{worst.name}'{more}",
+                f"the new version stays challenger: recall of '{worst.name}' is {now}, the champion's "
+                f"{worst.champion:.1%}; {registry.class_tolerance:.1%} lower is allowed",
+                measured=worst.challenger, limit=(worst.champion or 0.0) - registry.class_tolerance,
+                advice="Look at that class's training images and at what the plan gives it.",
+            )  # fmt: skip
+        few = [row.name for row in comparison.rows if row.champion is not None and row.images < MIN_IMAGES]
+        if few:
+            named = ", ".join(f"'{name}'" for name in few[:5]) + (", ..." if len(few) > 5 else "")
+            self.run.find(
+                "registry.class", "info", f"{len(few)} classes",
+                f"not judged one by one, with fewer than {MIN_IMAGES} validation images: {named}",
+                measured=len(few),
+            )  # fmt: skip
+
+    # --- what is left behind ---
+
+    def _write(self, version: ModelVersion, alias: str) -> None:
+        identity = self.run.tracker.identity()
+        registered = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.versions.name,
+            "version": int(version.version),
+            "alias": alias,
+            "model_uri": f"models:/{self.versions.name}/{version.version}",
+            "sha256": self.sha256,
+            "checkpoint_sha256": self.card.sha256,
+            "data_fingerprint": self.card.data_fingerprint,
+            "compared_with": int(self.champion.version) if self.champion else None,
+            "run_id": version.run_id,
+            "parent_run_id": identity["parent_run_id"],
+        }
+        write_json(self.run.product(self.run.out / "registered.json"), registered)
+        self.run.tracker.tags(
+            {"registered": f"{self.versions.name} version {version.version}", "alias": alias}
+        )
+        self.run.tracker.summary({"version": float(version.version)})
+
+    def _show(self, version: ModelVersion, alias: str) -> None:
+        page = self.run.page
+        rows = [
+            ["name", self.versions.name],
+            ["version", f"{version.version}{f', {alias}' if alias else ''}"],
+            ["architecture", self.card.arch.name],
+            ["top-1, validation split", f"{self.metrics['val']['top1']:.2%}"],
+            ["load it", f"mlflow.onnx.load_model('models:/{self.versions.name}/{version.version}')"],
+            ["sha256 of model.onnx", self.sha256],
+            ["data fingerprint", self.card.data_fingerprint],
+        ]
+        page.table("What was registered", ["", ""], rows)
+        if self.comparison is None or self.champion is None:
+            return
+        verdict = "better" if self.comparison.better else "stays challenger"
+        both = (_share(self.comparison.champion), _share(self.comparison.challenger))
+        table: list[list[Any]] = [["all together", len(self.rows), *both, verdict]]
+        for row in self.comparison.rows[:MOST_ROWS]:
+            verdict = ("worse" if row.worse else "") if row.judged else "not judged"
+            table.append([row.name, row.images, _share(row.champion), _share(row.challenger), verdict])
+        page.table(
+            "Champion and challenger",
+            ["recall of", "images", f"champion (version {self.champion.version})", "this version", "verdict"],
+            table,
+            note="On the same validation images; the greatest losses first. A class is judged when it has at "
+            f"least {MIN_IMAGES} images.",
+        )
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"

@@ -1,0 +1,183 @@
+"""Registering against a real MLflow registry: what is in a version, who is champion, and who was."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from components.common.errors import FindingsError, RetortError
+from components.common.findings import Report
+from components.common.params import Registry
+from components.common.storage import read_json, sha256_file
+from components.common.tracking import connect, tracking_uri
+from components.export import exported as exports
+from components.registry.promote import promote, rollback
+
+URI = "sqlite:///.retort/mlflow/mlflow.db"
+
+
+def holder(alias: str) -> int:
+    found = connect(tracking_uri(Registry(tracking_uri=URI))).get_model_version_by_alias("digits", alias)
+    return int(found.version)
+
+
+def aliases() -> set[str]:
+    return set(connect(tracking_uri(Registry(tracking_uri=URI))).get_registered_model("digits").aliases)
+
+
+@pytest.fixture
+def loads_from() -> Any:
+    """Point MLflow's own functions at a store, as a person who deploys the model does."""
+
+    def point(uri: str) -> None:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+
+    yield point
+    point("")
+
+
+@pytest.mark.parametrize("where", ["file", "server"])
+def test_a_registered_model_is_loaded_and_predicts_as_the_exported_file(
+    where: str, project: Any, loads_from: Any, request: pytest.FixtureRequest
+) -> None:
+    uri = tracking_uri(Registry(tracking_uri=URI))
+    if where == "server":
+        uri = request.getfixturevalue("mlflow_server").uri
+    registered = project.register(project.params(tracking_uri=uri))
+    assert (registered["version"], registered["alias"]) == (1, "champion")
+    assert registered["sha256"] == sha256_file(project.folder / "export/model.onnx")
+
+    loads_from(uri)
+    loaded = mlflow.pyfunc.load_model("models:/digits@champion")
+    example = loaded.input_example
+    file = exports.session(project.folder / "export/model.onnx")
+    expected = exports.run(file, example["images"].astype(np.float32))
+    np.testing.assert_array_equal(loaded.predict(example)["scores"], expected)
+    assert mlflow.onnx.load_model("models:/digits/1").graph.name == "linear"
+
+    info = loaded.metadata
+    assert info.metadata["class_names"][3] == "digit 3"
+    assert info.metadata["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert info.get_input_schema().input_names() == ["images"]
+    assert info.run_id == registered["run_id"]
+    folder = Path(mlflow.artifacts.download_artifacts("models:/digits/1"))
+    assert sha256_file(folder / "model.onnx") == registered["sha256"], "the very file that was proved"
+    assert {path.name for path in (folder / "extra_files").iterdir()} >= {
+        "plan.json", "gate.json", "parity.json", "choice.json", "metrics.json", "inputs.json",
+    }  # fmt: skip
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert [line.split("==")[0] for line in requirements] == ["mlflow", "numpy", "onnx", "onnxruntime"]
+    version = connect(uri).get_model_version("digits", "1")
+    assert version.tags["data.fingerprint"] == registered["data_fingerprint"]
+
+
+def test_no_user_image_goes_along_where_none_may_be_shown(project: Any, loads_from: Any) -> None:
+    params = project.params().model_copy(
+        update={"report": project.params().report.model_copy(update={"thumbnails": False})}
+    )
+    project.register(params)
+    loads_from(tracking_uri(Registry(tracking_uri=URI)))
+    example = mlflow.pyfunc.load_model("models:/digits/1").input_example["images"]
+    noise = np.random.default_rng(7).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_allclose(example, exports.normalise(noise, [0.5] * 3, [0.5] * 3), rtol=1e-6)
+
+
+def test_the_same_model_twice_is_one_version(project: Any) -> None:
+    first = project.register()
+    again = project.register()
+    assert again == first
+    assert (
+        "is version 1 of 'digits' already, its champion" in project.findings()["registry.known"][0]["message"]
+    )
+    # what was registered but not settled (the step was killed between the two) is settled now
+    client = connect(tracking_uri(Registry(tracking_uri=URI)))
+    client.delete_model_version_tag("digits", "1", "decided")
+    client.delete_registered_model_alias("digits", "champion")
+    assert project.register() == first
+    assert holder("champion") == 1
+
+
+def test_a_model_that_is_as_good_takes_over_and_can_be_rolled_back(project: Any) -> None:
+    project.register()
+    project.train(regularisation=0.5)
+    second = project.register(project.params(tolerance=0.01))
+    assert (second["version"], second["alias"], second["compared_with"]) == (2, "champion", 1)
+    assert project.findings()["registry.better"][0]["level"] == "info"
+    assert aliases() == {"champion"}
+
+    assert rollback(project.params()) | {"at": ""} == {
+        "version": 1,
+        "replaced": 2,
+        "at": "",
+        "how": "rollback",
+    }
+    assert holder("champion") == 1
+    with pytest.raises(RetortError, match="nothing to go back to"):
+        rollback(project.params())
+    assert project.register()["alias"] == "", "what was rolled back is not promoted by registering it again"
+    assert holder("champion") == 1
+
+
+def test_a_model_that_loses_a_class_stays_challenger(project: Any) -> None:
+    project.register()
+    project.train(blind_to=4)
+    params = project.params(tolerance=0.5)  # even where top-1 may drop, no class may be lost
+    challenger = project.register(params)
+    assert (challenger["alias"], challenger["compared_with"]) == ("challenger", 1)
+    assert (holder("champion"), holder("challenger")) == (1, 2)
+    finding = project.findings()["registry.class"][0]
+    assert (finding["level"], finding["subject"], finding["measured"]) == ("warning", "class 'digit 4'", 0.0)
+    page = (project.folder / "outputs/register/report.html").read_text()
+    assert "stays challenger" in page
+
+    promote(project.params(), 2)  # a person knows better
+    assert holder("champion") == 2
+    assert aliases() == {"champion"}
+    rollback(project.params())
+    assert holder("champion") == 1
+    with pytest.raises(RetortError, match="version 9: 'digits' has no such version"):
+        promote(project.params(), 9)
+
+
+def test_on_new_data_the_champion_is_measured_again(project: Any) -> None:
+    project.register()
+    project.write_data(1200)
+    project.train(regularisation=0.9, blind_to=0)
+    assert project.register()["alias"] == "challenger"
+    assert project.findings()["registry.data"][0]["level"] == "info"
+    page = (project.folder / "outputs/register/report.html").read_text()
+    # 1,200 digits have 400 validation images; the champion's recall is its own file's on those
+    images, labels = project._pixels("val")
+    assert "400" in page
+    model = connect(tracking_uri(Registry(tracking_uri=URI))).get_model_version_download_uri("digits", "1")
+    said = exports.run(exports.session(Path(model.removeprefix("file://")) / "model.onnx"), images)
+    recall = (said.argmax(axis=1)[labels == 0] == 0).mean()
+    assert project.findings()["registry.class"][0]["limit"] == pytest.approx(recall - 0.05)
+
+
+def test_files_that_do_not_belong_together_are_refused(project: Any) -> None:
+    (project.folder / "student/model.safetensors").write_bytes(b"another checkpoint")
+    Report(step="check", passed=False).write(project.folder / "check/report.json")
+    with pytest.raises(FindingsError, match=r"registry\.proofs"):
+        project.register()
+    subjects = [finding["subject"] for finding in project.findings()["registry.proofs"]]
+    assert subjects == ["model.onnx", "check/report.json"]
+    assert not (project.folder / "outputs/register/registered.json").exists()
+
+
+def test_without_the_tracker_there_is_no_registration(project: Any) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        params = project.params(tracking_uri=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(RetortError, match="run 'retort register' again"):
+            project.register(params)
+        with pytest.raises(RetortError, match="run 'retort rollback' again"):
+            rollback(params)
+    report = read_json(project.folder / "outputs/register/report.json")
+    assert report["passed"] is False
