@@ -166,7 +166,7 @@ def macro_recall(actual: np.ndarray, predicted: np.ndarray) -> float:
 def looks_flat(first_loss: float, loss: float, top1: float, labels: np.ndarray) -> bool:
     """Whether nothing was learnt: the loss stays where it began, and guessing would do as well."""
     guess = np.unique(labels, return_counts=True)[1].max() / len(labels)
-    return loss > FLAT * first_loss and top1 <= 1.1 * guess
+    return bool(loss > FLAT * first_loss and top1 <= 1.1 * guess)
 
 
 class Stop(Exception):  # noqa: N818

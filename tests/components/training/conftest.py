@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from components.audit.plan import Plan, Sampling
 from components.dataset import manifest
+from components.models.params import Arch
 from components.training.params import DistillParams
 
 ARCH = "test_efficientnet"  # timm's own network for tests: a third of a million parameters
@@ -23,17 +25,14 @@ CLASSES = 4
 SPLITS = ["train"] * 6 + ["val", "val", "test", "unlabeled"]
 
 
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """160 digits as PNG files and their manifest, in a folder of its own that is the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RETORT_STATE", ".retort")
+def write_data(folder: Path) -> None:
+    """160 digits as PNG files, their manifest and a plan."""
     digits = load_digits(n_class=CLASSES)
     rows: list[dict[str, Any]] = []
     for i, (image, label) in enumerate(zip(digits.images[:160], digits.target[:160], strict=True)):
         split = SPLITS[i % len(SPLITS)]
         path = f"{split}/{i:03}.png"
-        target = tmp_path / "images" / path
+        target = folder / "images" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 255 / 16).astype(np.uint8)).save(target)
         rows.append(
@@ -47,16 +46,90 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             }
         )
     table = pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
-    manifest.write(table, tmp_path / "data/clean.parquet")
-    plan = Plan(sampling=Sampling(by_class={0: 1.5}))
-    plan.write(tmp_path / "outputs/audit/plan.json")
+    manifest.write(table, folder / "data/clean.parquet")
+    Plan(sampling=Sampling(by_class={0: 1.5})).write(folder / "outputs/audit/plan.json")
+
+
+def train(module: Any, arch: Arch, folder: Path, steps: int) -> None:
+    """A few real steps on all training images at once."""
+    import torch
+
+    from components.models import build
+    from components.training import loader
+
+    samples = loader.open_samples(folder / "data/clean.parquet", str(folder / "images"), SIZE)
+    rows = samples.rows("train")
+    pixels = loader.Views(samples, "none", 0).__getitems__(loader.pairs(rows, loader.PLAIN))
+    inputs = loader.Normalise(*build.preprocessing(arch), torch.device("cpu"))(pixels)
+    labels = torch.from_numpy(samples.labels[rows])
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(inputs), labels).backward()
+        optimizer.step()
+
+
+def write_networks(folder: Path) -> None:
+    """outputs/weights: a network that a few steps have trained. outputs/teacher: it, with more of them."""
+    import torch
+    from safetensors.torch import save_file
+
+    from components.models import build, checkpoint
+    from components.models.card import Lineage, ModelCard
+
+    torch.manual_seed(1)
+    torch.set_num_threads(1)
+    arch = Arch(name=ARCH)
+    module = build.create(arch, CLASSES)
+    train(module, arch, folder, 6)
+    names = build.create(arch, 0).state_dict()
+    tensors = {name: module.state_dict()[name].clone() for name in names}
+    weights = folder / "outputs/weights"
+    weights.mkdir(parents=True)
+    lineage = '{"lineage": [{"source": "start.safetensors", "sha256": "00", "coverage": 1.0}]}'
+    for who in ("teacher", "student"):
+        save_file(tensors, str(weights / f"{who}.safetensors"))
+        (weights / f"{who}.json").write_text(lineage, encoding="utf-8")
+    train(module, arch, folder, 10)
+    mean, std = build.preprocessing(arch)
+    card = ModelCard(
+        arch=arch,
+        class_names=[f"digit {label}" for label in range(CLASSES)],
+        input_size=[3, SIZE, SIZE],
+        mean=list(mean),
+        std=list(std),
+        data_fingerprint=manifest.fingerprint(folder / "data/clean.parquet"),
+        lineage=[Lineage(source="start.safetensors", sha256="00", coverage=1.0)],
+        sha256="",
+    )
+    teacher = folder / "outputs/teacher"
+    teacher.mkdir()
+    checkpoint.save(teacher / "model.safetensors", teacher / "model.json", module.eval(), card)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after the steps before training; tests get copies of it."""
+    folder = tmp_path_factory.mktemp("project")
+    write_data(folder)
+    write_networks(folder)
+    return folder
+
+
+@pytest.fixture
+def data(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A project of the test's own, which is the working directory."""
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETORT_STATE", ".retort")
+    table = manifest.read(tmp_path / "data/clean.parquet")
     return SimpleNamespace(
         manifest=tmp_path / "data/clean.parquet",
         plan=tmp_path / "outputs/audit/plan.json",
+        weights=tmp_path / "outputs/weights",
+        teacher=tmp_path / "outputs/teacher",
         root=str(tmp_path / "images"),
-        paths=[row["path"] for row in rows],
-        labels=np.array([row["label"] for row in rows]),
-        splits=np.array([row["split"] for row in rows]),
+        paths=table["path"].to_pylist(),
     )
 
 
@@ -87,35 +160,12 @@ def params(data: SimpleNamespace) -> DistillParams:
 
 
 @pytest.fixture
-def weights(data: SimpleNamespace, tmp_path: Path) -> Path:
-    """The folder outputs/weights: a network of the same kind that a few real steps have trained."""
-    import torch
-    from safetensors.torch import save_file
+def weights(data: SimpleNamespace) -> Path:
+    """The folder outputs/weights."""
+    return data.weights
 
-    from components.models import build
-    from components.models.params import Arch
-    from components.training import loader
 
-    torch.manual_seed(1)
-    torch.set_num_threads(1)
-    samples = loader.open_samples(data.manifest, data.root, SIZE)
-    rows = samples.rows("train")
-    pixels = loader.Views(samples, "none", 0).__getitems__(loader.pairs(rows, loader.PLAIN))
-    arch = Arch(name=ARCH)
-    module = build.create(arch, CLASSES)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    inputs = loader.Normalise(*build.preprocessing(arch), torch.device("cpu"))(pixels)
-    labels = torch.from_numpy(samples.labels[rows])
-    for _ in range(6):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(inputs), labels).backward()
-        optimizer.step()
-    backbone = build.create(arch, 0).state_dict()
-    tensors = {name: module.state_dict()[name].contiguous() for name in backbone}
-    folder = tmp_path / "outputs/weights"
-    folder.mkdir(parents=True)
-    lineage = '{"lineage": [{"source": "start.safetensors", "sha256": "00", "coverage": 1.0}]}'
-    for who in ("teacher", "student"):
-        save_file(tensors, str(folder / f"{who}.safetensors"))
-        (folder / f"{who}.json").write_text(lineage, encoding="utf-8")
-    return folder
+@pytest.fixture
+def teacher(data: SimpleNamespace) -> Path:
+    """The folder outputs/teacher."""
+    return data.teacher

@@ -1,0 +1,222 @@
+"""The gate before distillation: each fault of row 2.3 closes it, and it opens for exactly what passed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from components.common.errors import FindingsError, RetortError
+from components.common.findings import Finding, read_report
+from components.models import build, checkpoint
+from components.models.card import read_card
+from components.training import gate
+from components.training.check import check, constant_share, correlations, reference
+from components.training.params import CheckParams, DistillParams
+
+Judge = Callable[..., dict[str, Finding]]
+
+
+@pytest.fixture
+def judge(
+    data: SimpleNamespace, params: DistillParams, weights: Path, teacher: Path, tmp_path: Path
+) -> Judge:
+    """Run the check with some values changed; the findings by rule."""
+
+    def run(**changes: dict[str, Any]) -> dict[str, Finding]:
+        values = params.model_dump(by_alias=True)
+        for section, change in changes.items():
+            values[section] = {**values[section], **change}
+        out = tmp_path / "outputs/check"
+        failed = False
+        try:
+            check(CheckParams.model_validate(values), manifest=data.manifest, teacher=teacher,
+                  weights=weights, out=out)  # fmt: skip
+        except FindingsError:
+            failed = True
+        report = read_report(out / "report.json")
+        assert report.passed is not failed
+        assert (out / gate.FILE).exists() is not failed, "a gate is written only when it is open"
+        return {finding.rule: finding for finding in report.findings}
+
+    return run
+
+
+def levels(findings: dict[str, Finding]) -> dict[str, str]:
+    return {rule.removeprefix("distill."): finding.level for rule, finding in findings.items()}
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change a teacher's tensors, and its card with them: a valid file of wrong content."""
+    card = read_card(folder / "model.json")
+    module, _ = checkpoint.load(folder)
+    tensors = module.state_dict()
+    change(tensors)
+    module.load_state_dict(tensors)
+    checkpoint.save(folder / "model.safetensors", folder / "model.json", module, card)
+
+
+def test_the_gate_opens_when_nothing_is_wrong(judge: Judge) -> None:
+    found = judge()
+    assert set(levels(found).values()) == {"info"}
+    assert set(levels(found)) == {"teacher_accuracy", "teacher_weights", "student_weights", "initial_lr"}
+    assert 0.3 <= found["distill.teacher_accuracy"].measured <= 1
+
+
+def test_a_weak_teacher(judge: Judge, teacher: Path) -> None:
+    def forget(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if name.startswith("classifier"):
+                tensors[name] = torch.zeros_like(tensors[name])
+
+    rewrite(teacher, forget)
+    found = judge(distill={"min_teacher_accuracy": 0.6})
+    assert levels(found)["teacher_accuracy"] == "error"
+    assert found["distill.teacher_accuracy"].measured < 0.6
+    assert (
+        levels(judge(distill={"min_teacher_accuracy": 0.6}, checks={"waive": ["distill.teacher_accuracy"]}))[
+            "teacher_accuracy"
+        ]
+        == "warning"
+    )
+
+
+def test_a_teacher_of_random_weights(judge: Judge, teacher: Path, params: DistillParams) -> None:
+    torch.manual_seed(99)
+    random = build.create(params.teacher.arch, 4).state_dict()
+    rewrite(teacher, lambda tensors: tensors.update(random))
+    found = judge(distill={"min_teacher_accuracy": 0.0})
+    assert levels(found)["teacher_weights"] == "error"
+    assert "never trained" in found["distill.teacher_weights"].message
+    assert "do not resemble" in found["distill.teacher_weights"].message
+
+
+def test_a_teacher_that_is_still_what_it_started_from(judge: Judge, teacher: Path, weights: Path) -> None:
+    start = load_file(str(weights / "teacher.safetensors"))
+    rewrite(teacher, lambda tensors: tensors.update(start))
+    found = judge(distill={"min_teacher_accuracy": 0.0})
+    assert levels(found)["teacher_weights"] == "error"
+    assert "still what it started from" in found["distill.teacher_weights"].message
+
+
+def test_a_teacher_of_other_data(judge: Judge, teacher: Path) -> None:
+    card = read_card(teacher / "model.json").model_copy(update={"data_fingerprint": "0" * 64})
+    card.write(teacher / "model.json")
+    found = judge()
+    assert levels(found)["teacher_weights"] == "error"
+    assert "other data" in found["distill.teacher_weights"].message
+
+
+def test_a_teacher_of_other_classes_or_size_is_refused(judge: Judge, teacher: Path) -> None:
+    card = read_card(teacher / "model.json")
+    card.model_copy(update={"class_names": ["a", "b", "c", "d"]}).write(teacher / "model.json")
+    with pytest.raises(RetortError, match="named otherwise"):
+        judge()
+    card.model_copy(update={"input_size": [3, 64, 64]}).write(teacher / "model.json")
+    with pytest.raises(RetortError, match="trained at 64 px"):
+        judge()
+
+
+def test_a_student_of_random_weights(judge: Judge, weights: Path, params: DistillParams) -> None:
+    random = build.create(params.student.arch, 0).state_dict()
+    save_file(random, str(weights / "student.safetensors"))
+    found = judge()
+    assert levels(found)["student_weights"] == "error"
+    assert "not trained weights" in found["distill.student_weights"].message
+    assert levels(judge(student={"weights": "none"}))["student_weights"] == "error"
+
+
+def test_a_student_with_values_that_are_not_numbers(judge: Judge, weights: Path) -> None:
+    path = weights / "student.safetensors"
+    tensors = load_file(str(path))
+    tensors["conv_stem.weight"][0] = torch.nan
+    save_file(tensors, str(path))
+    assert levels(judge())["student_weights"] == "error"
+
+
+def test_a_student_whose_file_lacks_a_tensor(judge: Judge, weights: Path) -> None:
+    path = weights / "student.safetensors"
+    tensors = load_file(str(path))
+    tensors.pop("conv_stem.weight")
+    save_file(tensors, str(path))
+    with pytest.raises((RetortError, AssertionError), match="conv_stem"):  # told by loading, or by the gate
+        assert levels(judge())["student_weights"] == "info", "conv_stem.weight is not in the file"
+
+
+@pytest.mark.parametrize(
+    ("lr", "workers", "level"),
+    # the reference is 0.1 at 24 images: as much at 2 x 12, half of it at 1 x 12
+    [(0.1, 2, "info"), (0.11, 2, "error"), (0.05, 1, "info"), (0.06, 1, "error"), (0.2, 4, "info")],
+)
+def test_the_learning_rate_is_scaled_by_the_total_batch(
+    judge: Judge, lr: float, workers: int, level: str
+) -> None:
+    found = judge(student={"lr": {"initial": lr}}, ray={"workers": workers})
+    assert levels(found)["initial_lr"] == level
+    assert found["distill.initial_lr"].limit == pytest.approx(0.05 * workers)
+
+
+def test_an_unknown_limit_is_a_warning(judge: Judge) -> None:
+    found = judge(distill={"reference_lr": None, "reference_batch": None})
+    assert levels(found)["initial_lr"] == "warning"
+    with pytest.raises(RetortError, match="go together"):
+        judge(distill={"reference_lr": 0.1, "reference_batch": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet50d", (0.1, 256)),
+        ("resnet50d.ra2_in1k", (0.1, 256)),
+        ("mobilenetv3_small_100", (1.3, 2048)),
+        ("mobilenetv3_small_100_paddle", (1.3, 2048)),
+        ("resnet18_vd", (0.1, 256)),
+        ("tf_efficientnet_lite0", None),
+    ],
+)
+def test_the_table_of_recipes(name: str, expected: tuple[float, int] | None) -> None:
+    known = reference(CheckParams.model_validate({"student": {"arch": {"name": name}}}))
+    assert (known[:2] if known else None) == expected
+
+
+def test_the_gate_is_for_exactly_what_passed(
+    judge: Judge, data: SimpleNamespace, params: DistillParams, weights: Path, teacher: Path, tmp_path: Path
+) -> None:
+    judge()
+    folder = tmp_path / "outputs/check"
+    files = gate.inputs(data.manifest, teacher, weights)
+    gate.demand(folder, params, files)
+
+    other = params.model_copy(update={"student": params.student.model_copy(update={"weights": "other"})})
+    with pytest.raises(RetortError, match=r"student\.weights.*start\.safetensors.*other.*retort check"):
+        gate.demand(folder, other, files)
+
+    with (weights / "student.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(RetortError, match=r"outputs/weights/student\.safetensors: not the file that passed"):
+        gate.demand(folder, params, files)
+
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**report, "passed": False}))
+    with pytest.raises(RetortError, match="did not pass"):
+        gate.demand(folder, params, files)
+
+    (folder / "report.json").unlink()
+    with pytest.raises(RetortError, match="retort check"):
+        gate.demand(folder, params, files)
+
+
+def test_constant_share_tells_new_networks_from_trained_ones(params: DistillParams, weights: Path) -> None:
+    assert constant_share(build.create(params.student.arch, 4).state_dict()) > 0.8
+    assert constant_share(load_file(str(weights / "student.safetensors"))) < 0.2
+
+
+def test_correlation_of_kernels() -> None:
+    a = torch.arange(9.0).view(3, 3)
+    assert correlations({"k": a}, {"k": a * 2 + 1}) == pytest.approx([1.0])
+    assert correlations({"k": a}, {"k": -a}) == pytest.approx([-1.0])
+    assert correlations({"k": a}, {"other": a}) == []

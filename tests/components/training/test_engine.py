@@ -1,0 +1,98 @@
+"""The parts of the training loop that need no cluster."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from components.audit.plan import Plan, read_plan
+from components.models.params import LearningRate, Optimizer
+from components.training import engine, session
+from components.training.params import DistillParams
+
+
+def test_cosine_rises_then_falls_to_zero() -> None:
+    lr = LearningRate(initial=0.1, schedule="cosine")
+    rates = [engine.rate(lr, step, 101, 4) for step in range(101)]
+    assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert max(rates) == rates[4] == 0.1
+    assert rates[-1] < 0.001
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_step_and_constant_schedules() -> None:
+    step = LearningRate(initial=1.0, schedule="step")
+    assert [engine.rate(step, at, 90, 0) for at in (0, 29, 31, 59, 61, 89)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    assert engine.rate(LearningRate(initial=0.3, schedule="constant"), 80, 90, 0) == 0.3
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    decayed, spared = engine.make_optimizer(module, Optimizer(weight_decay=0.1)).param_groups
+    assert [p.ndim for p in decayed["params"]] == [4]
+    assert decayed["weight_decay"] == 0.1
+    assert len(spared["params"]) == 3
+    assert spared["weight_decay"] == 0.0
+
+
+def test_a_row_drawn_again_is_counted() -> None:
+    assert engine.occurrence(np.array([5, 3, 5, 5, 3, 8])).tolist() == [0, 0, 1, 2, 1, 0]
+
+
+def test_macro_recall_is_the_mean_over_classes_that_occur() -> None:
+    actual, predicted = np.array([0, 0, 0, 0, 2]), np.array([0, 0, 0, 1, 1])
+    assert engine.macro_recall(actual, predicted) == pytest.approx((0.75 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "loss", "top1", "flat"),
+    [
+        (2.303, 2.301, 0.1, True),  # stuck at ln 10, guessing
+        (2.303, 2.301, 0.5, False),  # it recognises half of them: it learns
+        (2.303, 1.5, 0.1, False),  # the loss moves
+        (0.02, 0.02, 0.99, False),  # nothing left to learn
+    ],
+)
+def test_flat_means_no_better_than_guessing(first: float, loss: float, top1: float, flat: bool) -> None:
+    labels = np.arange(100) % 10
+    assert engine.looks_flat(first, loss, top1, labels) is flat
+
+
+def make_job(data: SimpleNamespace, params: DistillParams, start: Path | None) -> engine.Job:
+    return session.make_job(
+        params, params.teacher, params.ray, params.data, data.manifest, read_plan(data.plan), start,
+        (engine.Phase("finetune", "teacher", 3, params.teacher.lr),),
+    )  # fmt: skip
+
+
+def test_checkpoints_belong_to_exactly_one_job(
+    data: SimpleNamespace, params: DistillParams, weights: Path
+) -> None:
+    job = make_job(data, params, weights / "teacher.safetensors")
+    assert make_job(data, params, weights / "teacher.safetensors").key() == job.key()
+    others = [
+        replace(job, seed=4),
+        replace(job, start=None),
+        replace(job, workers=3),
+        replace(job, plan=Plan()),
+        replace(job, optimizer=Optimizer(momentum=0.8)),
+        replace(job, phases=(engine.Phase("finetune", "teacher", 4, params.teacher.lr),)),
+    ]
+    assert len({job.key(), *(other.key() for other in others)}) == len(others) + 1
+
+
+def test_the_same_seed_gives_the_same_network(
+    data: SimpleNamespace, params: DistillParams, weights: Path
+) -> None:
+    def head(seed: int, start: Path | None) -> list[torch.Tensor]:
+        return list(engine.create_network(params.student.arch, 4, start, seed).state_dict().values())
+
+    start = weights / "student.safetensors"
+    torch.rand(5)
+    assert all(torch.equal(a, b) for a, b in zip(head(1, start), head(1, start), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(head(1, start), head(2, start), strict=True))
