@@ -190,11 +190,7 @@ class Tracker:
         self._replay.advance()
         if final:
             self._entry.remove()
-            until = time.monotonic() + LEFTOVER_SECONDS
-            for entry in _leftovers(self._uri):
-                with entry.held() as mine:
-                    if mine and time.monotonic() < until:
-                        _replay_whole(entry, self._uri)
+            _send_leftovers(self._uri)
 
     def _warn(self, message: str) -> None:
         if not self._warned:
@@ -206,10 +202,11 @@ def sync(registry: Registry) -> dict[str, int]:
     """Send everything in the spool: ``{"sent": steps, "running": steps left to their own process}``.
 
     Raises:
-        RetortError: when the tracker does not answer; what it did not take stays in the spool.
+        RetortError: when the tracker does not answer, or does not take a step; what it did not take stays.
     """
     counts = {"sent": 0, "running": 0}
     uri = tracking_uri(registry)
+    failed: list[str] = []
     for entry in _leftovers():
         with entry.held() as mine:
             if not mine:
@@ -219,12 +216,15 @@ def sync(registry: Registry) -> dict[str, int]:
                 reach(uri)
                 with client_settings(30, retries=2):
                     _replay_whole(entry, uri)
-            except Exception as error:
-                raise RetortError(
-                    f"registry.tracking_uri: {public_uri(uri)} does not answer ({first_line(error)}); "
-                    f"{counts['sent']} steps were sent, the others stay in {entry.folder.parent}"
-                ) from error
-            counts["sent"] += 1
+                counts["sent"] += 1
+            except Exception as error:  # noqa: BLE001 - told below, all at once
+                failed.append(first_line(error))
+    if failed:
+        raise RetortError(
+            f"registry.tracking_uri: {public_uri(uri)} did not take {len(failed)} steps ({failed[0]}); "
+            f"{counts['sent']} were sent.\nStart it, or correct the address, and run 'retort sync' again: "
+            f"what it did not take stays in {state_dir('spool')}"
+        )
     return counts
 
 
@@ -389,6 +389,19 @@ def _leftovers(uri: str | None = None) -> list[_Entry]:
     return [entry for _, _, entry in sorted(found, key=lambda item: item[:2])]
 
 
+def _send_leftovers(uri: str) -> None:
+    """Send what earlier steps could not, for a short while; where it fails, 'retort sync' says why."""
+    until = time.monotonic() + LEFTOVER_SECONDS
+    for entry in _leftovers(uri):
+        with entry.held() as mine:
+            if not mine or time.monotonic() > until:
+                continue
+            try:
+                _replay_whole(entry, uri)
+            except Exception:  # noqa: BLE001 - that step has said so itself; this one was recorded
+                return
+
+
 def _replay_whole(entry: _Entry, uri: str) -> None:
     """Replay an entry whose process is gone, and remove it."""
     entry.close()
@@ -488,7 +501,10 @@ class _Replay:
             self._doubtful = True
         self.run_id = child.info.run_id
         _log_params(client, self.run_id, start["params"])
-        _log_params(client, self.parent_run_id, start["params"])
+        # the parent keeps the first value, should a step of the same run have been told another
+        known = parent.data.params
+        new = {key: value for key, value in start["params"].items() if _name(key) not in known}
+        _log_params(client, self.parent_run_id, new)
         client.set_tag(self.parent_run_id, f"step.{start['step']}", f"RUNNING {self.run_id}")
         if parent.data.tags.get("retort.id") == start["parent"]["id"]:  # an adopted one has its own owner
             client.update_run(self.parent_run_id, status="RUNNING")

@@ -146,6 +146,16 @@ def test_a_step_that_fails_is_recorded_as_failed() -> None:
     assert client().search_runs([experiment], query)[0].info.status == "FINISHED"
 
 
+def test_a_parameter_that_changes_within_a_run_keeps_its_first_value_on_the_parent() -> None:
+    run_step(params(), "ingest", "outputs/ingest")
+    changed = StepParams.model_validate({**params().model_dump(by_alias=True), "global": {"seed": 8}})
+    run_step(changed, "validate", "outputs/validate")
+    found = runs()
+    seeds = [run.data.params["global.seed"] for run in (found["validate"], parent_of(found))]
+    assert seeds == ["8", "7"]
+    assert spooled() == []
+
+
 def test_a_large_file_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     with step("benchmark", params(), Path("outputs/benchmark")) as run:
         path = Path("outputs/benchmark/results.csv")
@@ -171,7 +181,7 @@ def test_what_a_killed_server_missed_is_synced_and_never_doubled(
     assert before == [(0, 0.5)], "values appear while the step runs"
     assert capsys.readouterr().err.count("tracking:") == 1
     assert len(spooled()) == 1
-    with pytest.raises(RetortError, match="does not answer"):
+    with pytest.raises(RetortError, match="did not take 1 steps"):
         tracking.sync(p.registry)
 
     mlflow_server.start()
