@@ -57,22 +57,18 @@ def _tables(
     page: Page, results: Sequence[Result], chosen: dict[str, Any], costs: Sequence[tuple[str, float]]
 ) -> None:
     page.table(
-        "Answers",
-        ["when", "take", "p50, ms", "images/s", "size", "top-1", "why"],
+        "What matters",
+        ["what", "take", "threads", "batch", "p50, ms", "images/s", "size", "top-1"],
         [
             [
-                need,
-                f"{answer['model']}, {answer['engine']} {answer['precision']}, threads {answer['threads']}, "
-                f"batch {answer['batch']}",
-                answer["p50_ms"],
-                round(answer["throughput"]),
-                human_bytes(answer["size_bytes"]),
-                f"{answer['val_top1']:.2%}",
-                answer["why"],
+                need, f"{answer['model']}, {answer['engine']} {answer['precision']}", answer["threads"],
+                answer["batch"], answer["p50_ms"], round(answer["throughput"]),
+                human_bytes(answer["size_bytes"]), f"{answer['val_top1']:.2%}",
             ]
             for need, answer in chosen["answers"].items()
         ],
-    )
+        note="; ".join(f"{need}: {answer['why']}" for need, answer in chosen["answers"].items()) + ".",
+    )  # fmt: skip
     if chosen["student_against_teacher"]:
         page.table(
             "Student against teacher, side by side",

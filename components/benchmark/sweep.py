@@ -210,10 +210,10 @@ def _rounds(
     order = list(runs)
     timings = {config: Timing() for config in runs}
     for index in range(rounds):
+        if index >= MIN_ROUNDS and time.perf_counter() - started > seconds:
+            break
         shuffle.shuffle(order)
         for config in order:
-            if index >= MIN_ROUNDS and time.perf_counter() - started > seconds:
-                break
             run, _ = runs[config]
             run()  # brings the model back into the caches, as in a service that is busy
             calls: list[float] = []

@@ -103,7 +103,8 @@ def prove(
     Every file runs in batches as they come and, for the first ``SINGLES`` images, one by one: a graph with
     its batch fixed at 1, or at the size it was traced with, gives itself away.
     """
-    opened = {name: exported.session(path) for name, (path, _) in files.items()}
+    # one thread: on a machine that is busy, threads that wait for each other take several times as long
+    opened = {name: exported.session(path, threads=1) for name, (path, _) in files.items()}
     abouts = {name: exported.describe(opened[name], path) for name, (path, _) in files.items()}
     compared = {
         name: {"batches": Comparison(tolerance), "single images": Comparison(tolerance)}
