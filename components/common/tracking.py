@@ -295,7 +295,10 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         if uri.startswith("sqlite:///"):
             location = Path(uri.removeprefix("sqlite:///")).with_name("artifacts").as_uri()
         try:
-            return client.create_experiment(name, location)
+            # the kind opens MLflow's pages on runs and metrics, not on conversations and prompts
+            return client.create_experiment(
+                name, location, tags={"mlflow.experimentKind": "custom_model_development"}
+            )
         except MlflowException:  # another process was quicker
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -671,13 +674,15 @@ def _pipeline_run(step: str, uri: str, experiment: str) -> dict[str, Any]:
         return known
     commit, dirty = _git()
     revision = f" {commit[:7]}{'+' if dirty else ''}" if commit else ""
+    started = time.time()
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started))
     record = {
         "id": stable_id,
         "key": key,
         "adopt": adopt,
-        "name": command + revision,
+        "name": f"{command}{revision}, {when}",  # unlike others, in the legends of charts too
         "command": command,
-        "started": int(time.time() * 1000),
+        "started": int(started * 1000),
         "commit": commit,
         "dirty": dirty,
         "uri": uri,
