@@ -97,7 +97,7 @@ def _answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise RetortError(f"ray.address: '{address}': {error.strerror or error}; {advice}") from None
-    import grpc
+    import grpc  # type: ignore[import-untyped]
 
     channel = grpc.insecure_channel(f"{host}:{port}")
     try:
@@ -108,6 +108,20 @@ def _answers(address: str) -> None:
         ) from None
     finally:
         channel.close()
+
+
+class Mailbox:
+    """An actor that holds what rank 0 said until the driver asks."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
 
 def fit(
@@ -133,21 +147,7 @@ def fit(
 
     _drop_torn_snapshot(folder)
 
-    @ray.remote(num_cpus=0)
-    class Mailbox:
-        """Holds what rank 0 said until the driver asks."""
-
-        def __init__(self) -> None:
-            self._events: list[Event] = []
-
-        def put(self, event: Event) -> None:
-            self._events.append(event)
-
-        def take(self) -> list[Event]:
-            events, self._events = self._events, []
-            return events
-
-    mailbox = Mailbox.remote()
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     outcome: dict[str, Any] = {}
     config = {**config, "mailbox": mailbox}
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster

@@ -197,7 +197,8 @@ class Worker:
         self.unlabelled = np.empty(0, dtype=np.int64)  # those chosen
         self.criterion = losses.from_plan(job.plan, len(job.class_names)).to(self.device)
         self.divergence = losses.JSDivergence()
-        self.normalise = Normalise(*build.preprocessing(job.arch), self.device)
+        mean, std = build.preprocessing(job.arch)
+        self.normalise = Normalise(mean, std, self.device)
         self.teacher: soft_labels.Teacher | None = None
         self.crops: list[soft_labels.SoftLabels] = []
         self._told = 0.0
@@ -241,7 +242,7 @@ class Worker:
         module = create_network(job.arch, len(job.class_names), job.start, job.seed)
         if net in self.state["nets"]:
             module.load_state_dict(self.state["nets"][net])
-        return module.to(self.device, memory_format=torch.channels_last)
+        return module.to(self.device).to(memory_format=torch.channels_last)
 
     def _restore(self) -> None:
         import ray.train

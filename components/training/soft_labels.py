@@ -26,7 +26,7 @@ class Teacher:
     def __init__(self, folder: Path, device: torch.device) -> None:
         module, card = checkpoint.load(folder)
         self.card: ModelCard = card
-        self._module: nn.Module = module.to(device, memory_format=torch.channels_last).eval()
+        self._module: nn.Module = module.to(device).to(memory_format=torch.channels_last).eval()
         self._module.requires_grad_(False)
         self._normalise = Normalise(card.mean, card.std, device)
 
