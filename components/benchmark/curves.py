@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, distinct for colour-blind readers; the marker tells families apart without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FILLS = {"fp32": "full", "int8": "none", "bf16": "left"}
 BUDGET_SHOWN = 3  # a budget beyond this many times the slowest would squeeze all points together
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -76,9 +77,8 @@ def cost_figure(results: Sequence[Result]) -> Figure:
         _names(axes, best, value)
         axes.set_xlabel(label)
         _finish(axes, best, [value(result) for result in best])
+        axes.get_legend().remove()  # the same markers as in the figure of latency
     right.set_ylabel("")
-    if (legend := right.get_legend()) is not None:
-        legend.remove()
     return figure
 
 
@@ -93,20 +93,30 @@ def _styles(results: Sequence[Result]) -> dict[str, tuple[str, str]]:
 def _families(
     axes: Any, best: Sequence[Result], styles: dict[str, tuple[str, str]], value: Callable[[Result], float]
 ) -> None:
+    """A line for each family and precision; a hollow marker is int8, a half-filled one bf16."""
+    precisions = sorted({result.precision for result in best}, key=list(FILLS).index)
     for family, (colour, marker) in styles.items():
-        points = sorted((value(r), 100 * r.val_top1) for r in best if r.family == family)
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=family, markersize=8)
+        for precision in precisions:
+            points = sorted(
+                (value(r), 100 * r.val_top1) for r in best if (r.family, r.precision) == (family, precision)
+            )
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), marker=marker, color=colour, markersize=8, linewidth=1.2,
+                    fillstyle=FILLS[precision], markerfacecoloralt="white",
+                    label=f"{family} {precision}" if len(precisions) > 1 else family,
+                )  # fmt: skip
 
 
 def _names(axes: Any, best: Sequence[Result], value: Callable[[Result], float]) -> None:
-    several = len({result.precision for result in best}) > 1
-    for result in best:
-        # up and to the left: away from a family's line, which rises to the right
+    """Each model's name once, at its leftmost point: above what is most accurate, below the others."""
+    top = max(result.val_top1 for result in best)
+    for model in dict.fromkeys(result.model for result in best):
+        result = min((r for r in best if r.model == model), key=value)
+        above = result.val_top1 == top
         axes.annotate(
-            f"{result.model} {result.precision}" if several else result.model,
-            (value(result), 100 * result.val_top1), xytext=(-7, 6), textcoords="offset points", ha="right",
-            va="bottom", fontsize=9,
+            model, (value(result), 100 * result.val_top1), xytext=(0, 8 if above else -8), ha="center",
+            textcoords="offset points", va="bottom" if above else "top", fontsize=9,
         )  # fmt: skip
 
 
@@ -119,4 +129,4 @@ def _finish(axes: Any, best: Sequence[Result], across: Sequence[float]) -> None:
     axes.set_ylabel("top-1 on validation, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="family", frameon=False, loc="lower right", fontsize=9)
+    axes.legend(title="family", frameon=False, loc="lower right", fontsize=8, title_fontsize=8)

@@ -39,7 +39,7 @@ def write(
     png.savefig(run.product(out / "curves.png"), dpi=150, bbox_inches="tight", format="png")
     pyplot.close(png)
     curve_note = "Validation split. Bold: the fastest configuration of each model; faint: all others."
-    cost_note = "The same models by size and by compute; a smaller number is not always a shorter time."
+    cost_note = "Lines and markers as above. A smaller number is not always a shorter time."
     alone = Page()
     for page in (run.page, alone):
         if page is run.page:
