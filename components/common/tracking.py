@@ -675,12 +675,12 @@ def _pipeline_run(step: str, uri: str, experiment: str) -> dict[str, Any]:
     commit, dirty = _git()
     revision = f" {commit[:7]}{'+' if dirty else ''}" if commit else ""
     started = time.time()
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started))
+    when = time.strftime("%m-%d %H:%M", time.localtime(started))
     record = {
         "id": stable_id,
         "key": key,
         "adopt": adopt,
-        "name": f"{command}{revision}, {when}",  # unlike others, in the legends of charts too
+        "name": f"{command} {when}{revision}",  # told apart in the narrow legends of charts too
         "command": command,
         "started": int(started * 1000),
         "commit": commit,
