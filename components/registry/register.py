@@ -133,7 +133,8 @@ class _Registration:
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
-        run_id = self.run.tracker.identity()["run_id"]
+        identity = self.run.tracker.identity()
+        run_id = identity["run_id"]
         if not run_id:
             raise RetortError(
                 "registry.tracking_uri: the tracker did not take this step's run, so the model would have no "
@@ -165,7 +166,8 @@ class _Registration:
         )
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        for run in (run_id, identity["parent_run_id"]):  # both rows of the UI's table show the model
+            client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])
         return client.create_model_version(
             self.versions.name,
             source=f"models:/{logged.model_id}",

@@ -75,6 +75,9 @@ def test_a_registered_model_is_loaded_and_predicts_as_the_exported_file(
     assert [line.split("==")[0] for line in requirements] == ["mlflow", "numpy", "onnx", "onnxruntime"]
     version = connect(uri).get_model_version("digits", "1")
     assert version.tags["data.fingerprint"] == registered["data_fingerprint"]
+    outputs = connect(uri).get_run(registered["parent_run_id"]).outputs.model_outputs
+    shown = [f"models:/{output.model_id}" for output in outputs]
+    assert shown == [version.source], "the pipeline's run shows its model"
 
 
 def test_no_user_image_goes_along_where_none_may_be_shown(project: Any, loads_from: Any) -> None:
