@@ -85,8 +85,9 @@ def _histogram(db: duckdb.DuckDBPyConnection) -> Figure:
 
 def _sheets(run: Run, db: duckdb.DuckDBPyConnection, root: str) -> None:
     sample = db.execute(
-        """select path, coalesce(class_name, 'unlabelled') || case when source = 'real' then '' else ', ' || source end
-        from m where row not in (select row from bad)
+        """select path, coalesce(class_name, label::varchar)
+            || case when source = 'real' then '' else ', ' || source end
+        from m where row not in (select row from bad) and split <> 'unlabeled'
         qualify row_number() over (partition by label, source order by sha256, path) <= 2
         and dense_rank() over (order by label) <= 13 order by label, source, path limit 48"""
     ).fetchall()
@@ -103,7 +104,8 @@ def _sheets(run: Run, db: duckdb.DuckDBPyConnection, root: str) -> None:
             [(thumbnail(root, path), f"{path}: {reason}") for path, reason in put_aside],
         )
     pairs = db.execute(
-        """select rule, path, other, detail from cases where rule in ('duplicates.near', 'leakage.near', 'duplicates.labels')
+        """select rule, path, other, detail from cases
+        where rule in ('duplicates.near', 'leakage.near', 'duplicates.labels')
         order by rule, path, other limit ?""",
         [SHEET // 2],
     ).fetchall()

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from components.common.page import render
 from components.common.storage import remove, replace
 from components.dataset.manifest import SOURCES, SPLITS, UNLABELED
 
@@ -46,6 +48,9 @@ def expectations(gx: Any, max_bad_share: float, class_num: int) -> dict[str, lis
     def between(column: str, low: float | None = None, high: float | None = None, **more: Any) -> Any:
         return e.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, **more)
 
+    def total(column: str, low: float | None = None, high: float | None = None, **more: Any) -> Any:
+        return e.ExpectColumnMaxToBeBetween(column=column, min_value=low, max_value=high, **more)
+
     return {
         "groups": [
             e.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS), **rule("manifest.split")),
@@ -64,19 +69,19 @@ def expectations(gx: Any, max_bad_share: float, class_num: int) -> dict[str, lis
             between("without_path", high=0, **rule("manifest.path")),
         ],
         "totals": [
-            between("train", low=1, **rule("splits.empty")),
-            between("val", low=1, **rule("splits.empty")),
-            between("classes", low=2, **rule("labels.classes")),
-            between("lowest_label", high=0, **rule("labels.start", "warning")),
-            between("gaps", high=0, **rule("labels.contiguous", "warning")),
-            between("unreadable", high=0, **rule("image.unreadable", "warning")),
-            between("bombs", high=0, **rule("image.bomb", "warning")),
-            between("exact_duplicates", high=0, **rule("duplicates.exact", "warning")),
-            between("near_duplicates", high=0, **rule("duplicates.near", "warning")),
-            between("contradicting_labels", high=0, **rule("duplicates.labels", "warning")),
-            between("exact_leaks", high=0, **rule("leakage.exact", "warning")),
-            between("near_leaks", high=0, **rule("leakage.near", "warning")),
-            between("quarantined_share", high=max_bad_share, **rule("validate.max_bad_share")),
+            total("train", low=1, **rule("splits.empty")),
+            total("val", low=1, **rule("splits.empty")),
+            total("classes", low=2, **rule("labels.classes")),
+            total("lowest_label", high=0, **rule("labels.start", "warning")),
+            total("gaps", high=0, **rule("labels.contiguous", "warning")),
+            total("unreadable", high=0, **rule("image.unreadable", "warning")),
+            total("bombs", high=0, **rule("image.bomb", "warning")),
+            total("exact_duplicates", high=0, **rule("duplicates.exact", "warning")),
+            total("near_duplicates", high=0, **rule("duplicates.near", "warning")),
+            total("contradicting_labels", high=0, **rule("duplicates.labels", "warning")),
+            total("exact_leaks", high=0, **rule("leakage.exact", "warning")),
+            total("near_leaks", high=0, **rule("leakage.near", "warning")),
+            total("quarantined_share", high=max_bad_share, **rule("validate.max_bad_share")),
         ],
     }
 
@@ -126,6 +131,7 @@ def run(
         for result in results.values():
             failures += [_failure(item) for item in result.results if not item.success]
     _without_network(staged)
+    _write_index(staged, list(results.values()))
     replace(staged, docs)
     return failures
 
@@ -175,9 +181,30 @@ def _without_network(site: Path) -> None:
         text = re.sub(r"<script\b.*?</script>", "", text, flags=re.DOTALL)
         text = re.sub(r"<link\b[^>]*>", "", text)
         text = re.sub(r"<footer\b.*?</footer>", "", text, flags=re.DOTALL)
+        text = re.sub(r"<source\b[^>]*>", "", text)
         text = re.sub(r'src="https://[^"]*"', f'src="{top}static/images/logo-long.png"', text)
         text = text.replace("</head>", f'<link rel="stylesheet" href="{top}static/retort.css"></head>', 1)
         page.write_text(text, encoding="utf-8")
+
+
+def _write_index(site: Path, results: list[Any]) -> None:
+    """The library's own index is drawn by scripts from elsewhere; this one is plain."""
+    rows = []
+    for result in sorted(results, key=lambda one: one.suite_name):
+        name, counts = result.suite_name, result.statistics
+        met = counts["successful_expectations"]
+        page = next(site.glob(f"validations/{name}/**/*.html")).relative_to(site)
+        rows.append(
+            f'<tr><td><a href="{quote(str(page))}">{name}</a></td>'
+            f"<td>{'met' if result.success else 'not met'}</td>"
+            f'<td class="number">{met} of {counts["evaluated_expectations"]}</td>'
+            f'<td><a href="expectations/{name}.html">the suite</a></td></tr>'
+        )
+    head = "<tr><th>table</th><th>verdict</th><th>expectations met</th><th></th></tr>"
+    body = (
+        f'<h1>Data Docs</h1><section><div class="wide"><table>{head}{"".join(rows)}</table></div></section>'
+    )
+    (site / "index.html").write_text(render("Data Docs", body), encoding="utf-8")
 
 
 STYLE = """

@@ -47,10 +47,10 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
     """
     with step("validate", params, out, {"data/manifest.parquet": manifest}) as run, _database() as db:
         manifests.check(manifest)
-        source = str(manifest).replace("'", "''")
+        source = str(manifest).replace("'", "''")  # a view takes no parameters
         db.execute(
-            "create view m as select file_row_number as row, * exclude (file_row_number) "
-            f"from read_parquet('{source}', file_row_number = true)"  # noqa: S608 - quoted above
+            "create view m as select file_row_number as row, * exclude (file_row_number) "  # noqa: S608
+            f"from read_parquet('{source}', file_row_number = true)"
         )
         db.execute(
             "create table cases (rule varchar, row bigint, path varchar, other varchar, detail varchar)"
@@ -109,13 +109,13 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
         )  # fmt: skip
         return False
     db.execute(
-        "create table seen (row bigint, rule varchar, problem varchar, sha256 varchar, width int, height int, "
-        "mode varchar, frames int, rotated boolean, contrast double, phash ubigint, look blob)"
+        "create table seen (row bigint, rule varchar, problem varchar, sha256 varchar, width int, "
+        "height int, mode varchar, frames int, rotated boolean, contrast double, phash ubigint, look blob)"
     )
     total = db.execute("select count(*) from m").fetchall()[0][0]
     order = "order by row" if wanted == "all" else f"order by md5(path), row limit {int(wanted)}"
     chosen = db.sql(f"select row, path from m {order}").to_arrow_table()  # noqa: S608
-    if params.data.source and isinstance(params.data.source, str) and params.data.source.startswith("s3://"):
+    if isinstance(params.data.source, str) and params.data.source.startswith("s3://"):
         s3.remember_store(s3.split(params.data.source)[0], params.data.s3)
     for start in range(0, chosen.num_rows, PORTION):
         portion = chosen.slice(start, PORTION)
@@ -135,13 +135,16 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
         "insert into cases select rule, row, path, '', problem from seen join m using (row) where rule <> ''"
     )
     db.execute(
-        "insert into cases select 'image.changed', row, m.path, '', 'the file is not the one that ingest read' "
-        "from seen join m using (row) where seen.rule = '' and m.sha256 is not null and seen.sha256 <> m.sha256"
+        """insert into cases
+        select 'image.changed', row, m.path, '', 'the file is not the one that ingest read'
+        from seen join m using (row)
+        where seen.rule = '' and m.sha256 is not null and seen.sha256 <> m.sha256"""
     )
     db.execute(
-        f"""insert into cases select 'image.size', row, m.path, '', seen.width || ' x ' || seen.height || ' pixels'
-        from seen join m using (row) where seen.rule = '' and (least(seen.width, seen.height) < {SMALLEST_SIDE}
-        or greatest(seen.width, seen.height) > {LONGEST} * least(seen.width, seen.height))"""  # noqa: S608
+        f"""insert into cases
+        select 'image.size', row, m.path, '', seen.width || ' x ' || seen.height || ' pixels'
+        from seen join m using (row) where seen.rule = ''
+        and (least(seen.width, seen.height) < {SMALLEST_SIDE} or greatest(seen.width, seen.height) > {LONGEST} * least(seen.width, seen.height))"""  # noqa: S608
     )
     _modes(run, db)
     return True
@@ -168,7 +171,8 @@ _SEEN = pa.schema(
 def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
     """Say what decoding does to images that are not plain RGB or grey."""
     modes = db.execute(
-        "select mode, count(*) from seen where rule = '' and mode not in ('RGB', 'L') group by mode order by 2 desc, 1"
+        "select mode, count(*) from seen where rule = '' and mode not in ('RGB', 'L') "
+        "group by mode order by 2 desc, 1"
     ).fetchall()
     if modes:
         run.find(
@@ -182,12 +186,14 @@ def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
     ).fetchall()[0]
     if rotated:
         run.find(
-            "image.exif", "info", "orientation", f"{rotated:,} images carry an EXIF rotation, which every step applies.",
+            "image.exif", "info", "orientation",
+            f"{rotated:,} images carry an EXIF rotation, which every step applies.",
             measured=rotated,
         )  # fmt: skip
     if animated:
         run.find(
-            "image.frames", "info", "animated", f"{animated:,} images have several frames; the first one counts.",
+            "image.frames", "info", "animated",
+            f"{animated:,} images have several frames; the first one counts.",
             measured=animated,
         )  # fmt: skip
 
@@ -197,7 +203,8 @@ def _same_content(db: duckdb.DuckDBPyConnection) -> None:
     # 64-bit hashes of the hashes first: a table of 43 million hexadecimal strings would not stay in memory
     db.execute(
         """create table same as
-        with often as (select hash(sha256) as h from m where sha256 is not null group by h having count(*) > 1)
+        with often as
+            (select hash(sha256) as h from m where sha256 is not null group by h having count(*) > 1)
         select row, path, label, split, source, sha256 from m where hash(sha256) in (select h from often)"""
     )
     db.execute(
@@ -205,13 +212,15 @@ def _same_content(db: duckdb.DuckDBPyConnection) -> None:
     )
     db.execute(
         f"""insert into cases
-        with held as (select sha256, min(path) as path, min_by(split, path) as split from same where {EVAL} group by 1)
+        with held as
+            (select sha256, min(path) as path, min_by(split, path) as split from same where {EVAL} group by 1)
         select 'leakage.exact', same.row, same.path, held.path, 'the same content, in ' || held.split
         from same join held using (sha256) where same.split in ('train', 'unlabeled')"""  # noqa: S608
     )
     db.execute(
         """insert into cases
-        with first as (select sha256, split, min(row) as row, min_by(path, row) as path from same group by 1, 2)
+        with first as
+            (select sha256, split, min(row) as row, min_by(path, row) as path from same group by 1, 2)
         select 'duplicates.exact', same.row, same.path, first.path, 'the same content, in ' || same.split
         from same join first using (sha256, split) where same.row <> first.row"""
     )
@@ -238,7 +247,8 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
             bool_or({EVAL}) as held, bool_or(not ({EVAL})) as training, min_by(m.split, row) as split,
             any_value(seen.phash) as phash, any_value(seen.look) as look
         from seen join m using (row)
-        where seen.rule = '' and seen.contrast >= {FLAT} and row not in (select row from cases where rule like 'leakage%')
+        where seen.rule = '' and seen.contrast >= {FLAT}
+            and row not in (select row from cases where rule like 'leakage%')
         group by seen.sha256 order by 1"""  # noqa: S608
     ).to_arrow_table()
     if contents.num_rows < 2:
@@ -271,7 +281,8 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
     # copies of the same content share the verdict
     db.execute(
         """insert into cases select c.rule, twin.row, twin.path, c.other, c.detail
-        from cases c join same on same.row = c.row join same twin on twin.sha256 = same.sha256 and twin.row <> c.row
+        from cases c join same on same.row = c.row
+        join same twin on twin.sha256 = same.sha256 and twin.row <> c.row
         where c.rule = 'leakage.near' and twin.split in ('train', 'unlabeled')
         and twin.row not in (select row from cases where rule like 'leakage%')"""
     )
@@ -282,19 +293,32 @@ CASES = {
     "manifest.path": ("error", "rows have no path", "Mend the manifest.", ""),
     "manifest.split": ("error", "rows have an unknown split", "Use train, val, test or unlabeled.", ""),
     "manifest.source": ("error", "rows have an unknown source", "Use real, synthetic or semi_synthetic.", ""),
-    "labels.missing": ("warning", "labelled rows have no label", "They are quarantined: name their class.", "2.1"),
-    "labels.unlabeled": ("warning", "unlabelled rows carry a label", "Use -1 in the split unlabeled.", "2.1"),
+    "labels.missing": (
+        "warning", "labelled rows have no label",
+        "They are quarantined: name their class.", "2.1"),
+    "labels.unlabeled": (
+        "warning", "unlabelled rows carry a label",
+        "Use -1 in the split unlabeled.", "2.1"),
     "image.unreadable": (
         "warning", "images cannot be decoded", "They are quarantined: mend or replace these files.", "",
     ),
-    "image.bomb": ("warning", "images are too large to be decoded safely", "They are quarantined: shrink them.", ""),
-    "image.changed": ("warning", "images changed since ingest", "They are quarantined: run 'retort ingest' again.", ""),
+    "image.bomb": (
+        "warning", "images are too large to be decoded safely",
+        "They are quarantined: shrink them.", ""),
+    "image.changed": (
+        "warning", "images changed since ingest",
+        "They are quarantined: run 'retort ingest' again.", ""),
     "image.size": (
-        "warning", f"images are smaller than {SMALLEST_SIDE} pixels or longer than {LONGEST} times their width",
+        "warning",
+        f"images are smaller than {SMALLEST_SIDE} pixels or {LONGEST} times as long as wide",
         "They stay: look whether they are what they should be.", "",
     ),
-    "duplicates.exact": ("warning", "rows repeat the content of another row", "They stay: each counts as often.", ""),
-    "duplicates.near": ("warning", "images are near-duplicates of another", "They stay: each counts as often.", ""),
+    "duplicates.exact": (
+        "warning", "rows repeat the content of another row", "They stay: each counts as often.", "",
+    ),
+    "duplicates.near": (
+        "warning", "images are near-duplicates of another", "They stay: each counts as often.", "",
+    ),
     "duplicates.labels": (
         "warning", "images stand there again, or nearly so, with another label",
         "They stay: decide with data.corrections which label is right.", "2.1",
@@ -308,7 +332,8 @@ CASES = {
         "They are quarantined. A lower score than before is a correction, not a loss.", "B3",
     ),
     "leakage.synthetic": (
-        "warning", "synthetic rows stand in validation or test", "They are quarantined: only real images judge.", "4.1",
+        "warning", "synthetic rows stand in validation or test",
+        "They are quarantined: only real images judge.", "4.1",
     ),
 }  # fmt: skip
 # reported, never removed
@@ -338,7 +363,8 @@ def _report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
 def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> None:
     """Row 2.1: where labels start, their gaps, the class count; each with what it costs."""
     db.execute(
-        """create table groups as select label, split, source, count(*) as rows, min(class_name) as class_name,
+        """create table groups as
+        select label, split, source, count(*) as rows, min(class_name) as class_name,
         count(*) filter (path = '') as without_path from m group by label, split, source order by all"""
     )
     labels = db.execute(
@@ -352,7 +378,8 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     if lowest > 0:
         run.find(
             "labels.start", "warning", f"label {lowest}",
-            f"Labels start at {lowest}, not at 0: {_cost(lowest)}", measured=lowest, limit=0, advice=remap, row="2.1",
+            f"Labels start at {lowest}, not at 0: {_cost(lowest)}", measured=lowest, limit=0,
+            advice=remap, row="2.1",
         )  # fmt: skip
     missing = highest - lowest + 1 - len(found)
     if missing:
@@ -361,7 +388,8 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
             :5
         ]
         run.find(
-            "labels.contiguous", "warning", f"labels {', '.join(map(str, first))}{', ...' if missing > 5 else ''}",
+            "labels.contiguous", "warning",
+            f"labels {', '.join(map(str, first))}{', ...' if missing > 5 else ''}",
             f"{missing:,} labels between {lowest} and {highest} have no images: {_cost(missing)}",
             measured=missing, limit=0, advice=remap, row="2.1",
         )  # fmt: skip
@@ -417,7 +445,8 @@ def _quarantined(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams
     if share > limit:
         run.find(
             "validate.max_bad_share", "error", "manifest",
-            f"{bad:,} of {total:,} rows ({share:.1%}) are bad, the limit is {limit:.1%}.", measured=share, limit=limit,
+            f"{bad:,} of {total:,} rows ({share:.1%}) are bad, the limit is {limit:.1%}.",
+            measured=share, limit=limit,
             advice="Mend the source (findings.parquet lists every file), or raise validate.max_bad_share.",
         )  # fmt: skip
     cases = dict(db.execute("select rule, count(distinct row) from cases group by 1").fetchall())
@@ -429,9 +458,14 @@ def _quarantined(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams
     for split in ("train", "val"):
         if not splits.get(split):
             run.find(
-                "splits.empty", "error", f"split '{split}'", f"No clean row is left in '{split}'.", measured=0,
-                limit=1, advice="See what was quarantined, and mend the source.",
+                "splits.empty", "error", f"split '{split}'", f"No clean row is left in '{split}'.",
+                measured=0, limit=1, advice="See what was quarantined, and mend the source.",
             )  # fmt: skip
+    run.find(
+        "validate.rows", "info", "manifest",
+        f"{total - bad:,} of {total:,} rows are clean, {bad:,} quarantined.",
+        measured=bad,
+    )  # fmt: skip
     run.tracker.summary({"rows": total - bad, "quarantined": bad})
     return {"rows": total, "bad": bad, "share": share, "cases": cases, "splits": splits}
 

@@ -1,0 +1,110 @@
+"""Every kind of image becomes the same RGB pixels for all steps; a bad one is named, never half read."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.dataset.images import ImageError, decode, load_rgb, read_bytes, thumbnail
+from tests.components.dataset.conftest import digit, encoded, put
+
+
+def colours(width: int = 40, height: int = 20) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste((0, 0, 255), (width // 2, 0, width, height))
+    return image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "I", "F", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    kind = "PNG" if mode not in ("F", "CMYK") else "TIFF"
+    image = Image.new("I;16", (8, 8), 65535) if mode == "I;16" else Image.new("L", (8, 8), 255).convert(mode)
+    if mode == "I":
+        image = Image.fromarray(np.full((8, 8), 65535, np.int32))
+        kind = "TIFF"
+    decoded = decode(encoded(image, kind))
+    assert decoded.mode == "RGB"
+    assert decoded.getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_transparency_is_white() -> None:
+    assert decode(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # turn a quarter clockwise to see it upright
+    image = decode(encoded(colours(), "JPEG", exif=exif, quality=95))
+    assert image.size == (20, 40)
+    assert image.getpixel((10, 5))[0] > 200, "what was left is on top"
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95])
+def test_a_truncated_file_is_unreadable(kind: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    content = encoded(noise, kind)
+    with pytest.raises(ImageError) as raised:
+        decode(content[: int(share * len(content))])
+    assert raised.value.rule == "image.unreadable"
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    for side in (12_000, 60_000):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+        content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        with pytest.raises(ImageError) as raised:
+            decode(content)
+        assert raised.value.rule == "image.bomb"
+
+
+def test_load_rgb_is_the_central_square(tmp_path: Path) -> None:
+    put(tmp_path / "wide.png", encoded(colours(60, 20)))
+    pixels = load_rgb(tmp_path, "wide.png", 10)
+    assert pixels.shape == (10, 10, 3)
+    assert pixels.dtype == np.uint8
+    assert tuple(pixels[5, 1]) == (255, 0, 0)
+    assert tuple(pixels[5, 8]) == (0, 0, 255)
+
+
+def test_load_rgb_agrees_with_resizing_first(tmp_path: Path) -> None:
+    put(tmp_path / "digit.png", encoded(digit(3, side=64)))
+    expected = np.asarray(digit(3, side=64).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(load_rgb(tmp_path, "digit.png", 32), expected)
+
+
+@pytest.mark.parametrize(
+    "path", ["missing.png", "/etc/hostname", "../outside.png", "a/../../outside.png", "a\0b"]
+)
+def test_what_is_missing_or_outside_is_named(tmp_path: Path, path: str) -> None:
+    put(tmp_path / "outside.png", encoded(digit(0)))
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    with pytest.raises(ImageError):
+        read_bytes(tmp_path / "root", path)
+
+
+def test_a_pipe_is_no_image_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not an ordinary file"):
+        read_bytes(tmp_path, "pipe.png")
+
+
+def test_a_thumbnail_of_a_damaged_image_is_a_cross(tmp_path: Path) -> None:
+    put(tmp_path / "bad.png", b"no image")
+    assert decode(thumbnail(tmp_path, "bad.png", 24)).size == (24, 24)

@@ -1,0 +1,56 @@
+"""Near-duplicates: the search finds every close pair; pixels tell copies from look-alikes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from components.dataset.inspection import inspect
+from components.dataset.near import close_pairs, near_duplicates
+from tests.components.dataset.conftest import digit, encoded
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), bits=st.integers(0, 12))
+def test_close_pairs_are_those_of_brute_force_each_once(seed: int, bits: int) -> None:
+    random = np.random.default_rng(seed)
+    hashes = random.integers(0, 2**64, 300, dtype=np.uint64)
+    flips = np.bitwise_or.reduce(np.uint64(1) << random.integers(0, 64, (8, 200)).astype(np.uint64), axis=0)
+    hashes = np.concatenate([hashes, hashes[:200] ^ flips, hashes[:50]])
+    found = [pair for one, other in close_pairs(hashes, bits) for pair in zip(one, other, strict=True)]
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= bits
+    assert len(found) == len(set(found))
+    assert set(found) == set(zip(*np.nonzero(np.triu(near, 1)), strict=True))
+
+
+def looks_of(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    seen = [inspect(content) for content in contents]
+    looks = np.frombuffer(b"".join(one.look for one in seen), np.uint8).reshape(-1, 256)
+    return np.array([one.phash for one in seen], np.uint64), looks
+
+
+def test_no_two_different_digits_are_called_near_duplicates() -> None:
+    """Of the 1,797 digits, many have another within 6 bits; none is a copy of another."""
+    hashes, looks = looks_of([encoded(digit(number)) for number in range(len(load_digits().target))])
+    proposed = sum(len(one) for one, _ in close_pairs(hashes, 6))
+    assert proposed > 100
+    assert len(near_duplicates(hashes, looks, np.zeros(len(hashes), np.int64), 6).one) == 0
+
+
+@pytest.mark.parametrize(("side", "quality"), [(64, 90), (48, 70), (24, 90)])
+def test_copies_at_other_sizes_and_qualities_are_found(side: int, quality: int) -> None:
+    originals = [encoded(digit(number)) for number in range(100)]
+    copies = []
+    for content in originals:
+        image = Image.open(io.BytesIO(content)).resize((side, side), Image.Resampling.BICUBIC)
+        copies.append(encoded(image, "JPEG", quality=quality))
+    hashes, looks = looks_of(originals + copies)
+    pairs = near_duplicates(hashes, looks, np.zeros(200, np.int64), 6)
+    matched = {int(one) for one, other in zip(pairs.one, pairs.other, strict=True) if other == one + 100}
+    assert len(matched) >= 95
