@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from components.common.errors import RetortError
 from components.common.findings import read_report
@@ -61,11 +63,45 @@ def submit_local(params: Params) -> tuple[Path, str]:
         # a component is a process of its own: it imports the code of this process, not another checkout's
         "PYTHONPATH": os.pathsep.join(filter(None, [os.fspath(HOUSE), os.environ.get("PYTHONPATH")])),
     }
-    with _environment(own), _components_end_with_us():
+    with _environment(own), _components_end_with_us(), redirect_stdout(_Readable(sys.stdout)):
         student = Path(_run_here(params, root)) / "model.safetensors"
     digest = sha256_file(student)
     say(f"every step's products: {_relative(root)}/*/STEP/\nstudent: {_relative(student)}\nsha256: {digest}")
     return student, digest
+
+
+class _Readable(io.TextIOBase):
+    """KFP's output without what a person has no use for: each task's input and output as JSON, blank lines."""
+
+    # a line that ends like the first begins what is left out, a line that begins like the second ends it
+    LEFT_OUT = (
+        (re.compile(r"Got executor_input:$"), "    }"),
+        (re.compile(r"- INFO - Task .* outputs:$"), "---"),
+    )
+    IDLE = re.compile(r"^\s*$|^---|^\s*\[KFP Executor|Streamed logs:$|has no outputs$")
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._rest = ""
+        self._until = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._line(line if self._out.isatty() else COLOUR.sub("", line))
+        return len(text)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def _line(self, line: str) -> None:
+        if self._until:
+            if line.startswith(self._until):
+                self._until = ""
+            return
+        self._until = next((end for begin, end in self.LEFT_OUT if begin.search(line)), "")
+        if not self._until and not self.IDLE.search(line):
+            self._out.write(line + "\n")
 
 
 def _run_here(params: Params, root: Path) -> str:

@@ -162,6 +162,9 @@ def test_a_local_run_that_fails_names_the_step_and_what_it_said(tmp_path: Path) 
     assert second.strip().startswith("see .retort/kfp/runs/")
     assert "\x1b" not in err
     assert "Traceback" not in out + err
+    assert "\x1b" not in out
+    assert [line for line in out.splitlines() if "failed: nowhere: no such folder" in line]
+    assert "executor_input" not in out
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -171,10 +174,12 @@ def test_a_signal_ends_the_local_run_and_its_component(
     process = local(tmp_path)
     assert process.stdout is not None
     for line in process.stdout:
-        if "Got executor_input" in line:  # the first component runs
+        if "Executing task 'ingest'" in line:
             break
-    components = psutil.Process(process.pid).children(recursive=True)
-    assert components
+    components: list[psutil.Process] = []
+    while not any("executor_main" in " ".join(child.cmdline()) for child in components):
+        time.sleep(0.2)
+        components = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.communicate(timeout=120)
     assert process.returncode == status
