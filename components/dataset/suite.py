@@ -53,20 +53,28 @@ def expectations(gx: Any, max_bad_share: float, class_num: int) -> dict[str, lis
 
     return {
         "groups": [
-            e.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS), **rule("manifest.split")),
             e.ExpectColumnValuesToBeInSet(
-                column="source", value_set=list(SOURCES), **rule("manifest.source")
-            ),
-            e.ExpectColumnValuesToNotBeNull(column="label", **rule("labels.missing")),
-            between("label", 0, class_num - 1, row_condition=labelled, **rule("labels.class_num")),
-            e.ExpectColumnValuesToBeInSet(
-                column="label", value_set=[UNLABELED], row_condition=unlabelled, **rule("labels.unlabeled")
+                column="split", value_set=list(SPLITS), **rule("manifest.split", "warning")
             ),
             e.ExpectColumnValuesToBeInSet(
-                column="source", value_set=["real"], row_condition=held_out, **rule("leakage.synthetic")
+                column="source", value_set=list(SOURCES), **rule("manifest.source", "warning")
+            ),
+            between("label", low=0, row_condition=labelled, **rule("labels.missing", "warning")),
+            between("label", high=class_num - 1, row_condition=labelled, **rule("labels.class_num")),
+            e.ExpectColumnValuesToBeInSet(
+                column="label",
+                value_set=[UNLABELED],
+                row_condition=unlabelled,
+                **rule("labels.unlabeled", "warning"),
+            ),
+            e.ExpectColumnValuesToBeInSet(
+                column="source",
+                value_set=["real"],
+                row_condition=held_out,
+                **rule("leakage.synthetic", "warning"),
             ),
             between("names", high=1, row_condition=labelled, **rule("labels.names", "warning")),
-            between("without_path", high=0, **rule("manifest.path")),
+            between("without_path", high=0, **rule("manifest.path", "warning")),
         ],
         "totals": [
             total("train", low=1, **rule("splits.empty")),

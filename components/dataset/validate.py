@@ -32,7 +32,8 @@ LONGEST = 20  # times the shorter side
 FEATURES = 1280  # inputs of the last FC layer that costs are said for: those of the default networks
 EVAL = "split in ('val', 'test')"
 
-QUARANTINE = manifests.SCHEMA.append(pa.field("reason", pa.string()))
+# whatever made a row bad may be that a value is missing
+QUARANTINE = pa.schema([*(field.with_nullable(True) for field in manifests.SCHEMA), ("reason", pa.string())])
 
 
 def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine: Path, out: Path) -> None:
@@ -85,16 +86,17 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
 def _rows(db: duckdb.DuckDBPyConnection) -> None:
     """Rows that break the manifest's own rules; ingest writes none of these, but a person may."""
     checks = (
-        ("manifest.path", "path = ''", "the path is empty"),
-        ("manifest.split", f"split not in {manifests.SPLITS}", "the split is unknown"),
-        ("manifest.source", f"source not in {manifests.SOURCES}", "the source is unknown"),
-        ("labels.missing", "split <> 'unlabeled' and label < 0", "the label is missing"),
+        ("manifest.path", "path is null or path = ''", "the path is empty"),
+        ("manifest.split", f"split is null or split not in {manifests.SPLITS}", "the split is unknown"),
+        ("manifest.source", f"source is null or source not in {manifests.SOURCES}", "the source is unknown"),
+        ("labels.missing", "split <> 'unlabeled' and (label is null or label < 0)", "the label is missing"),
         ("labels.unlabeled", "split = 'unlabeled' and label <> -1", "an unlabelled row has a label"),
         ("leakage.synthetic", f"{EVAL} and source <> 'real'", "only real images can judge a classifier"),
     )
     for rule, condition, detail in checks:
         db.execute(
-            f"insert into cases select '{rule}', row, path, '', '{detail}' from m where {condition}"  # noqa: S608
+            f"insert into cases select '{rule}', row, coalesce(path, ''), '', '{detail}' "  # noqa: S608
+            f"from m where {condition}"
         )
 
 
@@ -115,8 +117,11 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     total = db.execute("select count(*) from m").fetchall()[0][0]
     order = "order by row" if wanted == "all" else f"order by md5(path), row limit {int(wanted)}"
     chosen = db.sql(f"select row, path from m {order}").to_arrow_table()  # noqa: S608
-    if isinstance(params.data.source, str) and params.data.source.startswith("s3://"):
-        s3.remember_store(s3.split(params.data.source)[0], params.data.s3)
+    buckets = db.execute(
+        "select distinct split_part(path, '/', 3) from m where starts_with(path, 's3://')"
+    ).fetchall()
+    for (bucket,) in buckets:  # this may be another machine than the one that ingested
+        s3.remember_store(bucket, params.data.s3)
     for start in range(0, chosen.num_rows, PORTION):
         portion = chosen.slice(start, PORTION)
         paths = portion["path"].to_pylist()
@@ -142,9 +147,10 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     )
     db.execute(
         f"""insert into cases
-        select 'image.size', row, m.path, '', seen.width || ' x ' || seen.height || ' pixels'
-        from seen join m using (row) where seen.rule = ''
-        and (least(seen.width, seen.height) < {SMALLEST_SIDE} or greatest(seen.width, seen.height) > {LONGEST} * least(seen.width, seen.height))"""  # noqa: S608
+        with sides as (select row, width, height, least(width, height) as short,
+            greatest(width, height) as long from seen where rule = '')
+        select 'image.size', row, path, '', sides.width || ' x ' || sides.height || ' pixels'
+        from sides join m using (row) where short < {SMALLEST_SIDE} or long > {LONGEST} * short"""  # noqa: S608
     )
     _modes(run, db)
     return True
@@ -290,9 +296,15 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
 
 # rule: (level, what happened, the way out, row)
 CASES = {
-    "manifest.path": ("error", "rows have no path", "Mend the manifest.", ""),
-    "manifest.split": ("error", "rows have an unknown split", "Use train, val, test or unlabeled.", ""),
-    "manifest.source": ("error", "rows have an unknown source", "Use real, synthetic or semi_synthetic.", ""),
+    "manifest.path": (
+        "warning", "rows have no path",
+        "They are quarantined: mend the manifest.", ""),
+    "manifest.split": (
+        "warning", "rows have an unknown split",
+        "They are quarantined: use train, val, test or unlabeled.", ""),
+    "manifest.source": (
+        "warning", "rows have an unknown source",
+        "They are quarantined: use real, synthetic or semi_synthetic.", ""),
     "labels.missing": (
         "warning", "labelled rows have no label",
         "They are quarantined: name their class.", "2.1"),
@@ -364,8 +376,9 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     """Row 2.1: where labels start, their gaps, the class count; each with what it costs."""
     db.execute(
         """create table groups as
-        select label, split, source, count(*) as rows, min(class_name) as class_name,
-        count(*) filter (path = '') as without_path from m group by label, split, source order by all"""
+        select coalesce(label, -1) as label, split, source, count(*) as rows, min(class_name) as class_name,
+        count(*) filter (path is null or path = '') as without_path
+        from m group by 1, split, source order by all"""
     )
     labels = db.execute(
         "select distinct label from groups where split <> 'unlabeled' and label >= 0 order by 1"
@@ -480,7 +493,7 @@ def _expect(
         """select label, class_name, split, source, rows, without_path, count(distinct class_name) over
         (partition by label) as names from groups order by all"""
     ).df()
-    labels = sorted(set(groups.loc[groups["split"] != "unlabeled", "label"]))
+    labels = sorted(set(groups.loc[(groups["split"] != "unlabeled") & (groups["label"] >= 0), "label"]))
     cases = counts["cases"]
     given = params.general.class_num
     totals = {
@@ -537,11 +550,11 @@ def _write_rows(
         pq.ParquetWriter(quarantine_file, QUARANTINE, compression="zstd") as bad_rows,
     ):
         for batch in pq.ParquetFile(manifest).iter_batches(1 << 20, columns=manifests.SCHEMA.names):
-            table = pa.Table.from_batches([batch]).cast(manifests.SCHEMA)
+            table = pa.Table.from_batches([batch])
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             mask = np.ones(len(batch), bool)
             mask[rows[first:last] - start] = False
-            good_rows.write_table(table.filter(pa.array(mask)))
+            good_rows.write_table(table.filter(pa.array(mask)).cast(manifests.SCHEMA))
             apart = table.filter(pa.array(~mask)).append_column(
                 "reason", pa.array(reasons[first:last], pa.string())
             )

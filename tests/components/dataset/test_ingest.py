@@ -186,12 +186,12 @@ FILE_NAMES = st.binary(min_size=1, max_size=60).filter(
 @given(name=FILE_NAMES)
 def test_any_file_name_is_found_again(tmp_path: Path, name: bytes) -> None:
     folder = os.fsencode(tmp_path)
-    with open(os.path.join(folder, name), "wb") as file:  # noqa: PTH118, PTH123
+    with open(os.path.join(folder, name), "wb") as file:  # noqa: PTH123
         file.write(name)
     path = encode(name)
     path.encode("utf-8")
     assert read_bytes(tmp_path, path) == name
-    os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
+    os.unlink(os.path.join(folder, name))  # noqa: PTH108
 
 
 def test_odd_names_and_circles_of_links(photos: Path, steps: Steps) -> None:
@@ -298,7 +298,7 @@ def test_missing_empty_and_one_class(tmp_path: Path, steps: Steps) -> None:
     (tmp_path / "bad.txt").write_bytes(b"")
     with pytest.raises(RetortError, match="list is empty"):
         steps.ingest("bad.txt", "one")
-    with pytest.raises(RetortError, match="set data.root"):
+    with pytest.raises(RetortError, match=r"set data\.root"):
         steps.ingest("one", "empty")
     with pytest.raises(ConfigError, match="unknown split 'vall'"):
         steps.ingest({"vall": "bad.txt"}, "one")
