@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.errors import RetortError
+from components.models import tracing
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from torch import nn
 
-OPSET = 18
 INPUT = "images"
 OUTPUT = "scores"
 
@@ -45,109 +43,23 @@ def fold(module: nn.Module) -> tuple[nn.Module, int]:
 def to_onnx(module: nn.Module, size: int) -> onnx.ModelProto:
     """``images``, normalised float32 [N, 3, size, size] -> ``scores``, softmax float32 [N, classes].
 
-    Two exporters come with torch. The tracing one takes about one second for an EfficientNet, the newer one
-    (``dynamo=True``) eight to nine, in each of the two export steps of every run; once paddings are
-    constants both give the same list of operators. So tracing is tried first, and the newer one where
-    tracing lacks an operator. Neither is trusted: the caller compares the file with ``module`` on the
-    validation images, in batches of 1 and of N.
+    The caller compares the file with ``module`` on the validation images, in batches of 1 and of N.
 
     Raises:
-        RetortError: when neither exporter can write the network.
+        RetortError: when the network cannot be written.
     """
     import torch
     from torch import nn
 
     class Scores(nn.Module):
-        def __init__(self, network: nn.Module) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.network = network
+            self.network = module
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.softmax(self.network(images), dim=1)
 
-    # two images: a graph traced with one may take the 1 for a constant
-    example = torch.zeros(2, 3, size, size)
-    network = Scores(_constant_padding(copy.deepcopy(module), example)).eval()
-    with tempfile.TemporaryDirectory(prefix="retort-export-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporters themselves; what matters is measured afterwards
-        path = Path(folder) / "network.onnx"
-        names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
-        try:
-            torch.onnx.export(
-                network,
-                (example,),
-                path,
-                dynamo=False,
-                dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
-                **names,
-            )
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as traced:
-            batch = torch.export.Dim("N", min=1)
-            try:
-                torch.onnx.export(
-                    network,
-                    (example,),
-                    path,
-                    dynamo=True,
-                    dynamic_shapes={INPUT: {0: batch}},
-                    external_data=False,
-                    verbose=False,
-                    **names,
-                )
-            except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-                raise RetortError(
-                    f"{type(module).__name__} cannot be written as ONNX: {_first_line(traced)}; "
-                    f"and with the newer exporter: {_first_line(error)}"
-                ) from error
-        return _simplified(path)
-
-
-def _simplified(path: Path) -> onnx.ModelProto:
-    """The model with constants folded and paddings merged into their convolutions, in standard operators."""
-    import onnx
-    import onnxruntime
-
-    target = path.with_name("simplified.onnx")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(target)
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return onnx.load(target)
-
-
-def _constant_padding(module: nn.Module, example: Any) -> nn.Module:
-    """Replace convolutions that work out TensorFlow's SAME padding at run time: the input's size is known.
-
-    Otherwise the trace holds some 500 operators of shape arithmetic, which cost a third of the latency.
-    """
-    import torch
-    from timm.layers import Conv2dSame
-    from timm.layers.padding import pad_same_arg
-    from torch import nn
-
-    sizes: dict[str, list[int]] = {}
-    found = [(name, conv) for name, conv in module.named_modules() if isinstance(conv, Conv2dSame)]
-    hooks = []
-    for name, conv in found:
-
-        def remember(_: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            sizes[name] = list(inputs[0].shape[-2:])
-
-        hooks.append(conv.register_forward_pre_hook(remember))
-    with torch.inference_mode():
-        module(example)
-    for hook in hooks:
-        hook.remove()
-    for name, conv in found:
-        padding = pad_same_arg(sizes[name], list(conv.kernel_size), list(conv.stride), list(conv.dilation))
-        plain = nn.Conv2d(1, 1, 1)
-        vars(plain).update(vars(conv))  # the same convolution, with the forward pass of its base class
-        left, right, top, bottom = padding
-        padded = nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), plain)
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, padded)
-    return module
+    return tracing.trace(Scores(), torch.zeros(2, 3, size, size), (INPUT, OUTPUT))
 
 
 def with_preprocessing(
@@ -279,15 +191,4 @@ def quantise(model: onnx.ModelProto, batches: Iterator[np.ndarray], reduce_range
 
 def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
     """Check the model and write it with ``metadata`` as its metadata_props: the same bytes each time."""
-    import onnx
-
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(metadata))
-    model.producer_name = "retort"
-    model.graph.name = "classifier"
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    tracing.save(model, path, metadata, name="classifier")

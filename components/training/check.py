@@ -171,7 +171,7 @@ def _student_weights(run: Run, params: CheckParams, weights: Path) -> None:
         return
     path = need(weights / "student.safetensors", "weights")
     tensors = load_file(str(path))
-    module = build.create(params.student.arch, 0)
+    module = build.plain(params.student.arch, 0)
     coverage = load_backbone(module, path)
     loaded = module.state_dict()
     faults = []

@@ -143,10 +143,10 @@ def create_network(arch: Arch, class_num: int, start: Path | None, seed: int) ->
     from components.weights.load import load_backbone
 
     torch.manual_seed(int(sampling.generator(seed, INITIAL).integers(2**62)))
-    module = build.create(arch, class_num)
+    module = build.plain(arch, class_num)
     if start is not None:
         load_backbone(module, start)
-    return module
+    return build.with_blocks(module, arch)
 
 
 def occurrence(rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,137 @@
+"""Asymmetric convolution blocks: three branches while training, one convolution afterwards.
+
+Ding et al., "ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution Blocks",
+ICCV 2019; row 3.3 of the FAQ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from timm.layers.padding import get_same_padding
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ACB(nn.Module):
+    """``d x d + 1 x d + d x 1``, each with a batch norm, in place of a ``d x d`` convolution.
+
+    It begins as the convolution that it replaces: the square branch takes over its kernel, with a batch norm
+    that changes nothing as long as it uses its running statistics; the other two begin at zero. In training
+    the batch norm that follows in the network undoes the square branch's, but for rounding.
+
+    Args:
+        conv: the convolution to replace: any d above 1, strides, dilation, groups, padding (also
+            TensorFlow's SAME, which depends on the input's size).
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        d = conv.kernel_size[0]
+        options: dict[str, Any] = {
+            "stride": conv.stride,
+            "dilation": conv.dilation,
+            "groups": conv.groups,
+            "bias": False,
+        }
+        channels = conv.in_channels, conv.out_channels
+        self.square = nn.Conv2d(*channels, (d, d), **options)
+        self.horizontal = nn.Conv2d(*channels, (1, d), **options)
+        self.vertical = nn.Conv2d(*channels, (d, 1), **options)
+        self.square_bn, self.horizontal_bn, self.vertical_bn = (
+            nn.BatchNorm2d(conv.out_channels) for _ in range(3)
+        )
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
+        self._same = isinstance(conv, Conv2dSame)
+        self._padding = conv.padding
+        self._class = type(conv)
+        with torch.no_grad():
+            self.square.weight.copy_(conv.weight)
+            # with running mean 0 and variance 1 this scale makes the norm the identity
+            self.square_bn.weight.fill_(math.sqrt(1 + self.square_bn.eps))
+            self.horizontal_bn.weight.zero_()
+            self.vertical_bn.weight.zero_()
+
+    @property
+    def _around(self) -> tuple[int, int, int, int]:
+        """What the lines through the kernel's centre leave out: (before, after) in both directions."""
+        d = self.square.kernel_size[0]
+        rows, columns = self.square.dilation
+        middle = d // 2
+        return middle * rows, (d - 1 - middle) * rows, middle * columns, (d - 1 - middle) * columns
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float [N, C, H, W] -> float [N, Cout, H', W']."""
+        padded = functional.pad(images, self._pad(images))
+        top, bottom, left, right = self._around
+        height, width = padded.shape[-2:]
+        result = self.square_bn(self.square(padded))
+        result = result + self.horizontal_bn(self.horizontal(padded[:, :, top : height - bottom, :]))
+        result = result + self.vertical_bn(self.vertical(padded[:, :, :, left : width - right]))
+        return result if self.bias is None else result + self.bias.view(1, -1, 1, 1)
+
+    def _pad(self, images: Tensor) -> list[int]:
+        """Left, right, top, bottom, as ``functional.pad`` takes them."""
+        kernel, stride, dilation = self.square.kernel_size, self.square.stride, self.square.dilation
+        if self._same:
+            sides = [
+                get_same_padding(size, k, s, d)
+                for size, k, s, d in zip(images.shape[-2:], kernel, stride, dilation, strict=True)
+            ]
+            (top, bottom), (left, right) = ((side // 2, side - side // 2) for side in sides)
+            return [left, right, top, bottom]
+        assert not isinstance(self._padding, str)  # see ``fits``
+        rows, columns = self._padding
+        return [columns, columns, rows, rows]
+
+    def fold(self) -> nn.Conv2d:
+        """The plain convolution of the same outputs: kernels times their norms' scales, summed (sec. 3.3)."""
+        options: dict[str, Any] = {
+            "stride": self.square.stride,
+            "padding": self._padding,
+            "dilation": self.square.dilation,
+            "groups": self.square.groups,
+        }
+        channels = self.square.in_channels, self.square.out_channels
+        conv = self._class(*channels, self.square.kernel_size[0], **options).to(self.square.weight)
+        middle = self.square.kernel_size[0] // 2
+        with torch.no_grad():
+            kernel, bias = _scaled(self.square, self.square_bn)
+            across, across_bias = _scaled(self.horizontal, self.horizontal_bn)
+            down, down_bias = _scaled(self.vertical, self.vertical_bn)
+            kernel[:, :, middle : middle + 1, :] += across
+            kernel[:, :, :, middle : middle + 1] += down
+            bias = bias + across_bias + down_bias
+            conv.weight.copy_(kernel)
+            assert conv.bias is not None
+            conv.bias.copy_(bias if self.bias is None else bias + self.bias)
+        return conv
+
+
+def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of a convolution and the batch norm after it, as one."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+
+
+def fits(conv: nn.Module) -> bool:
+    """Whether a layer is a square convolution that a block can stand for."""
+    if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, Conv2dSame):
+        return False
+    d, other = conv.kernel_size
+    return d == other and d > 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def widen(module: nn.Module) -> int:
+    """Replace every square convolution of a network by a block, in place; returns how many."""
+    found = [(name, conv) for name, conv in module.named_modules() if fits(conv)]
+    for name, conv in found:
+        assert isinstance(conv, nn.Conv2d)
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, ACB(conv))
+    return len(found)
