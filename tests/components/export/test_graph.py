@@ -14,6 +14,7 @@ from PIL import Image
 
 from components.dataset.images import central_square
 from components.export import exported, graph
+from components.models import tracing
 
 
 def settled(arch: str, **settings: object) -> torch.nn.Module:
@@ -134,7 +135,7 @@ def preprocessing(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, shape)],
     )
-    model = helper.make_model(identity, opset_imports=[helper.make_opsetid("", graph.OPSET)], ir_version=10)
+    model = helper.make_model(identity, opset_imports=[helper.make_opsetid("", tracing.OPSET)], ir_version=10)
     path = tmp_path_factory.mktemp("preprocessing") / "model.onnx"
     graph.save(graph.with_preprocessing(model, 64, [0, 0, 0], [1 / 255] * 3), path, {})
     onnx.checker.check_model(onnx.load(path), full_check=True)
