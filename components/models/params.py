@@ -54,6 +54,12 @@ class Net(Section):
     weights: str = Field(
         "none", description="package:NAME, file, folder, tar, s3://..., https://..., or none"
     )
+    weights_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="sha256 of the weights file; null: recorded with the first download, then held to",
+    )
+    coverage: float = Field(1.0, ge=0, le=1, description="share of the backbone that weights must cover")
     lr: LearningRate = Field(default_factory=LearningRate, description="learning rate")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="optimizer")
     train: Train = Field(default_factory=Train, description="training loop")

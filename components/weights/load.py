@@ -1,0 +1,73 @@
+"""Loading prepared weights into a network's backbone, and saying what was loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from components.common.errors import RetortError
+from components.models import heads
+from components.models.acb import ACB
+from components.weights.coverage import Coverage, compare, shapes
+from components.weights.readers import safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LIMIT = "coverage_limit"  # in a prepared file's metadata: the share that a person accepted, when below 1
+
+
+def load_backbone(module: nn.Module, path: Path, limit: float | None = None) -> Coverage:
+    """Copy the tensors of a prepared ``.safetensors`` into a network's backbone, by name; the rest stays.
+
+    The network may have any head, none, or asymmetric blocks as ``build.create`` makes them: their square
+    branch takes the plain kernel.
+
+    Args:
+        limit: share of the backbone that must be filled; None: all of it, unless the step ``weights`` was
+            told that less will do (``coverage`` of teacher or student), which the file then says.
+
+    Raises:
+        RetortError: when less is filled, naming the first tensors at fault. The network is then unchanged.
+    """
+    held = safetensors.read(path)
+    if limit is None:
+        limit = _accepted(path, held.metadata)
+    own = backbone(module)
+    found = {name: held.tensors[name] for name in held.tensors}
+    coverage = compare(shapes(own), shapes(found))
+    if coverage.share < limit:
+        raise RetortError(
+            f"{path}: fills {coverage.share:.1%} of the backbone, {limit:.1%} is asked for: {coverage.faults()}; "
+            "run 'retort weights' with weights made for this architecture"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in found and found[name].shape == tuple(tensor.shape):
+                tensor.copy_(torch.from_numpy(found[name].copy()))
+    return coverage
+
+
+def backbone(module: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors (shared, not copied) without those of its head, under their plain names."""
+    tensors = module.state_dict(keep_vars=False)
+    head = tuple(f"{name}." for name in heads.names(module))
+    own = {name: tensor for name, tensor in tensors.items() if not (head and name.startswith(head))}
+    for place, block in module.named_modules():
+        if isinstance(block, ACB):
+            for name in block.state_dict():
+                if name != "bias":
+                    own.pop(f"{place}.{name}", None)
+            own[f"{place}.weight"] = tensors[f"{place}.square.weight"]
+    return own
+
+
+def _accepted(path: Path, metadata: dict[str, str]) -> float:
+    try:
+        return float(metadata.get(LIMIT, "1"))
+    except ValueError:
+        raise RetortError(
+            f"{path}: its metadata '{LIMIT}' is no number; run 'retort weights' again"
+        ) from None
