@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
@@ -89,14 +91,41 @@ def class_names(table: pa.Table) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """The data fingerprint: sha256 over path, label, split, source and content hash of every row in order."""
-    digest = hashlib.sha256()
-    file = pq.ParquetFile(path)
-    for batch in file.iter_batches(columns=["path", "label", "split", "source", "sha256"]):
-        for column in batch.columns:
-            for value in column.to_pylist():
-                digest.update(f"{value}\0".encode())
-    return digest.hexdigest()
+    """The data fingerprint: sha256 over path, label, split, source and content hash of every row in order.
+
+    Each column is hashed by itself, values and lengths apart, so that it is one pass over Arrow's buffers
+    and does not depend on how the file is cut into row groups.
+    """
+    names = ["path", "label", "split", "source", "sha256"]
+    digests = {name: (hashlib.sha256(), hashlib.sha256()) for name in names}
+    rows = 0
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(columns=names):
+            rows += len(batch)
+            for name, (values, lengths) in digests.items():
+                column = batch.column(name)
+                if pa.types.is_string(column.type):
+                    lengths.update(_bytes(pc.fill_null(pc.binary_length(column), -1)))
+                    values.update(_characters(column))
+                else:
+                    lengths.update(_bytes(pc.is_valid(column).cast(pa.int32())))
+                    values.update(_bytes(pc.fill_null(column, 0)))
+    parts = [digest.digest() for pair in digests.values() for digest in pair]
+    return hashlib.sha256(b"".join([rows.to_bytes(8, "little"), *parts])).hexdigest()
+
+
+def _bytes(column: pa.Int32Array) -> memoryview:
+    return memoryview(np.asarray(column, "<i4")).cast("B")
+
+
+def _characters(column: pa.StringArray) -> memoryview:
+    """The bytes of all strings, one after the other."""
+    filled = pc.fill_null(column, "") if column.null_count else column
+    _, offsets, data = filled.buffers()
+    if data is None:
+        return memoryview(b"")
+    places = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
+    return memoryview(data)[int(places[0]) : int(places[-1])]
 
 
 def image_path(root: str | Path, path: str) -> str:

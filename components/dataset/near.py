@@ -109,13 +109,16 @@ def _standard(looks: NDArray[np.uint8]) -> NDArray[np.float32]:
 def near_duplicates(
     hashes: NDArray[np.uint64], looks: NDArray[np.uint8], kinds: NDArray[np.int64], bits: int
 ) -> Pairs:
-    """For each image its most alike confirmed partner of every kind, so that memory stays linear.
+    """For each image two confirmed partners of every kind, so that memory stays linear.
+
+    They are the most alike, and the first by position: in a cluster of copies each but the first has one
+    before it.
 
     Args:
         hashes: ``[n]`` perceptual hashes of different contents, none of them flat.
         looks: ``[n, 256]`` their grey pixels at 16 x 16.
-        kinds: ``[n]`` what a pair is judged by (its split and label, say): an image keeps one partner in
-            each kind that it has partners in.
+        kinds: ``[n]`` what a pair is judged by (its split and label, say): an image keeps partners in
+            each kind that it has some in.
     """
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
     held = 0
@@ -139,8 +142,11 @@ def _best(
         none = np.zeros(0, np.int64)
         return none, none, none.astype(np.float32)
     one, other, alike = (np.concatenate([item[place] for item in found]) for place in range(3))
-    order = np.lexsort((other, -alike, kinds[other], one))
-    one, other, alike = one[order], other[order], alike[order]
-    first = np.ones(len(one), bool)
-    first[1:] = (one[1:] != one[:-1]) | (kinds[other][1:] != kinds[other][:-1])
-    return one[first], other[first], alike[first]
+    keep = np.zeros(len(one), bool)
+    for rank in ((other, -alike), (other,)):
+        order = np.lexsort((*rank, kinds[other], one))
+        mine, theirs = one[order], kinds[other[order]]
+        first = np.ones(len(one), bool)
+        first[1:] = (mine[1:] != mine[:-1]) | (theirs[1:] != theirs[:-1])
+        keep[order[first]] = True
+    return one[keep], other[keep], alike[keep]

@@ -58,6 +58,10 @@ class Validate(Section):
     max_bad_share: float = Field(
         0.1, ge=0, le=1, description="share of quarantined rows above which the step fails"
     )
+    baseline: str | None = Field(
+        None,
+        description="an earlier manifest, or the outputs/validate/counts.parquet of one: drift is reported",
+    )
 
 
 class IngestParams(StepParams):

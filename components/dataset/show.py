@@ -24,8 +24,10 @@ KINDS = (
 )
 
 
-def sections(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any]) -> None:
-    """Add the sections to the step's page; images only where ``report.thumbnails`` allows them."""
+def sections(
+    run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any], looked: bool
+) -> None:
+    """Add the sections to the step's page; images only where they were opened and may be shown."""
     run.page.figure(
         "Images per class",
         _histogram(db),
@@ -40,7 +42,7 @@ def sections(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, co
     run.page.text(
         "Data Docs", "The expectations and how they were met: data_docs/index.html beside this report."
     )
-    if params.report.thumbnails and params.validation.images != "none":
+    if params.report.thumbnails and looked:
         _sheets(run, db, params.data.root)
 
 
@@ -87,7 +89,8 @@ def _sheets(run: Run, db: duckdb.DuckDBPyConnection, root: str) -> None:
     sample = db.execute(
         """select path, coalesce(class_name, label::varchar)
             || case when source = 'real' then '' else ', ' || source end
-        from m where row not in (select row from bad) and split <> 'unlabeled'
+        from m semi join seen using (row)
+        where row not in (select row from bad) and split <> 'unlabeled'
         qualify row_number() over (partition by label, source order by sha256, path) <= 2
         and dense_rank() over (order by label) <= 13 order by label, source, path limit 48"""
     ).fetchall()

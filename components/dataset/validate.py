@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.common.errors import RetortError
 from components.common.step import Run, step
 from components.common.storage import human_bytes, state_dir
+from components.dataset import drift, s3, show
 from components.dataset import manifest as manifests
-from components.dataset import s3, show
 from components.dataset.inspection import FLAT, inspect_all
 from components.dataset.near import near_duplicates
 from components.dataset.params import ValidateParams
@@ -33,21 +34,34 @@ FEATURES = 1280  # inputs of the last FC layer that costs are said for: those of
 EVAL = "split in ('val', 'test')"
 
 # whatever made a row bad may be that a value is missing
-QUARANTINE = pa.schema([*(field.with_nullable(True) for field in manifests.SCHEMA), ("reason", pa.string())])
+QUARANTINE = pa.schema(
+    [*(field.with_nullable(True) for field in manifests.SCHEMA), pa.field("reason", pa.string())],
+    metadata=manifests.SCHEMA.metadata,
+)
 
 
 def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine: Path, out: Path) -> None:
     """Check rows, images, labels, duplicates and leakage; write ``clean`` and ``quarantine``.
 
-    Beside the report: ``findings.parquet`` (every single case: rule, path, other, detail) and
-    ``data_docs/`` (Great Expectations).
+    Beside the report: ``findings.parquet`` (every single case: rule, path, other, detail),
+    ``counts.parquet`` (clean rows by label, split and source: the ``validate.baseline`` of a later run),
+    ``drift.parquet`` (every class against the baseline) and ``data_docs/`` (Great Expectations).
 
     Raises:
         RetortError: when ``manifest`` is no manifest.
         FindingsError: among others, when more than ``validate.max_bad_share`` of the rows are bad.
     """
-    with step("validate", params, out, {"data/manifest.parquet": manifest}) as run, _database() as db:
+    inputs = {"data/manifest.parquet": manifest}
+    baseline = Path(params.validation.baseline) if params.validation.baseline else None
+    if baseline:
+        inputs[str(baseline)] = baseline
+        if out.resolve() in baseline.resolve().parents:
+            raise RetortError(
+                f"validate.baseline: {baseline} lies in {out}, which this step rewrites; keep a copy elsewhere"
+            )
+    with step("validate", params, out, inputs) as run, _database() as db:
         manifests.check(manifest)
+        before = drift.read_baseline(db, baseline) if baseline else None
         source = str(manifest).replace("'", "''")  # a view takes no parameters
         db.execute(
             "create view m as select file_row_number as row, * exclude (file_row_number) "  # noqa: S608
@@ -58,16 +72,20 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         )
         _rows(db)
         looked = _images(run, db, params)
-        _same_content(db)
+        _same_content(db, looked)
         if looked:
             _near(run, db, params.validation.near_duplicate_bits)
         _report_cases(run, db)
         _labels(run, db, params)
         _groups_apart(run, db)
         counts = _quarantined(run, db, params)
+        clean_counts = _clean_counts(db)
+        drift.write_counts(clean_counts, out / "counts.parquet")
+        if baseline and before is not None:
+            drift.report(run, db, baseline, before, clean_counts.to_pandas(), out)
         _expect(run, db, params, counts, out)
         _write_findings(db, out)
-        show.sections(run, db, params, counts)
+        show.sections(run, db, params, counts, looked)
         _write_rows(run, db, manifest, clean, quarantine)
 
 
@@ -204,14 +222,21 @@ def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         )  # fmt: skip
 
 
-def _same_content(db: duckdb.DuckDBPyConnection) -> None:
+def _same_content(db: duckdb.DuckDBPyConnection, looked: bool) -> None:
     """Exact duplicates, contradicting labels, and training rows that also stand in validation or test."""
-    # 64-bit hashes of the hashes first: a table of 43 million hexadecimal strings would not stay in memory
+    # a row whose content nobody has read is still known by its path
+    unread = db.execute("select count(*) from m where sha256 is null").fetchall()[0][0]
+    content, rows = "m.sha256", "m"
+    if unread and looked:
+        content, rows = "coalesce(m.sha256, seen.sha256, m.path)", "m left join seen using (row)"
+    elif unread:
+        content = "coalesce(m.sha256, m.path)"
+    # 64-bit hashes first: a table of 43 million hexadecimal strings would not stay in memory
     db.execute(
-        """create table same as
-        with often as
-            (select hash(sha256) as h from m where sha256 is not null group by h having count(*) > 1)
-        select row, path, label, split, source, sha256 from m where hash(sha256) in (select h from often)"""
+        f"""create table same as
+        with often as (select hash({content}) as h from {rows} group by h having count(*) > 1)
+        select row, m.path, label, split, source, {content} as sha256 from {rows}
+        where hash({content}) in (select h from often)"""  # noqa: S608
     )
     db.execute(
         "delete from same where sha256 in (select sha256 from same group by sha256 having count(*) = 1)"
@@ -483,6 +508,17 @@ def _quarantined(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams
     return {"rows": total, "bad": bad, "share": share, "cases": cases, "splits": splits}
 
 
+def _clean_counts(db: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Clean rows by label, split and source."""
+    return db.sql(
+        """with apart as (select coalesce(label, -1) as label, split, source, count(*) as rows
+            from m semi join bad using (row) group by all)
+        select label, class_name, split, source, groups.rows - coalesce(apart.rows, 0) as rows
+        from groups left join apart using (label, split, source)
+        where groups.rows > coalesce(apart.rows, 0) order by label, split, source"""
+    ).to_arrow_table()
+
+
 def _expect(
     run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any], out: Path
 ) -> None:
@@ -549,7 +585,10 @@ def _write_rows(
         pq.ParquetWriter(clean_file, manifests.SCHEMA, compression="zstd") as good_rows,
         pq.ParquetWriter(quarantine_file, QUARANTINE, compression="zstd") as bad_rows,
     ):
-        for batch in pq.ParquetFile(manifest).iter_batches(1 << 20, columns=manifests.SCHEMA.names):
+        # reading ahead would hold a gigabyte more
+        for batch in pq.ParquetFile(manifest, pre_buffer=False).iter_batches(
+            1 << 20, columns=manifests.SCHEMA.names
+        ):
             table = pa.Table.from_batches([batch])
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             mask = np.ones(len(batch), bool)
