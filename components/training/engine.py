@@ -37,7 +37,7 @@ from components.training.params import Distill
 STATE = "state.pt"  # in each checkpoint
 TIMED_STEPS = 4  # after the first, which warms up
 TELL_SECONDS = 0.4  # between two signs of progress
-FLAT = 0.98  # a loss that keeps more than this share of its start has not moved
+FLAT = 0.98  # a loss that keeps more than this share has not moved
 
 # what a random stream is for: part of its key, so that no two uses share their numbers
 DRAW, ORDER, NOISE, INITIAL = range(4)
@@ -164,9 +164,16 @@ def macro_recall(actual: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def looks_flat(first_loss: float, loss: float, top1: float, labels: np.ndarray) -> bool:
-    """Whether nothing was learnt: the loss stays where it began, and guessing would do as well."""
-    guess = np.unique(labels, return_counts=True)[1].max() / len(labels)
-    return bool(loss > FLAT * first_loss and top1 <= 1.1 * guess)
+    """Whether nothing was learnt: the validation loss stays where it began, and guessing would do as well.
+
+    Args:
+        first_loss, loss: cross-entropy in nats after the phase's first epoch, and now. Always the same
+            images: a training loss of few batches moves by chance alone.
+        labels: of the validation split, int64 [n].
+    """
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    guessing = -float((shares * np.log(shares)).sum())  # the loss of always naming the classes' shares
+    return bool(loss > FLAT * max(first_loss, guessing) and top1 <= 1.1 * shares.max())
 
 
 class Stop(Exception):  # noqa: N818
@@ -389,8 +396,6 @@ class Worker:
             summed = self._sum(torch.tensor([loss.item() * len(at), len(at)], dtype=torch.float64))
             mean = float(summed[0] / summed[1])
             self._need_finite(mean, phase, step)
-            if self.state["first_loss"] is None:
-                self.state["first_loss"] = mean
             optimizer.zero_grad(set_to_none=True)
             # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
             (loss * (len(at) * self.world / everyone)).backward()
@@ -496,18 +501,20 @@ class Worker:
         )
 
     def _need_progress(self, phase: Phase, row: dict[str, Any], actual: np.ndarray) -> None:
-        # with three epochs and more the second must show something, else the last
+        if self.state["first_loss"] is None:
+            self.state["first_loss"] = row["val_loss"]
+        # with two epochs and more the second must show something
         if self.state["epoch"] + 1 < min(2, phase.epochs):
             return
         first = self.state["first_loss"]
-        if looks_flat(first, row["train_loss"], row["val_top1"], actual):
+        if looks_flat(first, row["val_loss"], row["val_top1"], actual):
             raise Stop(
                 "train.learns",
-                f"{phase.name}: the loss stays flat ({first:.3f} at first, {row['train_loss']:.3f} in epoch "
+                f"{phase.name}: the validation loss stays flat ({first:.3f} at first, {row['val_loss']:.3f} in epoch "
                 f"{self.state['epoch'] + 1}) and top-1 is {row['val_top1']:.1%}, as by guessing; "
                 + self._kept(),
                 "Check labels and weights; change lr.initial.",
-                row["train_loss"],
+                row["val_loss"],
             )
 
     def _kept(self) -> str:

@@ -19,7 +19,7 @@ from components.common.step import Run
 from components.common.storage import human_bytes, need, need_disk, read_json, remove, state_dir
 from components.dataset import manifest as manifests
 from components.dataset.params import Data
-from components.models import build, checkpoint
+from components.models import build, checkpoint, heads
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net
 from components.training import cluster, engine, loader
@@ -120,9 +120,11 @@ def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
     )
     check_shm(run, job, ray, where)
     run.stop_on_errors()
-    parameters = sum(
-        tensor.numel() for tensor in build.create(job.arch, len(job.class_names)).state_dict().values()
-    )
+    module = build.create(job.arch, len(job.class_names))
+    held = heads.fc_share(module)
+    if held is not None:
+        run.find(**heads.fc_finding(held, where))
+    parameters = sum(tensor.numel() for tensor in module.state_dict().values())
     moments = 2 if job.optimizer.name == "adamw" else 1
     nets = len({phase.net for phase in job.phases})
     wanted = 2 * 4 * parameters * (nets + moments)  # the new checkpoint is written before the old one goes

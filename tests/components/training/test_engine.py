@@ -55,6 +55,9 @@ def test_macro_recall_is_the_mean_over_classes_that_occur() -> None:
         (2.303, 2.301, 0.1, True),  # stuck at ln 10, guessing
         (2.303, 2.301, 0.5, False),  # it recognises half of them: it learns
         (2.303, 1.5, 0.1, False),  # the loss moves
+        (4.5, 4.0, 0.1, False),  # far above guessing, but on its way
+        (1.9, 1.9, 0.1, False),  # better than naming every class's share
+        (4.1, 4.3, 0.1, True),  # worse than guessing, and it stays there
         (0.02, 0.02, 0.99, False),  # nothing left to learn
     ],
 )
