@@ -278,6 +278,38 @@ def register() -> None:
         )
 
 
+@app.command()
+def cost(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An architecture, or a trained network's folder.")
+    ],
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Outputs; 1000 when left out.")] = None,
+    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of a bottleneck head.")] = None,
+    acb: Annotated[bool, typer.Option("--acb", help="With ACB blocks, as it trains.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Print every layer, in order.")] = False,
+) -> None:
+    """Count a network by layer: parameters, FLOPs, memory access, activations, parallel work.
+
+    \b
+    Examples: retort cost resnet50d
+              retort cost vit_tiny_patch16_224 --size 64 --classes 10 --all
+              retort cost resnet50d --classes 100000 --bottleneck 128
+              retort cost outputs/student
+    """
+    from components.models.cost_report import report as step
+
+    step(
+        name,
+        size=size,
+        classes=classes,
+        bottleneck=bottleneck,
+        acb=acb,
+        everything=everything,
+        out=OUTPUTS / "cost",
+    )
+
+
 @app.command("compile")
 def compile_() -> None:
     """Write the Kubeflow pipeline as IR: pipeline.yaml.
