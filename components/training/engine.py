@@ -510,7 +510,7 @@ class Worker:
         if looks_flat(first, row["val_loss"], row["val_top1"], actual):
             raise Stop(
                 "train.learns",
-                f"{phase.name}: the validation loss stays flat ({first:.3f} at first, {row['val_loss']:.3f} in "
+                f"{phase.name}: validation loss stays flat ({first:.3f} at first, {row['val_loss']:.3f} in "
                 f"epoch {self.state['epoch'] + 1}) and top-1 is {row['val_top1']:.1%}, as by guessing; "
                 + self._kept(),
                 "Check labels and weights; change lr.initial.",
