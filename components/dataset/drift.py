@@ -90,7 +90,8 @@ def by_class(counts: pd.DataFrame) -> pd.DataFrame:
 def compare(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
     """One row a class of either: its label, rows and share before and now, and what became of it.
 
-    ``ratio`` is share now to share before.
+    Shares are of the rows of classes that stand in both, so that a class which comes or goes does not
+    change the others'; ``ratio`` is share now to share before.
 
     ``p`` is that of the exact two-sided test that the class's share is the same in both (given its rows in
     both together, those of now are binomial). ``kind`` is ``new``, ``vanished``, ``changed`` (significant
@@ -101,20 +102,18 @@ def compare(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
         table[column] = table[column].fillna(0).astype(np.int64)
     for column in ("label_before", "label_now"):
         table[column] = table[column].astype("Int32")
-    total_before, total_now = max(int(table["rows_before"].sum()), 1), max(int(table["rows_now"].sum()), 1)
-    table["share_before"] = table["rows_before"] / total_before
-    table["share_now"] = table["rows_now"] / total_now
-    table["ratio"] = table["share_now"] / table["share_before"].where(table["rows_before"] > 0)
-    both = (table["rows_before"] > 0) & (table["rows_now"] > 0)
     old, new = table["rows_before"].to_numpy(), table["rows_now"].to_numpy()
-    p = _binomial_test(old, new, total_now / (total_before + total_now))
-    table["p"] = p
+    both = (old > 0) & (new > 0)
+    total_before, total_now = max(int(old[both].sum()), 1), max(int(new[both].sum()), 1)
+    table["share_before"] = np.where(both, old / total_before, np.nan)
+    table["share_now"] = np.where(both, new / total_now, np.nan)
+    table["ratio"] = table["share_now"] / table["share_before"]
+    table["p"] = _binomial_test(old, new, total_now / (total_before + total_now))
+    table.loc[~both, "p"] = np.nan
     significant = np.zeros(len(table), bool)
-    significant[both] = _discoveries(p[both.to_numpy()], FALSE_DISCOVERIES)
-    far = (table["ratio"] >= CHANGED) | (table["ratio"] <= 1 / CHANGED)
-    table["kind"] = np.select(
-        [old == 0, new == 0, significant & far.to_numpy()], ["new", "vanished", "changed"], "same"
-    )
+    significant[both] = _discoveries(table["p"].to_numpy()[both], FALSE_DISCOVERIES)
+    far = ((table["ratio"] >= CHANGED) | (table["ratio"] <= 1 / CHANGED)).to_numpy()
+    table["kind"] = np.select([old == 0, new == 0, significant & far], ["new", "vanished", "changed"], "same")
     return table
 
 
@@ -158,12 +157,12 @@ def report(
     run: Run,
     db: duckdb.DuckDBPyConnection,
     baseline: Path,
-    before: pd.DataFrame,
-    now: pd.DataFrame,
+    earlier: pd.DataFrame,
+    counts: pd.DataFrame,
     out: Path,
 ) -> None:
     """Compare counts with those of ``baseline``: findings ``drift.*``, a table, and ``drift.parquet``."""
-    table = compare(by_class(before), by_class(now))
+    table = compare(by_class(earlier), by_class(counts))
     columns = [name for name in table.columns if name != "kind"]
     pq.write_table(
         pa.Table.from_pandas(table.reset_index()[["kind", "class_name", *columns]], preserve_index=False),
@@ -182,35 +181,43 @@ def report(
         measured=rows["now"], limit=rows["before"],
     )  # fmt: skip
     worst = table[table["kind"] != "same"].copy()
-    worst["moved"] = (worst["share_now"] - worst["share_before"]).abs()
+    worst["moved"] = (worst["rows_now"] - worst["rows_before"]).abs()
     worst = worst.sort_values("moved", ascending=False, kind="stable").head(2 * WORST)
     if len(worst):
         run.page.table(
             "Drift against the baseline",
-            ["class", "what", "rows before", "rows now", "share before", "share now"],
+            ["class", "what", "rows before", "rows now", "share now to before"],
             [
-                [name, *values]
-                for name, values in zip(
-                    worst.index,
-                    worst[["kind", "rows_before", "rows_now", "share_before", "share_now"]].to_numpy(object),
-                    strict=True,
-                )
+                [name, kind, before, now, None if np.isnan(ratio) else ratio]
+                for name, kind, before, now, ratio in worst[
+                    ["kind", "rows_before", "rows_now", "ratio"]
+                ].itertuples()
             ],
-            note="The largest changes first.",
+            note="The largest changes first. Shares are among the classes that stand in both.",
         )
 
 
 def _classes(run: Run, table: pd.DataFrame) -> None:
-    for kind, rows, advice in (
-        ("new", "rows_now", "A model of the baseline cannot predict them: train anew, or 'retort expand'."),
-        ("vanished", "rows_before", "Check the source: a folder may be missing, or a class renamed."),
+    for kind, rows, verb, advice in (
+        (
+            "new",
+            "rows_now",
+            "are new",
+            "A model of the baseline cannot predict them: train anew, or 'retort expand'.",
+        ),
+        (
+            "vanished",
+            "rows_before",
+            "have vanished",
+            "Check the source: a folder may be missing, or a class renamed.",
+        ),
     ):
         found = table[table["kind"] == kind].sort_values(rows, ascending=False, kind="stable")
         if len(found):
             names = [f"'{name}'" for name in found.index[:WORST]]
             run.find(
                 "drift.classes", "warning", f"{kind}: {', '.join(names)}{_more(len(found))}",
-                f"{len(found):,} classes of {len(table):,} are {kind}, with {int(found[rows].sum()):,} rows.",
+                f"{len(found):,} of {len(table):,} classes {verb}, with {int(found[rows].sum()):,} rows.",
                 measured=len(found), limit=0, advice=advice,
             )  # fmt: skip
     moved = table[(table["label_before"] != table["label_now"]).fillna(False)]

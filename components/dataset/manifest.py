@@ -114,8 +114,8 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(b"".join([rows.to_bytes(8, "little"), *parts])).hexdigest()
 
 
-def _bytes(column: pa.Int32Array) -> memoryview:
-    return memoryview(np.asarray(column, "<i4")).cast("B")
+def _bytes(column: pa.Int32Array) -> bytes:
+    return np.asarray(column, "<i4").tobytes()
 
 
 def _characters(column: pa.StringArray) -> memoryview:

@@ -57,7 +57,8 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         inputs[str(baseline)] = baseline
         if out.resolve() in baseline.resolve().parents:
             raise RetortError(
-                f"validate.baseline: {baseline} lies in {out}, which this step rewrites; keep a copy elsewhere"
+                f"validate.baseline: {baseline} lies in {out}, which this step rewrites; "
+                "keep a copy elsewhere"
             )
     with step("validate", params, out, inputs) as run, _database() as db:
         manifests.check(manifest)
@@ -402,6 +403,7 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     db.execute(
         """create table groups as
         select coalesce(label, -1) as label, split, source, count(*) as rows, min(class_name) as class_name,
+        max(class_name) as last_name,
         count(*) filter (path is null or path = '') as without_path
         from m group by 1, split, source order by all"""
     )
@@ -513,9 +515,12 @@ def _clean_counts(db: duckdb.DuckDBPyConnection) -> pa.Table:
     return db.sql(
         """with apart as (select coalesce(label, -1) as label, split, source, count(*) as rows
             from m semi join bad using (row) group by all)
-        select label, class_name, split, source, groups.rows - coalesce(apart.rows, 0) as rows
-        from groups left join apart using (label, split, source)
-        where groups.rows > coalesce(apart.rows, 0) order by label, split, source"""
+        select groups.label, class_name, groups.split, groups.source,
+            groups.rows - coalesce(apart.rows, 0) as rows
+        from groups left join apart on groups.label = apart.label
+            and groups.split is not distinct from apart.split
+            and groups.source is not distinct from apart.source
+        where groups.rows > coalesce(apart.rows, 0) order by all"""
     ).to_arrow_table()
 
 
@@ -526,8 +531,9 @@ def _expect(
     from components.dataset import suite
 
     groups = db.execute(
-        """select label, class_name, split, source, rows, without_path, count(distinct class_name) over
-        (partition by label) as names from groups order by all"""
+        """select label, class_name, split, source, rows, without_path, if(min(class_name) over same_label
+        is not distinct from max(last_name) over same_label, 1, 2) as names
+        from groups window same_label as (partition by label) order by all"""
     ).df()
     labels = sorted(set(groups.loc[(groups["split"] != "unlabeled") & (groups["label"] >= 0), "label"]))
     cases = counts["cases"]
