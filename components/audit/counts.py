@@ -60,10 +60,10 @@ def count(manifest: Path) -> Counts:
         db.execute("set memory_limit = '2GB'")
         db.execute(f"set temp_directory = '{state_dir('cache', 'duckdb')}'")
         db.execute("set enable_progress_bar = false")
-        found = db.execute(
-            "select label, split, source, count(*) as rows, min(class_name) as name "
-            "from read_parquet(?) where split <> 'unlabeled' and label >= 0 group by label, split, source",
-            [str(manifest)],
+        source = str(manifest).replace("'", "''")
+        found = db.sql(
+            "select label, split, source, count(*) as rows, min(class_name) as name "  # noqa: S608
+            f"from read_parquet('{source}') where split <> 'unlabeled' and label >= 0 group by label, split, source"
         ).to_arrow_table()
     labels, place = np.unique(found["label"].to_numpy(), return_inverse=True)
     rows = found["rows"].to_numpy()

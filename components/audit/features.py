@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 32  # of every call, the last one padded: an image's features do not depend on its neighbours
+VERSION = 1  # of what is computed here: another number never reads the cache of this one
+SIDE, CELLS, TURNS, CLIP = 32, 8, 8, 0.2  # of the histograms of gradients
 PORTION = 1024  # images between two writes to the cache
 
 
@@ -41,7 +44,10 @@ class Backbone:
             self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
             self.size = int(self._session.get_modelmeta().custom_metadata_map["size"])
             self.sha256 = sha256_file(path)
-            given = ([i.name for i in self._session.get_inputs()], [o.name for o in self._session.get_outputs()])
+            given = (
+                [i.name for i in self._session.get_inputs()],
+                [o.name for o in self._session.get_outputs()],
+            )
             if given != (["images"], ["features"]):
                 raise RetortError(f"{path}: expected images -> features, found {given[0]} -> {given[1]}")
         except RetortError:
@@ -59,10 +65,73 @@ class Backbone:
         return self._session.run(["features"], {"images": padded})[0][: len(pixels)]
 
 
-def extract(
-    backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequence[str | None]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features of images, float32 [n, D], and which of them could be read, bool [n] (others are zeros).
+@dataclass(frozen=True)
+class Features:
+    """What is known of n images.
+
+    Attributes:
+        deep: float32 [n, D], of the backbone.
+        small: uint8 [n, SIDE, SIDE], the images in grey.
+        readable: bool [n].
+    """
+
+    deep: NDArray[np.float32]
+    small: NDArray[np.uint8]
+    readable: NDArray[np.bool_]
+
+
+def small_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Uint8 [n, S, S, 3] -> uint8 [n, SIDE, SIDE]."""
+    from PIL import Image
+
+    small = [
+        Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in pixels
+    ]
+    return np.stack([np.asarray(image) for image in small])
+
+
+def gradients(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Histograms of oriented gradients (Dalal and Triggs, 2005), one block: float32 [n, CELLS * CELLS * TURNS].
+
+    What lines are where, which a backbone's last layer knows little about in small images.
+
+    Args:
+        grey: uint8 [n, SIDE, SIDE].
+    """
+    down, right = np.gradient(grey.astype(np.float32) / 255, axis=(1, 2))
+    turn = np.arctan2(down, right) % (2 * np.pi) * (TURNS / (2 * np.pi))
+    size = np.hypot(down, right)
+    lower = np.floor(turn).astype(np.int64) % TURNS
+    between = turn - np.floor(turn)
+    n = len(grey)
+    votes = np.zeros((n, SIDE, SIDE, TURNS), np.float32)
+    i, j, k = np.ogrid[:n, :SIDE, :SIDE]
+    votes[i, j, k, lower] += size * (1 - between)
+    votes[i, j, k, (lower + 1) % TURNS] += size * between
+    cell = SIDE // CELLS
+    blocks = votes.reshape(n, CELLS, cell, CELLS, cell, TURNS).sum(axis=(2, 4)).reshape(n, -1)
+    blocks /= np.linalg.norm(blocks, axis=1, keepdims=True) + 1e-6
+    return np.minimum(blocks, CLIP)
+
+
+def shaken(grey: NDArray[np.uint8], copies: int, seed: int) -> NDArray[np.uint8]:
+    """Copies of small images, a little turned, scaled, sheared and shifted: uint8 [n * copies, SIDE, SIDE]."""
+    from scipy.ndimage import affine_transform
+
+    random = np.random.default_rng(seed)
+    result = np.empty((len(grey) * copies, SIDE, SIDE), np.uint8)
+    centre = np.full(2, (SIDE - 1) / 2)
+    for place in range(len(result)):
+        turn, shear = random.normal(0, 0.2), random.normal(0, 0.2)
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        matrix = rotation @ (np.diag(random.uniform(0.75, 1.25, 2)) + [[0, 0], [shear, 0]])
+        offset = centre - matrix @ centre + random.normal(0, 2, 2)
+        affine_transform(grey[place // copies], matrix, offset, order=1, mode="nearest", output=result[place])
+    return result
+
+
+def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequence[str | None]) -> Features:
+    """Features of images; those that cannot be read are zeros.
 
     Args:
         hashes: sha256 of each image's content, which the cache knows it by; None: it is read each time.
@@ -77,26 +146,24 @@ def extract(
         with task("features of images", len(todo)) as shown:
             for start in range(0, len(todo), PORTION):
                 portion = todo[start : start + PORTION]
-                made = {
-                    i: vector.astype(np.float16).tobytes()
-                    for batch in _batches(backbone, root, paths, portion)
-                    for i, vector in batch
-                }
+                made = dict(one for batch in _batches(backbone, root, paths, portion) for one in batch)
                 _store(cache, [(hashes[i], content) for i, content in made.items() if hashes[i]])
                 fresh.update(made)
                 shown.advance(len(portion))
     blobs = [fresh.get(i) or known.get(digest or "") for i, digest in enumerate(hashes)]
-    width = next((len(blob) // 2 for blob in blobs if blob), 1)
-    readable = np.array([blob is not None for blob in blobs])
-    empty = np.zeros(width, np.float16).tobytes()
-    joined = b"".join(blob or empty for blob in blobs)
-    return np.frombuffer(joined, np.float16).reshape(len(blobs), width).astype(np.float32), readable
+    size = next((len(blob) for blob in blobs if blob), SIDE * SIDE + 2)
+    joined = np.frombuffer(b"".join(blob or bytes(size) for blob in blobs), np.uint8).reshape(
+        len(blobs), size
+    )
+    small = joined[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
+    deep = np.ascontiguousarray(joined[:, SIDE * SIDE :]).view(np.float16).astype(np.float32)
+    return Features(deep, small, np.array([blob is not None for blob in blobs], bool))
 
 
 def _batches(
     backbone: Backbone, root: str, paths: Sequence[str], todo: Sequence[int]
-) -> Iterator[list[tuple[int, NDArray[np.float32]]]]:
-    """(position, features float32 [D]) of the images that can be read, a batch at a time."""
+) -> Iterator[list[tuple[int, bytes]]]:
+    """(position, features as bytes) of the images that can be read, a batch at a time."""
 
     def pixels(i: int) -> NDArray[np.uint8] | None:
         try:
@@ -107,14 +174,22 @@ def _batches(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
-            read = [(i, image) for i, image in zip(batch, pool.map(pixels, batch), strict=True) if image is not None]
+            read = [
+                (i, image)
+                for i, image in zip(batch, pool.map(pixels, batch), strict=True)
+                if image is not None
+            ]
             if read:
-                vectors = backbone(np.stack([image for _, image in read]))
-                yield [(i, vector) for (i, _), vector in zip(read, vectors, strict=True)]
+                pixels_read = np.stack([image for _, image in read])
+                deep, small = backbone(pixels_read).astype(np.float16), small_grey(pixels_read)
+                yield [
+                    (i, grey.tobytes() + vector.tobytes())
+                    for (i, _), grey, vector in zip(read, small, deep, strict=True)
+                ]
 
 
 def _open_cache(backbone: Backbone) -> sqlite3.Connection:
-    path = state_dir("cache", "features") / f"{backbone.sha256[:32]}-{backbone.size}.sqlite"
+    path = state_dir("cache", "features") / f"{backbone.sha256[:32]}-{backbone.size}-{VERSION}.sqlite"
     try:
         return _with_table(path)
     except sqlite3.DatabaseError:  # damaged: it is only a cache

@@ -16,7 +16,7 @@ class Audit(Section):
     )
     min_per_class: int = Field(20, ge=1, description="training images below which a class is named")
     blow_up: float = Field(
-        3.0, gt=1, description="synthetic images to the median class's size, above which it is a blow-up"
+        3.0, gt=1, description="synthetic images to the median size of the other classes: a blow-up above it"
     )
     recognisable_recall: float = Field(
         0.7, ge=0, le=1, description="share of a class's synthetic images that a real model must recognise"
@@ -26,6 +26,9 @@ class Audit(Section):
     )
     loss: Literal["auto", "cross_entropy", "focal", "ohem", "class_balanced"] = Field(
         "auto", description="loss that the plan asks for; auto: what the imbalance suggests"
+    )
+    probe_images: int = Field(
+        20_000, ge=100, description="images that the synthetic audit looks at, spread over the classes"
     )
     drop_suspects: bool = Field(
         False, description="true: the plan leaves out rows with suspect labels and unrecognisable images"

@@ -9,17 +9,26 @@ import numpy as np
 
 from components.audit.balance import Balance, effective_number, ratio
 from components.audit.counts import SOURCES, Counts
-from components.audit.params import Audit
+from components.audit.params import Audit, AuditParams
 from components.audit.plan import Plan
 from components.common.page import Page
+from components.dataset.images import thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from components.audit.synthetic import Class, Sample
+
 BARS = 40  # classes up to which each has a bar of its own
 # Okabe and Ito's palette, as on the page of validate
 COLOURS = {"real": "#0072B2", "semi_synthetic": "#CC79A7", "synthetic": "#E69F00"}
+SHEET = 24  # images of a contact sheet
+SHEETS = (
+    ("labels.suspect", "Suspect labels"),
+    ("synthetic.recognisable", "Synthetic images that are not recognised"),
+    ("hard", "Hard images: their label stands, and the probe takes them for another class"),
+)
 AFTER = "#009E73"
 
 
@@ -138,3 +147,43 @@ def plan(
             [[row.path, row.finding] for row in made.leave_out[:BARS]],
             note=f"{len(made.leave_out):,} in all: plan.json lists them.",
         )
+
+
+def synthetic(
+    page: Page, counts: Counts, classes: Sequence[Class], samples: Sequence[Sample], params: AuditParams
+) -> None:
+    """The probe's scores by class, and contact sheets of the worst findings."""
+    if classes:
+        worst = sorted(classes, key=lambda one: (not _named(one), one.place))[:BARS]
+        page.table(
+            "Classes with synthetic images",
+            ["class", "real", "synthetic", "x median class", "recognised", "real recall without", "with", "gap (AUC)", "weight"],
+            [
+                [counts.names[one.place], int(counts.train[one.place, 0]), one.made, one.to_median,
+                 _percent(one.recognised), _percent(one.real_recall), _percent(one.with_made),
+                 "" if one.auc is None else one.auc, one.weight]
+                for one in worst
+            ],
+        )  # fmt: skip
+    if params.report.thumbnails:
+        for rule, title in SHEETS:
+            chosen = [one for one in samples if one.rule == rule][:SHEET]
+            if chosen:
+                page.images(
+                    title,
+                    [
+                        (
+                            thumbnail(params.data.root, one.path),
+                            f"{one.path}: {one.class_name}, rather {one.suggested}",
+                        )
+                        for one in chosen
+                    ],
+                )
+
+
+def _named(one: Class) -> bool:
+    return one.blown_up or one.unrecognisable or one.degraded
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
