@@ -268,15 +268,9 @@ def test_a_trained_network_is_known_by_its_card(student: Path, tmp_path: Path) -
         ("resnet5O", None, r"arch\.name: 'resnet5O'.*resnet50"),
         ("nowhere/student", None, r"nowhere/student/model\.json: no such file"),
         ("vit_tiny_patch16_224", 30, r"cannot run on an image of 30 x 30 pixels: .*patch size"),
-        ("resnet18", 1, None),
     ],
 )
-def test_what_cannot_be_counted_is_named(
-    name: str, size: int | None, said: str | None, tmp_path: Path
-) -> None:
-    if said is None:  # one pixel is enough for a network that only ever halves, rounding up
-        assert report(name, size=size, out=tmp_path).layers[-1].output == (1000,)
-        return
+def test_what_cannot_be_counted_is_named(name: str, size: int | None, said: str, tmp_path: Path) -> None:
     with pytest.raises(RetortError, match=said):
         report(name, size=size, out=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -90,6 +90,7 @@ def test_distillation_end_to_end(
     rules = {finding.rule: finding for finding in read_report(out / "report.json").findings}
     assert "12 images per worker x 2 Ray workers = 24 per step" in rules["config.batch"].message
     assert "distill.gain" in rules
+    assert rules["head.fc_share"].level == "info", "1,028 of a third of a million parameters"
     assert not list(Path(".retort/checkpoints").iterdir()), "a finished step keeps no checkpoints"
     assert len(list(Path(".retort/cache/soft_labels").iterdir())) == 3, "two crops, and the pool"
     said = capsys.readouterr().err
