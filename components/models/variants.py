@@ -1,16 +1,16 @@
 """Architectures that differ from timm's in a detail, registered with timm under names of their own.
 
 They are PaddleClas's networks, as far as no network of timm computes the same: ``resnet18_vd`` and
-``resnet34_vd``, ``resnet18_paddle`` and ``resnet34_paddle`` (a projection in the first block's shortcut, which
-timm leaves out where sizes agree), ``resnet200_vd`` (3, 12, 48, 3 blocks, where timm's has 3, 24, 36, 3),
-``mobilenetv1_100_paddle`` (ReLU, where timm's has ReLU6), ``mobilenetv2_100_paddle`` (an expansion in the first
-block too), ``mobilenetv3_small_100_paddle`` and ``mobilenetv3_large_100_paddle``.
+``resnet34_vd``, ``resnet18_paddle`` and ``resnet34_paddle`` (a projection in the first block's shortcut,
+which timm leaves out where sizes agree), ``resnet200_vd`` (3, 12, 48, 3 blocks, where timm's has 3, 24, 36,
+3), ``mobilenetv1_100_paddle`` (ReLU, where timm's has ReLU6), ``mobilenetv2_100_paddle`` (an expansion in the
+first block too), ``mobilenetv3_small_100_paddle`` and ``mobilenetv3_large_100_paddle``.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
@@ -64,7 +64,7 @@ class ProjectedResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        first = self.layer1[0]
+        first = cast("BasicBlock", cast("nn.Sequential", self.layer1)[0])
         channels = first.conv1.in_channels, first.conv2.out_channels
         down = downsample_avg if kwargs.get("avg_down") else downsample_conv
         first.downsample = down(*channels, kernel_size=1)
@@ -161,8 +161,8 @@ class PaddleMobileNetV3(MobileNetV3):
     """MobileNetV3 as PaddleClas has it.
 
     An expansion in the first block too; squeeze-and-excitation of exactly a quarter of the channels, with
-    ``HardSigmoid``; no bias before the head; and features scaled by what dropout keeps, since dropout does not
-    scale up while training (``downscale_in_infer``). ``drop_rate`` therefore should be 0.2, or 0 for none.
+    ``HardSigmoid``; no bias before the head; and features scaled by what dropout keeps, since its dropout does
+    not scale up while training (``downscale_in_infer``). ``drop_rate`` should be 0.2, or 0 for none.
     """
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

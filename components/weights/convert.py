@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from components.common.errors import RetortError
-from components.weights.coverage import Shape, some
+from components.weights import paddle
+from components.weights.coverage import COUNTER, Shape, compare, shapes, some
 from components.weights.positions import by_position
 from components.weights.readers.stored import Array, Stored
 
-
-@dataclass
-class Converted:
-    """Tensors by the network's names: float32, or integers as they are (counters).
-
-    ``how`` says which names were translated; ``classes``: outputs of the file's head, None where it has none.
-    """
-
-    tensors: dict[str, Array]
-    how: str
-    classes: int | None
+TENSORFLOW = "tf_efficientnet"  # timm's networks with TensorFlow's padding and norms
 
 
 @dataclass(frozen=True)
@@ -35,57 +26,121 @@ class Target:
     head: tuple[str, ...]
 
 
+@dataclass
+class Converted:
+    """Tensors by the network's names: float32, or integers as they are (counters).
+
+    ``backbone`` may hold what the network has no place for; ``head``: the classifier's; ``how`` says whose
+    names were translated; ``notes`` what was converted.
+    """
+
+    backbone: dict[str, Array]
+    head: dict[str, Array]
+    how: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> int | None:
+        """Outputs of the head; None where there is none."""
+        outputs = [tensor.shape[0] for tensor in self.head.values() if tensor.ndim]
+        return outputs[-1] if outputs else None
+
+
 def convert(stored: Stored, target: Target, path: Path) -> Converted:
-    """Give a file's tensors the network's names; those of its head go, and their outputs are counted.
+    """Give a file's tensors the network's names, and part its head from its backbone.
 
     Raises:
-        RetortError: when the names are of a known family that the architecture does not belong to.
+        RetortError: when the weights are a known network's, and ``target`` is another one; when they hold NaN
+            or infinity. The message names the first tensors at fault.
     """
-    if any(name.startswith("_blocks.") for name in stored.tensors):
-        return _efficientnet(stored, target, path)
-    heads = tuple(f"{name}." for name in target.head)
-    kept = {n: t for n, t in stored.tensors.items() if not (heads and n.startswith(heads))}
-    gone = {n: t for n, t in stored.tensors.items() if n not in kept}
-    return Converted(_float32(kept), "the network's own names", _classes(gone))
+    tensors, notes = stored.tensors, []
+    how = "the network's own names"
+    if any(name.startswith("_blocks.") for name in tensors):
+        how = "efficientnet_pytorch's names, matched by position"
+        tensors = _efficientnet(tensors, target, path)
+    elif stored.kind.endswith(("variables", ".pdparams")) or paddle.is_paddle(tensors):
+        published = paddle.recognise(tensors) or paddle.same_names(tensors, shapes(tensors))
+        how = f"{published.name}, in Paddle's names"
+        tensors = _paddle(tensors, published, target, path)
+    if stored.arch and _base(stored.arch) != _base(target.arch):
+        notes.append(f"the file itself says that it is of '{stored.arch}'")
+    head = {name: tensor for name, tensor in tensors.items() if _of_head(name, target)}
+    backbone = {name: tensor for name, tensor in tensors.items() if name not in head}
+    for width, plural in ((2, "float16"), (8, "float64")):
+        count = sum(t.dtype.kind == "f" and t.dtype.itemsize == width for t in backbone.values())
+        if count:
+            notes.append(f"{count:,} tensors converted from {plural} to float32")
+    needed = {n: t for n, t in {**backbone, **head}.items() if n in target.backbone or n in head}
+    need_finite(needed, path)
+    return Converted(_float32(backbone, needed), _float32(head, needed), how, notes)
 
 
-def _efficientnet(stored: Stored, target: Target, path: Path) -> Converted:
-    """efficientnet_pytorch's names: the same tensors in the same order, so they are matched by position."""
-    if not target.arch.startswith("tf_efficientnet"):
+def _base(arch: str) -> str:
+    """An architecture's name without the tag of its weights."""
+    return arch.partition(".")[0]
+
+
+def _of_head(name: str, target: Target) -> bool:
+    return any(name.startswith(f"{layer}.") for layer in target.head)
+
+
+def _efficientnet(tensors: Mapping[str, Array], target: Target, path: Path) -> dict[str, Array]:
+    """efficientnet_pytorch's: the same tensors in the same order, so they are matched by position."""
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith("_fc.")}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in head}
+    if not target.arch.startswith(TENSORFLOW):
         raise RetortError(
-            f"{path}: these are TensorFlow's EfficientNet weights, with the padding and norms of timm's "
-            f"tf_efficientnet_*; {target.arch} would compute something else: set arch.name accordingly"
+            f"{path}: these are TensorFlow's EfficientNet weights ({some(list(rest))}), not {target.arch}'s; "
+            f"set arch.name to the {TENSORFLOW}_... of their size: padding and norms differ in all others"
         )
-    head = {name: t for name, t in stored.tensors.items() if name.startswith("_fc.")}
-    rest = {name: t for name, t in stored.tensors.items() if name not in head}
-    names = by_position({n: tuple(t.shape) for n, t in rest.items()}, target.backbone, str(path))
-    return Converted(
-        _float32({own: rest[name] for name, own in names.items()}),
-        "efficientnet_pytorch's names, by position",
-        _classes(head),
-    )
-
-
-def _classes(head: Mapping[str, Array]) -> int | None:
-    """Outputs of a head: those of its last layer."""
-    outputs = [t.shape[0] for t in head.values() if t.ndim]
-    return outputs[-1] if outputs else None
-
-
-def _float32(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    counted = any(name.endswith(COUNTER) for name in rest)
+    own = {name: shape for name, shape in target.backbone.items() if counted or not name.endswith(COUNTER)}
+    names = by_position(shapes(rest), own, str(path))
+    classifier = target.head[0] if target.head else "classifier"
     return {
-        name: tensor.astype(np.float32, copy=False) if tensor.dtype.kind == "f" else tensor
+        **{new: rest[old] for old, new in names.items()},
+        **{name.replace("_fc", classifier, 1): tensor for name, tensor in head.items()},
+    }
+
+
+def _paddle(
+    tensors: Mapping[str, Array], published: paddle.Published, target: Target, path: Path
+) -> dict[str, Array]:
+    converted: dict[str, Array] = {}
+    for old, tensor in tensors.items():
+        new = published.names[old]
+        if new in converted:
+            raise RetortError(f"{path}: two of its tensors are {new}; the second is {old}")
+        converted[new] = tensor.T if old in published.transposed and tensor.ndim == 2 else tensor
+    if published.archs and _base(target.arch) not in published.archs:
+        backbone = {name: tensor for name, tensor in converted.items() if not _of_head(name, target)}
+        coverage = compare(target.backbone, shapes(backbone))
+        faults = coverage.faults() or "every tensor would fit, and the network still compute something else"
+        raise RetortError(
+            f"{path}: these are {published.name}'s weights, which {target.arch} is not ({faults}); "
+            f"set arch.name to {' or '.join(published.archs)}"
+        )
+    return converted
+
+
+def _float32(tensors: Mapping[str, Array], needed: Mapping[str, Array]) -> dict[str, Array]:
+    """As float32 what is needed; the rest is only listed, and stays as it is."""
+    return {
+        name: tensor.astype(np.float32, copy=False) if name in needed and tensor.dtype.kind == "f" else tensor
         for name, tensor in tensors.items()
     }
 
 
-def not_finite(tensors: Mapping[str, Array]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity."""
-    return [name for name, t in tensors.items() if t.dtype.kind == "f" and not np.isfinite(t).all()]
-
-
 def need_finite(tensors: Mapping[str, Array], path: Path) -> None:
-    """Raises RetortError that names the first tensors with NaN or infinity in them."""
-    bad = not_finite(tensors)
+    """Raises RetortError that names the first tensors with NaN, or numbers too large for float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        bad = [
+            name
+            for name, tensor in tensors.items()
+            if tensor.dtype.kind == "f" and not np.isfinite(tensor.astype(np.float32, copy=False)).all()
+        ]
     if bad:
-        raise RetortError(f"{path}: NaN or infinity in {some(bad)}; a network with them computes nothing")
+        raise RetortError(
+            f"{path}: NaN or infinity in {some(bad)} (of {len(tensors)} tensors): such a network computes "
+            "nothing; look for an earlier checkpoint"
+        )

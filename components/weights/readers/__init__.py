@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from components.common.errors import RetortError
-from components.weights.readers.stored import Stored
+from components.weights.readers import lodtensor, pdparams, pth, safetensors, tar
+from components.weights.readers.stored import MAX_NAME, Stored, shown
 
 
 def read(path: Path) -> Stored:
@@ -14,13 +16,25 @@ def read(path: Path) -> Stored:
     Raises:
         RetortError: one line that names the file and what is wrong with it.
     """
-    from components.weights.readers import pth, safetensors
+    stored = _reader(path)(path)
+    for name in stored.tensors:
+        if len(name) > MAX_NAME or any(sign in "\n\r\0" or "\ud800" <= sign <= "\udfff" for sign in name):
+            raise RetortError(f"{path}: a tensor is called {shown(name)}, which is no name: a damaged file")
+    return stored
 
+
+def _reader(path: Path) -> Callable[[Path], Stored]:
+    if path.is_dir():
+        return lodtensor.read_folder
     head = beginning(path)
-    if safetensors.looks_like(head):
-        return safetensors.read(path)
     if pth.looks_like(head):
-        return pth.read(path)
+        return pth.read
+    if head.startswith(b"\x80"):
+        return pdparams.read
+    if tar.looks_like(head):
+        return lodtensor.read_tar
+    if safetensors.looks_like(head):
+        return safetensors.read
     raise RetortError(f"{path}: {what_else(head)}")
 
 
@@ -36,13 +50,15 @@ def beginning(path: Path, count: int = 512) -> bytes:
 def what_else(head: bytes) -> str:
     """What a file is that is none of the kinds that hold weights."""
     text = head.lstrip().lower()
-    if not head:
+    if not head.strip(b"\0"):
         return "an empty file, not weights; fetch it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
         return "a web page (an error page, most likely), not weights; fetch the file again"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves; run 'git lfs pull'"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "a compressed file; unpack it once (gunzip, unxz, ...) and name the result"
     return (
-        "neither .safetensors, .pth, .pdparams, nor a tar or folder of LoDTensor variables, "
-        "or not from its first byte on"
+        "neither .safetensors, .pth, .pdparams, nor a tar of LoDTensor variables; "
+        "if it should be one, fetch it again"
     )

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from components.common.errors import RetortError
-from components.weights.readers.stored import Array, Stored, widened
+from components.weights.readers.stored import Array, Stored, array, mapped, shown, unprefixed, widened
 
-MAX_HEADER = 100_000_000  # the limit of the format's own library
+MAX_HEADER = 10_000_000  # bytes; those of large networks have some hundred thousand
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
     "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -22,7 +18,7 @@ DTYPES = {
 
 def looks_like(head: bytes) -> bool:
     """Whether a file begins as this format does: a length, and the brace that opens the header."""
-    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def read(path: Path) -> Stored:
@@ -31,46 +27,55 @@ def read(path: Path) -> Stored:
     Raises:
         RetortError: naming the file, and the tensor whose entry does not fit its data.
     """
+    content = mapped(path)
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > min(MAX_HEADER, len(content) - 8):
+        raise RetortError(f"{path}: not a whole .safetensors file: its header is cut off; fetch it again")
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
-            if length > min(MAX_HEADER, size - 8):
-                raise RetortError(f"{path}: not a whole .safetensors file: its header is cut off")
-            header = file.read(length)
-        begin = 8 + length
-        data = np.memmap(path, np.uint8, "r", begin) if size > begin else np.empty(0, np.uint8)
-    except OSError as error:
-        raise RetortError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        entries = json.loads(header)
+        entries = json.loads(bytes(content[8 : 8 + length]))
     except (ValueError, RecursionError):
         raise RetortError(f"{path}: not a .safetensors file: its header is no JSON") from None
     if not isinstance(entries, dict):
         raise RetortError(f"{path}: not a .safetensors file: its header is no table of tensors")
-    metadata = entries.pop("__metadata__", {})
-    return Stored(
-        tensors={name: _tensor(path, name, entry, data) for name, entry in entries.items()},
+    metadata = entries.pop("__metadata__", None)
+    data = content[8 + length :]
+    stored = Stored(
+        tensors=_tensors(path, entries, data),
         kind=".safetensors",
-        metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {},
+        metadata={k: str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {},
     )
+    return unprefixed(stored)
 
 
-def _tensor(path: Path, name: str, entry: Any, data: Array) -> Array:
+def _tensors(path: Path, entries: dict[str, Any], data: memoryview) -> dict[str, Array]:
+    tensors = {}
+    left = len(data)
+    for name, entry in entries.items():
+        where = f"{path}: tensor '{shown(name)}'"
+        begin, end = _extent(where, entry, len(data))
+        left -= end - begin
+        if left < 0:
+            raise RetortError(f"{where} shares its bytes with another one, which the format does not allow")
+        tensors[name] = _tensor(where, entry, data[begin:end])
+    return tensors
+
+
+def _extent(where: str, entry: Any, size: int) -> tuple[int, int]:
     try:
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        counts = [*shape, begin, end]
+        begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise RetortError(f"{path}: tensor '{name}' has no dtype, shape and data_offsets") from None
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise RetortError(f"{path}: tensor '{name}' has a shape or offsets that are no counts")
-    if dtype not in DTYPES:
-        raise RetortError(f"{path}: tensor '{name}' is of dtype {dtype}; known: {', '.join(DTYPES)}")
-    kind = np.dtype(DTYPES[dtype])
-    wanted = math.prod(shape) * kind.itemsize
-    if end - begin != wanted or len(shape) > 32:
-        raise RetortError(f"{path}: tensor '{name}' needs {wanted} bytes, its offsets give {end - begin}")
-    if end > len(data):
-        raise RetortError(f"{path}: tensor '{name}' ends beyond the file: half a file? Fetch it again")
-    array = data[begin:end].view(kind).reshape(shape)
-    return widened(array) if dtype == "BF16" else np.asarray(array)
+        raise RetortError(f"{where} has no data_offsets") from None
+    if not (type(begin) is int and type(end) is int and 0 <= begin <= end <= size):
+        raise RetortError(f"{where} lies beyond the end of the file: half a file? Fetch it again")
+    return begin, end
+
+
+def _tensor(where: str, entry: Any, data: memoryview) -> Array:
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+    except (KeyError, TypeError):
+        raise RetortError(f"{where} has no dtype and shape") from None
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise RetortError(f"{where} is of dtype {str(dtype)[:20]}; known: {', '.join(DTYPES)}")
+    found = array(data, DTYPES[dtype], shape, where)
+    return widened(found) if dtype == "BF16" else found
