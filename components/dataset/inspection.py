@@ -22,6 +22,7 @@ from components.dataset import images, s3
 from components.dataset.manifest import image_path
 
 VERSION = 2  # of what is computed here: another number never reads the cache of this one
+STORED_AT_ONCE = 2_000
 FLAT = 4.0  # standard deviation of grey values, 0..255, below which an image shows nothing
 
 
@@ -93,7 +94,7 @@ def inspect_all(
     cores = len(os.sched_getaffinity(0))
     remote = any("://" in path for path in paths)
     keys = [_key(root, path, etags or {}) for path in paths]
-    results: list[Inspection] = []
+    made: dict[int, Inspection] = {}
     fresh: list[tuple[Any, ...]] = []
     with (
         closing(_open_cache()) as cache,
@@ -103,21 +104,19 @@ def inspect_all(
             known = _lookup(cache, keys)
             todo = [index for index, key in enumerate(keys) if key is None or key not in known]
             work = partial(_inspect_one, root, etags or {})
-            made = dict(
-                zip(
-                    todo,
-                    track(_in_order(pool, work, [paths[i] for i in todo]), what, len(todo)),
-                    strict=True,
-                )
-            )
-            for index, key in enumerate(keys):
-                results.append(made[index] if index in made else known[key or ""])
-                if index in made and key is not None:
+            seen = _in_order(pool, work, [paths[index] for index in todo])
+            for index, made[index] in zip(todo, track(seen, what, len(todo)), strict=True):
+                # what was fetched just now has an ETag that it had not before
+                key = keys[index] or _key(root, paths[index], etags or {})
+                if key is not None:
                     fresh.append((key, *astuple(made[index])))
+                if len(fresh) >= STORED_AT_ONCE:
+                    _store(cache, fresh)
+                    fresh.clear()
         finally:
             pool.shutdown(cancel_futures=True)
-        _store(cache, fresh)
-    return results
+            _store(cache, fresh)  # a run that was stopped goes on from here
+    return [made[index] if index in made else known[key or ""] for index, key in enumerate(keys)]
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Any, items: list[str]) -> Iterator[Inspection]:

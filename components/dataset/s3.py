@@ -20,6 +20,8 @@ from components.common.storage import atomic_path, state_dir, write_json
 from components.dataset.params import S3
 
 CONNECTIONS = 16
+ATTEMPTS = 6  # of a request, with growing pauses between; boto3 counts them
+DROPS = 4  # of a connection in the middle of one object's content
 T = TypeVar("T")
 _clients: dict[tuple[str | None, str | None], Any] = {}
 _making = threading.Lock()
@@ -81,7 +83,7 @@ def _client(bucket: str) -> Any:
 
             config = Config(
                 max_pool_connections=CONNECTIONS,
-                retries={"max_attempts": 6, "mode": "standard"},
+                retries={"max_attempts": ATTEMPTS, "mode": "standard"},
                 connect_timeout=10,
                 read_timeout=60,
             )
@@ -154,12 +156,18 @@ def fetch(uri: str, etag: str | None = None) -> None:
 
 def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:
     """Ask the store; its refusals become one line with the way out."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ResponseStreamingError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        IncompleteReadError,
+        NoCredentialsError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+    )
 
     from components.dataset.images import ImageError
 
-    attempts = 4
-    for attempt in range(attempts):
+    for attempt in range(1, DROPS + 1):
         try:
             return question()
         except NoCredentialsError:
@@ -174,12 +182,16 @@ def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:
                 raise RetortError(f"s3://{bucket}: no such bucket; check data.source") from None
             if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"):
                 raise RetortError(
-                    f"s3://{bucket}: the store refuses ({code}); check the keys and their rights"
+                    f"{uri or f's3://{bucket}'}: the store refuses ({code}); check the keys and their rights"
                 ) from None
             raise RetortError(f"{uri or f's3://{bucket}'}: {error}") from None
-        except ResponseStreamingError as error:  # dropped in the middle of a body, which boto3 does not retry
-            if attempt == attempts - 1:
-                raise RetortError(f"{uri}: the connection dropped {attempts} times ({error})") from None
+        # in the middle of a body, where boto3 does not try again
+        except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError) as error:
+            if attempt == DROPS:
+                raise RetortError(
+                    f"{uri or f's3://{bucket}'}: the connection dropped {DROPS} times ({error}); run again, "
+                    "it goes on from what was fetched"
+                ) from None
         except (BotoCoreError, OSError) as error:
             where = _stores().get(bucket, {}).get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "AWS")
             raise RetortError(

@@ -90,7 +90,7 @@ def read(params: IngestParams) -> Found:
             "s3://bucket/prefix, a manifest.parquet, or digits"
         )
     if place.suffix == ".parquet":
-        return _manifest(place)
+        return _manifest(data, place)
     return _lists(data, {"": data.source})
 
 
@@ -257,9 +257,13 @@ def _lists(data: Data, lists: Mapping[str, str]) -> Found:
                     found.rejected.append((f"{name}, line {number}: {encode(text)}", row))
         if len(found.rows) + len(found.rejected) == before:
             raise RetortError(f"{name}: the list is empty; expected 'path label' a line")
+    _remember_stores(data, found)
+    return found
+
+
+def _remember_stores(data: Data, found: Found) -> None:
     for bucket in {s3.split(row.path)[0] for row in found.rows if row.path.startswith("s3://")}:
         s3.remember_store(bucket, data.s3)
-    return found
 
 
 def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None) -> Row | str:
@@ -296,7 +300,7 @@ def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None
     return Row(path, below, label=label, split=split, source=source)
 
 
-def _manifest(path: Path) -> Found:
+def _manifest(data: Data, path: Path) -> Found:
     """Rows of an existing manifest: ``path`` and ``label`` must be there, the other columns may."""
     table = read_columns(path)
     columns = {name: table[name].to_pylist() for name in table.column_names}
@@ -317,6 +321,7 @@ def _manifest(path: Path) -> Found:
             found.rejected.append((where, "the label is missing or negative"))
         else:
             found.rows.append(row)
+    _remember_stores(data, found)
     return found
 
 

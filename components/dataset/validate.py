@@ -385,7 +385,9 @@ def _report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         if not count:
             continue
         worst = db.execute(
-            "select path, other, detail from cases where rule = ? order by path, other, detail limit ?",
+            """select path, other, detail from cases where rule = ?
+            qualify row_number() over (partition by row order by other, detail) = 1
+            order by path, other, detail limit ?""",
             [rule, WORST],
         ).fetchall()
         shown = "; ".join(

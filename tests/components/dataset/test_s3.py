@@ -1,0 +1,304 @@
+"""Images in a bucket: a real S3 server, a wire that breaks, and moto where thousands of keys are wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+from moto import mock_aws
+from sklearn.datasets import load_digits
+
+from components.common.errors import RetortError
+from components.dataset import s3
+from components.dataset.images import ImageError, read_bytes
+from components.dataset.params import S3
+from tests.components.conftest import free_port
+from tests.components.dataset.conftest import Steps, digit, encoded
+
+KEY, SECRET = "retort-tests", "not-a-secret-but-long-enough"
+PARTS = ("master", "volume", "filer", "s3")
+
+
+class Store:
+    """``weed server`` with one user, and a client that fills it."""
+
+    def __init__(self, folder: Path) -> None:
+        ports = {part: free_port() for part in PARTS}
+        self.port = ports["s3"]
+        self.url = f"http://127.0.0.1:{self.port}"
+        keys = {"accessKey": KEY, "secretKey": SECRET}
+        identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        command = [
+            "weed",
+            "server",
+            f"-dir={folder}",
+            "-s3",
+            f"-s3.config={folder / 's3.json'}",
+            "-s3.iam=false",
+        ]
+        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
+        for part, port in ports.items():
+            command += [f"-{part}.port={port}", f"-{part}.port.grpc={free_port()}"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        with (folder / "server.log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+        )
+        for attempt in range(300):
+            assert self.process.poll() is None, (folder / "server.log").read_text()[-3000:]
+            try:
+                self.client.create_bucket(Bucket="photos")
+                self.client.put_object(Bucket="photos", Key="ready", Body=b"x")
+                return
+            except (BotoCoreError, ClientError):
+                assert attempt < 299, (folder / "server.log").read_text()[-3000:]
+                time.sleep(0.2)
+
+    def put(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket="photos", Key=key, Body=content)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        server = Store(tmp_path_factory.mktemp("weed"))
+    try:
+        targets = load_digits().target
+        for label in range(3):
+            for number in np.flatnonzero(targets == label)[:20]:
+                server.put(f"flowers/{'abc'[label]}/{number:02d}.png", encoded(digit(number)))
+        server.put("flowers/a/with space+plus%20ü.png", encoded(digit(999)))
+        server.put("flowers/notes.txt", b"not an image")
+        server.put("elsewhere/a/1.png", encoded(digit(1)))
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The keys come from the environment, the first place of the standard chain, and from nowhere else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setattr(s3, "_clients", {})
+
+
+def ingest(steps: Steps, url: str, source: str = "s3://photos/flowers") -> list[dict[str, Any]]:
+    return steps.ingest(source, "images", s3={"endpoint_url": url})
+
+
+def test_a_bucket_is_read_like_a_folder(store: Store, steps: Steps, photos: Path) -> None:
+    rows = ingest(steps, store.url)
+    local = {row["sha256"]: row for row in steps.ingest(str(photos), photos)}
+    assert len(rows) == 61
+    for row in rows:
+        twin = local.get(row["sha256"])
+        if twin is not None:
+            same = ("class_name", "label", "split", "width", "height", "bytes", "phash")
+            assert [row[name] for name in same] == [twin[name] for name in same]
+    assert len(local.keys() & {row["sha256"] for row in rows}) == len(local)
+    odd = next(row["path"] for row in rows if "space" in row["path"])
+    assert odd == "s3://photos/flowers/a/with space+plus%2520%C3%BC.png"
+    assert read_bytes("images", odd) == encoded(digit(999))
+
+
+def test_validate_reads_the_same_bucket(store: Store, steps: Steps) -> None:
+    ingest(steps, store.url)
+    assert steps.validate("images", data={"root": "images", "s3": {"endpoint_url": store.url}}) == []
+    assert steps.findings("validate") == {}
+
+
+def test_an_object_that_went_away_is_quarantined_and_the_rest_goes_on(store: Store, steps: Steps) -> None:
+    store.put("flowers/b/gone.png", encoded(digit(600)))
+    ingest(steps, store.url)
+    store.client.delete_object(Bucket="photos", Key="flowers/b/gone.png")
+    s3.cached("s3://photos/flowers/b/gone.png").unlink()
+    s3.cached("s3://photos/flowers/b/gone.png").with_suffix(".etag").unlink()
+    (aside,) = steps.validate("images", data={"root": "images", "s3": {"endpoint_url": store.url}})
+    assert aside["path"] == "s3://photos/flowers/b/gone.png"
+    assert aside["reason"].startswith("image.unreadable: s3://photos/flowers/b/gone.png: no such object")
+
+
+def test_a_bucket_that_is_missing_or_empty_below_the_prefix(store: Store, steps: Steps) -> None:
+    with pytest.raises(RetortError, match=r"s3://nowhere: no such bucket; check data\.source"):
+        ingest(steps, store.url, "s3://nowhere/flowers")
+    with pytest.raises(RetortError, match="no image below this prefix"):
+        ingest(steps, store.url, "s3://photos/flow")
+
+
+def test_wrong_keys_are_refused_in_one_line(
+    store: Store, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(RetortError, match=r"s3://photos: the store refuses .*check the keys"):
+        ingest(steps, store.url)
+
+
+def test_keys_come_from_the_standard_chain_and_are_written_nowhere(
+    store: Store, steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(RetortError, match="no keys found; set AWS_ACCESS_KEY_ID"):
+        ingest(steps, store.url)
+    file = tmp_path / "credentials"
+    file.write_text(f"[lab]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    s3._clients.clear()
+    assert len(ingest(steps, store.url)) == 61
+    file.unlink()
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+class Wire(socketserver.ThreadingTCPServer):
+    """Hands bytes on to a store; cuts the answers to object requests as it is told."""
+
+    daemon_threads = True
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.asked: list[str] = []  # objects, in the order of their requests
+        self.cut: set[int] = set()  # which of them get half an answer
+        self.dies_after = 10**9  # so many objects; then every connection is closed
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), Link)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Link(socketserver.BaseRequestHandler):
+    """One connection: a request a turn; none of them has a body."""
+
+    def handle(self) -> None:
+        wire = self.server
+        assert isinstance(wire, Wire)
+        while request := self._head(self.request):
+            target = request.split(b" ")[1].decode()
+            number = -1
+            with wire.lock:
+                if len(wire.asked) >= wire.dies_after:
+                    return
+                if target.startswith("/photos/"):
+                    number = len(wire.asked)
+                    wire.asked.append(target)
+            with socket.create_connection(("127.0.0.1", wire.target)) as store:
+                store.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+                answer = b"".join(iter(lambda: store.recv(65536), b""))
+            if number in wire.cut:
+                self.request.sendall(answer[: len(answer) - 40])
+                return
+            self.request.sendall(answer)
+            return
+
+    @staticmethod
+    def _head(connection: socket.socket) -> bytes:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            got = connection.recv(65536)
+            if not got:
+                return b""
+            head += got
+        return head
+
+
+@pytest.fixture
+def wire(store: Store) -> Iterator[Wire]:
+    with Wire(store.port) as server:
+        yield server
+        server.shutdown()
+
+
+def test_answers_that_break_off_are_asked_for_again(store: Store, steps: Steps, wire: Wire) -> None:
+    wire.cut = {0, 1, 7, 30}
+    assert [row["sha256"] for row in ingest(steps, wire.url)] == [
+        row["sha256"] for row in ingest(steps, store.url)
+    ]
+    assert len(wire.asked) == 61 + len(wire.cut)
+
+
+def test_a_store_that_dies_half_way_is_named_and_the_next_run_goes_on(
+    steps: Steps, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    wire.dies_after = 25
+    with pytest.raises(RetortError, match=r"s3://photos: cannot be reached at .* run again, it goes on"):
+        ingest(steps, wire.url)
+    assert not steps.manifest.exists()
+    wire.dies_after = 10**9
+    assert len(ingest(steps, wire.url)) == 61
+    assert len(wire.asked) == 61, "nothing is fetched twice"
+
+
+def test_only_what_changed_is_fetched_again(store: Store, steps: Steps, wire: Wire) -> None:
+    ingest(steps, wire.url)
+    wire.asked.clear()
+    store.put("flowers/c/new.png", encoded(digit(700)))
+    store.put("flowers/a/00.png", encoded(digit(701)))
+    try:
+        rows = ingest(steps, wire.url)
+    finally:
+        store.put("flowers/a/00.png", encoded(digit(0)))
+        store.client.delete_object(Bucket="photos", Key="flowers/c/new.png")
+    assert sorted(wire.asked) == ["/photos/flowers/a/00.png", "/photos/flowers/c/new.png"]
+    assert len(rows) == 62
+
+
+def test_thousands_of_keys_come_page_by_page() -> None:
+    with mock_aws():
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="many")
+        for number in range(2_300):
+            client.put_object(Bucket="many", Key=f"a/{number:05d}.png", Body=b"")
+        client.put_object(Bucket="many", Key="ab/no.png", Body=b"")
+        client.put_object(Bucket="many", Key="a/folder/", Body=b"")
+        s3.remember_store("many", S3(region="us-east-1"))
+        assert [item.key for item in s3.listing("s3://many/a")] == [f"a/{n:05d}.png" for n in range(2_300)]
+        with pytest.raises(ImageError, match=r"s3://many/a/none\.png: no such object"):
+            s3.read("s3://many/a/none.png")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "http://photos/a", "s3:///a"])
+def test_what_is_no_uri_of_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(RetortError, match="only s3://bucket/key"):
+        s3.split(uri)
+
+
+@pytest.mark.parametrize("key", ["a/b.png", "a b+c.png", "ü/%41?.png", "a#b&c=d.png", "a\nb.png"])
+def test_a_key_survives_its_uri(key: str) -> None:
+    assert s3.split(s3.join("photos", key)) == ("photos", key)
