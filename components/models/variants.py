@@ -161,8 +161,8 @@ class PaddleMobileNetV3(MobileNetV3):
     """MobileNetV3 as PaddleClas has it.
 
     An expansion in the first block too; squeeze-and-excitation of exactly a quarter of the channels, with
-    ``HardSigmoid``; no bias before the head; and features scaled by what dropout keeps, since its dropout does
-    not scale up while training (``downscale_in_infer``). ``drop_rate`` should be 0.2, or 0 for none.
+    ``HardSigmoid``; no bias before the head; and features scaled by what dropout keeps, since it does not
+    scale up while training (``downscale_in_infer``). ``drop_rate`` should be 0.2, or 0 for none.
     """
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

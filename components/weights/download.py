@@ -34,7 +34,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 @dataclass
 class _Place:
-    """Where one download lies below ``.retort/downloads``: its content, its part so far, what is known of it."""
+    """Where one download lies: its content, its part so far, and what is known of it."""
 
     folder: Path
     name: str
@@ -130,7 +130,7 @@ def _download(place: _Place, label: str, url: str) -> None:
         else:
             return
     raise RetortError(
-        f"weights: {label}: cannot be fetched, {ATTEMPTS} attempts: {why}; run again, it goes on from what it has"
+        f"weights: {label}: cannot be fetched in {ATTEMPTS} attempts: {why}; run again, it goes on from there"
     )
 
 

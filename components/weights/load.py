@@ -65,8 +65,8 @@ def load_classifier(module: nn.Module, arch: str, path: Path) -> Coverage:
     converted = convert(read(path), target, path)
     if converted.classes is None:
         raise RetortError(
-            f"{path}: these weights have no head, so they cannot predict: finetune a network that starts from "
-            "them ('retort finetune'), and predict with that"
+            f"{path}: these weights have no head, so they cannot predict: finetune a network that starts "
+            "from them ('retort finetune'), and predict with that"
         )
     found = {**converted.backbone, **converted.head}
     coverage = compare(shapes(own), shapes(found))

@@ -48,8 +48,8 @@ def locate(spec: str, expected: str | None, s3: S3) -> Source:
         source = _local(spec)
     if expected and source.sha256 != expected:
         raise RetortError(
-            f"weights: {source.spec}: sha256 {source.sha256[:12]}..., weights_sha256 asks for {expected[:12]}...: "
-            "the file is damaged, or another one"
+            f"weights: {source.spec}: sha256 {source.sha256[:12]}..., weights_sha256 asks for "
+            f"{expected[:12]}...: the file is damaged, or another one"
         )
     return source
 
@@ -132,6 +132,6 @@ def _signed(spec: str, s3: S3) -> str:
         return client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key})
     except (BotoCoreError, ValueError) as error:
         raise RetortError(
-            f"weights: {spec}: {error}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, "
-            "the place from data.s3"
+            f"weights: {spec}: {error}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+            "or a profile, the place from data.s3"
         ) from None
