@@ -46,7 +46,7 @@ def test_no_wolf_is_cried_at_a_hundred_thousand_classes() -> None:
 def test_what_did_change_is_found_among_a_hundred_thousand_classes() -> None:
     random = np.random.default_rng(1)
     before, now = drawn(random, 100_000, 3_000_000), drawn(random, 100_000, 3_000_000)
-    planted = [f"class {number}" for number in range(50, 1_050, 10)]
+    planted = [f"class {number}" for number in range(50, 550, 5)]
     now.loc[planted, "rows"] //= 2
     table = drift.compare(before, now)
     named = set(table.index[table["kind"] == "changed"])
@@ -102,7 +102,7 @@ def test_new_vanished_and_changed_classes_are_named(steps: Steps) -> None:
     assert found["drift.shares"].level == "warning"
     assert found["drift.shares"].subject.startswith("'c'")
     assert "'c' 33.33% to 13.04%" in found["drift.shares"].message
-    assert found["drift.images"].measured == pytest.approx(50 / 740)
+    assert found["drift.images"].measured == pytest.approx(50 / 740, abs=1e-6)
     table = {one["class_name"]: one for one in pq.read_table("outputs/validate/drift.parquet").to_pylist()}
     assert {name: one["kind"] for name, one in table.items()} == {
         "a": "changed",
