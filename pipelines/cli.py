@@ -299,6 +299,8 @@ def cost(
     """
     from components.models.cost_report import report as step
 
+    if Options.overrides:  # none is read here, but an unknown key is refused everywhere
+        params()
     step(
         name,
         size=size,
@@ -308,6 +310,38 @@ def cost(
         everything=everything,
         out=OUTPUTS / "cost",
     )
+
+
+@app.command()
+def features(
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGES...", help="Files, folders, or a manifest.parquet.")
+    ] = None,
+    model: Annotated[Path, typer.Option(help="Folder of a trained network.")] = STUDENT,
+    kind: Annotated[
+        str, typer.Option("--from", help="pooled, last, stages (multi-scale), cls or patches.")
+    ] = "pooled",
+    form: Annotated[
+        str, typer.Option("--format", help="parquet, or onnx: the backbone, proved equal to torch.")
+    ] = "parquet",
+) -> None:
+    """Use a trained classifier as a backbone: without its FC layer, as features or as an ONNX file.
+
+    \b
+    Examples: retort features data/clean.parquet
+              retort features photos --from stages
+              retort features photos --model outputs/teacher --from cls
+              retort features --from stages --format onnx
+    """
+    from components.dataset import named
+    from components.models.embed import extract as step
+
+    with working("features") as p:
+        found = named.find(images or [], p.data.root)
+        made = step(model, found.read, found.count, kind=kind, form=form, out=OUTPUTS / "features")
+    shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in made.shapes.items())
+    what = f"{made.rows:,} rows of {shapes}" if form == "parquet" else f"images -> {shapes}"
+    print(f"{made.file}: {what}")
 
 
 @app.command("compile")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Named:
-    """``files`` in order, then the rows of ``manifests``, whose paths lie below ``root``; ``count`` in all."""
+    """``files`` in order, then the rows of ``manifests``, with paths below ``root``; ``count`` in all."""
 
     root: str
     files: list[Path] = field(default_factory=list)
@@ -59,12 +59,11 @@ def find(places: Sequence[Path], root: str) -> Named:
     found = Named(root)
     for place in places:
         if place.is_dir():
-            inside = [
-                file for file in place.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()
-            ]
+            matching = (file for file in place.rglob("*") if file.suffix.lower() in EXTENSIONS)
+            inside = sorted(file for file in matching if file.is_file())
             if not inside:
                 raise RetortError(f"{place}: no image in there ({', '.join(EXTENSIONS)})")
-            found.files += sorted(inside)
+            found.files += inside
         elif place.suffix == ".parquet":
             found.count += manifest.check(place).num_rows
             found.manifests.append(place)

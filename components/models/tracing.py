@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OPSET = 18
 
 
-def trace(network: nn.Module, example: torch.Tensor, names: tuple[str, str]) -> onnx.ModelProto:
+def trace(network: nn.Module, example: torch.Tensor, names: Sequence[str]) -> onnx.ModelProto:
     """The graph of ``network`` for inputs like ``example``, of any batch size.
 
     Two exporters come with torch. The tracing one takes about one second for an EfficientNet, the newer one
@@ -29,26 +29,26 @@ def trace(network: nn.Module, example: torch.Tensor, names: tuple[str, str]) -> 
 
     Args:
         example: two images or more: a graph traced with one may take the 1 for a constant.
-        names: of the graph's input and output.
+        names: of the graph's input, and of its outputs.
 
     Raises:
         RetortError: when neither exporter can write the network.
     """
     import torch
 
-    given, result = names
+    given, *results = names
     network = _constant_padding(copy.deepcopy(network).eval(), example)
     with tempfile.TemporaryDirectory(prefix="retort-export-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporters themselves; what matters is measured afterwards
         path = Path(folder) / "network.onnx"
-        shared: dict[str, Any] = {"input_names": [given], "output_names": [result], "opset_version": OPSET}
+        shared: dict[str, Any] = {"input_names": [given], "output_names": results, "opset_version": OPSET}
         try:
             torch.onnx.export(
                 network,
                 (example,),
                 path,
                 dynamo=False,
-                dynamic_axes={given: {0: "N"}, result: {0: "N"}},
+                dynamic_axes={name: {0: "N"} for name in names},
                 **shared,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as traced:
