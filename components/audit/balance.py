@@ -83,15 +83,15 @@ def _distribution(mass: NDArray[np.float64], rows: float, audit: Audit) -> tuple
     uneven, limit = ratio(mass), audit.imbalance_ratio
     if uneven <= limit:
         return "natural", (
-            f"The largest class weighs {uneven:.1f} x the smallest, at most audit.imbalance_ratio ({limit:g}): "
+            f"The largest class weighs {uneven:.1f} x the smallest, and audit.imbalance_ratio is {limit:g}: "
             "rows are drawn as they are."
         )
     there = mass[mass > 0]
     repeats = rows / len(there) / there.min()
     if repeats <= REPEATS:
         return "uniform", (
-            f"The largest class weighs {uneven:.1f} x the smallest, and drawing all alike repeats the smallest "
-            f"class's images {repeats:.1f} times an epoch, which augmentation can bear."
+            f"The largest class weighs {uneven:.1f} x the smallest, and drawing all alike repeats the "
+            f"smallest class's images {repeats:.1f} times an epoch, which augmentation can bear."
         )
     return "square_root", (
         f"The largest class weighs {uneven:.1f} x the smallest. Drawing all alike would repeat the smallest "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from components.common.storage import state_dir
 from components.dataset import manifest as manifests
 
 if TYPE_CHECKING:
+    import duckdb
     from numpy.typing import NDArray
 
 SOURCES = manifests.SOURCES  # the order of the columns of ``train``
@@ -46,24 +49,40 @@ class Counts:
         return self.train[:, 1:].sum(axis=1)
 
 
+@contextmanager
+def database() -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with bounded memory, on the cores that this process may use."""
+    import duckdb
+
+    with duckdb.connect() as db:
+        db.execute(f"set threads = {len(os.sched_getaffinity(0))}")
+        db.execute("set memory_limit = '2GB'")
+        db.execute(f"set temp_directory = '{state_dir('cache', 'duckdb')}'")
+        db.execute("set enable_progress_bar = false")
+        yield db
+
+
+def view(db: duckdb.DuckDBPyConnection, manifest: Path) -> None:
+    """Make the labelled rows of a manifest visible as ``m``, with their number as ``row``."""
+    source = str(manifest).replace("'", "''")  # a view takes no parameters
+    db.execute(
+        "create view m as select file_row_number as row, * exclude (file_row_number) "  # noqa: S608
+        f"from read_parquet('{source}', file_row_number = true) where split <> 'unlabeled' and label >= 0"
+    )
+
+
 def count(manifest: Path) -> Counts:
     """Read the labels, splits and sources of a manifest; nothing of its size stays in memory.
 
     Raises:
         RetortError: when it is no manifest, or has no training image.
     """
-    import duckdb
-
     manifests.check(manifest)
-    with duckdb.connect() as db:
-        db.execute(f"set threads = {len(os.sched_getaffinity(0))}")
-        db.execute("set memory_limit = '2GB'")
-        db.execute(f"set temp_directory = '{state_dir('cache', 'duckdb')}'")
-        db.execute("set enable_progress_bar = false")
-        source = str(manifest).replace("'", "''")
+    with database() as db:
+        view(db, manifest)
         found = db.sql(
-            "select label, split, source, count(*) as rows, min(class_name) as name "  # noqa: S608
-            f"from read_parquet('{source}') where split <> 'unlabeled' and label >= 0 group by label, split, source"
+            "select label, split, source, count(*) as rows, min(class_name) as name "
+            "from m group by label, split, source"
         ).to_arrow_table()
     labels, place = np.unique(found["label"].to_numpy(), return_inverse=True)
     rows = found["rows"].to_numpy()

@@ -40,6 +40,8 @@ class Backbone:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         options.log_severity_level = 3
+        # idle threads must not spin: numpy's are at work between two batches
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
             self.size = int(self._session.get_modelmeta().custom_metadata_map["size"])
@@ -91,7 +93,7 @@ def small_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def gradients(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Histograms of oriented gradients (Dalal and Triggs, 2005), one block: float32 [n, CELLS * CELLS * TURNS].
+    """Histograms of oriented gradients (Dalal and Triggs, 2005): float32 [n, CELLS * CELLS * TURNS].
 
     What lines are where, which a backbone's last layer knows little about in small images.
 
@@ -115,7 +117,7 @@ def gradients(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def shaken(grey: NDArray[np.uint8], copies: int, seed: int) -> NDArray[np.uint8]:
-    """Copies of small images, a little turned, scaled, sheared and shifted: uint8 [n * copies, SIDE, SIDE]."""
+    """Small images a little turned, scaled, sheared and shifted, ``copies`` of each in turn; uint8."""
     from scipy.ndimage import affine_transform
 
     random = np.random.default_rng(seed)
@@ -124,7 +126,7 @@ def shaken(grey: NDArray[np.uint8], copies: int, seed: int) -> NDArray[np.uint8]
     for place in range(len(result)):
         turn, shear = random.normal(0, 0.2), random.normal(0, 0.2)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        matrix = rotation @ (np.diag(random.uniform(0.75, 1.25, 2)) + [[0, 0], [shear, 0]])
+        matrix = rotation @ np.array([[random.uniform(0.75, 1.25), 0], [shear, random.uniform(0.75, 1.25)]])
         offset = centre - matrix @ centre + random.normal(0, 2, 2)
         affine_transform(grey[place // copies], matrix, offset, order=1, mode="nearest", output=result[place])
     return result

@@ -78,10 +78,10 @@ def _ratio(run: Run, counts: Counts, limit: float) -> bool:
     effective = ratio(effective_number(total[there]))
     run.find(
         "imbalance.ratio", "warning", f"class '{counts.names[smallest]}'",
-        f"The largest class is {measured:.1f} x the smallest ({effective:.1f} x by effective number of samples): "
-        f"{pair}.{others}",
+        f"The largest class is {measured:.1f} x the smallest ({effective:.1f} x by effective number of "
+        f"samples): {pair}.{others}",
         measured=measured, limit=limit,
-        advice="The plan balances (audit.distribution, audit.loss); more real images of the small classes help "
+        advice="The plan balances (audit.distribution, audit.loss); more real images of small classes help "
         "more than any weight.",
         row="1.2",
     )  # fmt: skip
@@ -105,8 +105,8 @@ def _few(run: Run, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
     if len(learn) > WORST:
         run.find(
             "imbalance.few_samples", "warning", f"{len(learn):,} classes",
-            f"{len(learn):,} of {len(counts.labels):,} classes have fewer than {min_per_class} training images; "
-            f"the worst {WORST} are named above, all of them in classes.parquet.",
+            f"{len(learn):,} of {len(counts.labels):,} classes have fewer than {min_per_class} training "
+            f"images; the worst {WORST} are named above, all of them in classes.parquet.",
             measured=len(learn), limit=0, advice="Add images, or merge classes.", row="1.2",
         )  # fmt: skip
     if not counts.val.any():  # validate has said so already

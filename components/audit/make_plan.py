@@ -84,7 +84,8 @@ def _place(labels: np.ndarray, label: int) -> int:
     place = int(np.searchsorted(labels, label))
     if place == len(labels) or labels[place] != label:
         raise RetortError(
-            f"plan: label {label} of the synthetic audit is unknown to the imbalance audit; run 'retort audit' again"
+            f"plan: label {label} of the synthetic audit is unknown to the imbalance audit; "
+            "run 'retort audit' again"
         )
     return place
 

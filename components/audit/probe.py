@@ -179,7 +179,7 @@ class Folded:
         return result
 
     def best(self) -> tuple[float, NDArray[np.float64], Calibration]:
-        """The shrinkage of SHRINKAGE under which the labels are most likely, its scores, their calibration."""
+        """The shrinkage under which the labels are most likely, its scores and their calibration."""
         tried = []
         for shrinkage in SHRINKAGE:
             scores = self.scores(shrinkage)

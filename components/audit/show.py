@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from components.audit.synthetic import Class, Sample
+    from components.audit.rules import Class
+    from components.audit.suspects import Sample
 
 BARS = 40  # classes up to which each has a bar of its own
 # Okabe and Ito's palette, as on the page of validate
@@ -26,6 +27,7 @@ COLOURS = {"real": "#0072B2", "semi_synthetic": "#CC79A7", "synthetic": "#E69F00
 SHEET = 24  # images of a contact sheet
 SHEETS = (
     ("labels.suspect", "Suspect labels"),
+    ("synthetic.degradation", "Synthetic images that look like a class which they harm"),
     ("synthetic.recognisable", "Synthetic images that are not recognised"),
     ("hard", "Hard images: their label stands, and the probe takes them for another class"),
 )
@@ -154,10 +156,13 @@ def synthetic(
 ) -> None:
     """The probe's scores by class, and contact sheets of the worst findings."""
     if classes:
-        worst = sorted(classes, key=lambda one: (not _named(one), one.place))[:BARS]
+        worst = sorted(classes, key=lambda one: (not one.named, one.place))[:BARS]
         page.table(
             "Classes with synthetic images",
-            ["class", "real", "synthetic", "x median class", "recognised", "real recall without", "with", "gap (AUC)", "weight"],
+            [
+                "class", "real", "synthetic", "to the median class", "recognised",
+                "recall without", "recall with", "told apart (AUC)", "weight in the plan",
+            ],
             [
                 [counts.names[one.place], int(counts.train[one.place, 0]), one.made, one.to_median,
                  _percent(one.recognised), _percent(one.real_recall), _percent(one.with_made),
@@ -179,10 +184,6 @@ def synthetic(
                         for one in chosen
                     ],
                 )
-
-
-def _named(one: Class) -> bool:
-    return one.blown_up or one.unrecognisable or one.degraded
 
 
 def _percent(value: float | None) -> str:

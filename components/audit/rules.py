@@ -1,0 +1,309 @@
+"""The three rules for synthetic images, measured: blow-up, recognisability, degradation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from components.audit.counts import Counts
+from components.audit.features import gradients, shaken
+from components.audit.params import AuditParams
+from components.audit.probe import Discriminant, Folded, Moments, standardised
+from components.audit.rows import Rows
+from components.audit.suspects import Sample, sample
+from components.common.findings import Level
+from components.common.step import Run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WORST = 10  # classes that a report names one by one
+COPIES = 4  # shaken copies of each real image
+SURELY = 2.326  # standard deviations: 99 in 100, one-sided
+DROP = 0.03  # of recall: a smaller loss is no degradation, however sure
+SURE = 0.01  # chance of naming any class that did not degrade
+TOLD_APART = 0.8  # AUC from which a domain gap is named
+PAIRS = 10  # images of each kind that a domain gap needs
+LEAST = 0.1  # weight of synthetic images that nobody recognises
+HARM = 0.5  # weight of synthetic images by which a class degrades
+
+
+@dataclass
+class Class:
+    """What was measured of a class with synthetic or semi-synthetic images; shares 0..1, None: not known."""
+
+    place: int
+    made: int
+    to_median: float  # 0: no other class has images
+    blown_up: bool = False
+    looked_at: int = 0
+    recognised: float | None = None
+    unrecognisable: bool = False
+    weight: float = 1.0  # of its synthetic images in the plan
+    real_recall: float | None = None  # without synthetic images, out of fold
+    with_made: float | None = None  # with them
+    harmful: bool = False  # a class degrades by its synthetic images
+    auc: float | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether a rule warns of it."""
+        return self.blown_up or self.unrecognisable or self.harmful
+
+
+def blow_up(run: Run, counts: Counts, limit: float) -> list[Class]:
+    """Rule 1. Every class with synthetic images; ``synthetic.blow_up`` for those that they blow up."""
+    total, made = counts.total, counts.made
+    ordered = np.sort(total[total > 0])
+    classes = []
+    for c in np.flatnonzero(made).tolist():
+        median = _median_without(ordered, int(total[c]))
+        one = Class(c, int(made[c]), float(made[c] / median) if median else 0.0)
+        one.blown_up = one.to_median > limit
+        if one.blown_up:
+            one.weight = _enough(float(counts.train[c, 0]), median) / one.made
+        classes.append(one)
+    blown = sorted((one for one in classes if one.blown_up), key=lambda one: (-one.to_median, one.place))
+    for one in blown[:WORST]:
+        run.find(
+            "synthetic.blow_up", "warning", f"class '{counts.names[one.place]}'",
+            f"{one.made:,} synthetic images beside {counts.train[one.place, 0]:,} real ones are "
+            f"{one.to_median:.1f} x the median size of the other classes.",
+            measured=one.to_median, limit=limit,
+            advice="The plan gives its synthetic images less weight (sampling.by_source).", row="4.1",
+        )  # fmt: skip
+    _rest(run, "synthetic.blow_up", "warning", len(blown), "are blown up by synthesis")
+    return classes
+
+
+def _enough(real: float, median: float) -> float:
+    """Rows that a blown-up class's synthetic images count as, together.
+
+    As many as fill the class up to the median of the others, or as it has real ones, whichever is more.
+    """
+    return max(median - real, min(real, median), 1.0)
+
+
+def _median_without(ordered: NDArray[np.int64], size: int) -> float:
+    """The median of ascending sizes, one entry of value ``size`` left out; 0 when nothing else is there."""
+    place = int(np.searchsorted(ordered, size))
+    n = len(ordered) - 1
+    if n < 1:
+        return 0.0
+    low, high = ((n - 1) // 2, n // 2)
+    return float(ordered[low + (low >= place)] + ordered[high + (high >= place)]) / 2
+
+
+def _rest(run: Run, rule: str, level: Level, count: int, what: str) -> None:
+    """Beyond WORST subjects: how many there are, and where all of them stand."""
+    if count > WORST:
+        run.find(
+            rule, level, f"{count:,} classes",
+            f"{count:,} classes {what}: {WORST} are named, all of them stand in classes.parquet.",
+            measured=count, row="4.1",
+        )  # fmt: skip
+
+
+def recognisable(
+    run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class], shrinkage: float
+) -> list[Sample]:
+    """Rule 2: does what knows only real images recognise a class's synthetic ones?
+
+    Two discriminants look: one at backbone and gradients, one at the gradients of shaken copies of the real
+    images (few real images of a class show few of its shapes). An image that either recognises counts.
+    """
+    limit = params.audit.recognisable_recall
+    made = np.flatnonzero(~rows.real)
+    told = _real_only(rows, len(counts.labels), shrinkage)(rows.vectors[made]).argmax(axis=1)
+    right = told == rows.place[made]
+    right |= _by_gradients(params, rows, made, len(counts.labels), shrinkage) == rows.place[made]
+    known = np.unique(rows.place[rows.judging])
+    samples = []
+    for one in classes:
+        mine = np.flatnonzero(rows.place[made] == one.place)
+        one.looked_at = len(mine)
+        if not len(mine) or one.place not in known:
+            continue
+        hits = int(right[mine].sum())
+        one.recognised = hits / len(mine)
+        one.unrecognisable = _upper(hits, len(mine)) < limit
+        if one.unrecognisable:
+            one.weight *= max(one.recognised, LEAST)
+            samples += [
+                sample("synthetic.recognisable", counts, rows, int(made[i]), int(told[i]))
+                for i in mine[~right[mine]]
+            ]
+    named = [one for one in classes if one.unrecognisable]
+    named.sort(key=lambda one: (one.recognised, one.place))
+    for one in named[:WORST]:
+        taken = np.bincount(told[(rows.place[made] == one.place) & ~right], minlength=len(counts.labels))
+        run.find(
+            "synthetic.recognisable", "warning", f"class '{counts.names[one.place]}'",
+            f"A classifier that knows only real images recognises {one.recognised:.0%} of {one.looked_at:,} "
+            f"synthetic images; most others it takes for '{counts.names[int(taken.argmax())]}'.",
+            measured=one.recognised, limit=limit,
+            advice="Look at them (samples.parquet lists them) and make better ones. The plan gives them less "
+            "weight; audit.drop_suspects: true leaves the unrecognised ones out.",
+            row="4.1",
+        )  # fmt: skip
+    _rest(
+        run, "synthetic.recognisable", "warning", len(named), "have synthetic images that are not recognised"
+    )
+    return samples
+
+
+def _real_only(rows: Rows, number: int, shrinkage: float) -> Discriminant:
+    chosen = rows.judging
+    return Discriminant(Moments.of(rows.vectors[chosen], rows.place[chosen], number), shrinkage)
+
+
+def _by_gradients(
+    params: AuditParams, rows: Rows, made: NDArray[np.int64], number: int, shrinkage: float
+) -> NDArray[np.int64]:
+    """The classes that gradients alone say, int64 [made], learnt from shaken copies of real images."""
+    learnt, place = rows.small[rows.judging], rows.place[rows.judging]
+    copies = np.concatenate([learnt, shaken(learnt, COPIES, params.general.seed)])
+    places = np.concatenate([place, np.repeat(place, COPIES)])
+    lines = gradients(np.concatenate([copies, rows.small[made]]))
+    lines = standardised(lines, np.arange(len(lines)) < len(copies))
+    fitted = Discriminant(Moments.of(lines[: len(copies)], places, number), shrinkage)
+    return fitted(lines[len(copies) :]).argmax(axis=1)
+
+
+def _upper(hits: int, count: int) -> float:
+    """Upper limit of a share, one-sided 99 % (Wilson, 1927)."""
+    share, z = hits / count, SURELY
+    middle = share + z * z / (2 * count)
+    return float(
+        (middle + z * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))) / (1 + z * z / count)
+    )
+
+
+def degradation(
+    run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class], shrinkage: float
+) -> list[Sample]:
+    """Rule 3: is a class's recall on real held-out images lower with synthetic images than without?
+
+    The same folds of real images (training and validation), judged by what learnt from real images alone,
+    and by what learnt from the synthetic ones too, weighed as in the plan. A class is named when an exact
+    McNemar test is sure of it among all classes (Holm, 1979), and it lost more than DROP of its recall.
+    """
+    from scipy.stats import binomtest
+
+    number = len(counts.labels)
+    place = rows.place[rows.judging]
+    judged = Folded(rows.vectors[rows.judging], place, number, params.general.seed)
+    before = judged.scores(shrinkage).argmax(axis=1) == place
+    told = judged.scores(shrinkage, _made(counts, rows, classes)).argmax(axis=1)
+    after = told == place
+    by_place = {one.place: one for one in classes}
+    tests = []
+    for c in np.unique(place).tolist():
+        mine = place == c
+        lost, won = int((before & ~after)[mine].sum()), int((~before & after)[mine].sum())
+        recall, with_made = float(before[mine].mean()), float(after[mine].mean())
+        if c in by_place:
+            by_place[c].real_recall, by_place[c].with_made = recall, with_made
+        chance = float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost > won else 1.0
+        tests.append((chance, c, recall, with_made))
+    samples = []
+    named = 0
+    for rank, (chance, c, recall, with_made) in enumerate(sorted(tests)):
+        if chance * (len(tests) - rank) > SURE:  # step-down: from here on nothing is sure
+            break
+        if recall - with_made <= DROP:
+            continue
+        named += 1
+        taken = np.bincount(told[(place == c) & before & ~after], minlength=number)
+        culprit = max(classes, key=lambda one: (taken[one.place], one.place == c, -one.place))
+        culprit.harmful = True
+        culprit.weight *= HARM
+        made = np.flatnonzero(~rows.real & (rows.place == culprit.place))
+        alike = made[_real_only(rows, number, shrinkage)(rows.vectors[made]).argmax(axis=1) == c]
+        samples += [sample("synthetic.degradation", counts, rows, int(row), c) for row in alike]
+        if named > WORST:
+            continue
+        run.find(
+            "synthetic.degradation", "warning", f"class '{counts.names[c]}'",
+            f"Recall of its real held-out images falls from {recall:.1%} to {with_made:.1%} when synthetic "
+            f"images are added (McNemar, p = {chance:.1g}). {taken[culprit.place]:,} of {taken.sum():,} lost "
+            f"ones are taken for '{counts.names[culprit.place]}'; {len(alike):,} of {len(made):,} synthetic "
+            f"images of '{counts.names[culprit.place]}' look like '{counts.names[c]}'.",
+            measured=with_made, limit=recall,
+            advice="Look for noise and hard samples among those (samples.parquet), or raise this class's "
+            "weight (audit.distribution). The plan halves the weight of those synthetic images.",
+            row="4.1",
+        )  # fmt: skip
+    _rest(run, "synthetic.degradation", "warning", named, "degrade when synthetic images are added")
+    return samples
+
+
+def _made(counts: Counts, rows: Rows, classes: list[Class]) -> Moments:
+    """Moments of the synthetic images, weighed as the plan weighs them beside the real ones.
+
+    Where only some images of a group were looked at, they stand for all of it.
+    """
+    learnt = np.bincount(rows.place[rows.real & (rows.split == "train")], minlength=len(counts.labels))
+    total: Moments | None = None
+    for one in classes:
+        mine = ~rows.real & (rows.place == one.place)
+        seen = int(mine.sum())
+        if not seen:
+            continue
+        of_real = max(counts.train[one.place, 0] / max(learnt[one.place], 1), 1.0)
+        moments = Moments.of(rows.vectors[mine], rows.place[mine], len(counts.labels))
+        moments = moments * (one.weight * one.made / seen / of_real)
+        total = moments if total is None else total + moments
+    assert total is not None, "called where there are synthetic images"
+    return total
+
+
+def domain_gap(run: Run, counts: Counts, rows: Rows, classes: list[Class], shrinkage: float) -> None:
+    """``synthetic.domain_gap``: how well real and synthetic images of a class are told apart, out of fold."""
+    from sklearn.metrics import roc_auc_score
+
+    trained = rows.split == "train"
+    named = []
+    for one in classes:
+        mine = np.flatnonzero(trained & (rows.place == one.place))
+        is_made = (~rows.real[mine]).astype(np.int64)
+        if min(is_made.sum(), (1 - is_made).sum()) < PAIRS:
+            continue
+        scores = Folded(rows.vectors[mine], is_made, 2, 0).scores(shrinkage)
+        one.auc = float(roc_auc_score(is_made, scores[:, 1] - scores[:, 0]))
+        if one.auc >= TOLD_APART:
+            named.append(one)
+    named.sort(key=lambda one: (-(one.auc or 0), one.place))
+    for one in named[:WORST]:
+        run.find(
+            "synthetic.domain_gap", "info", f"class '{counts.names[one.place]}'",
+            f"A probe tells its synthetic images from its real ones: AUC {one.auc:.2f} (0.5 is chance).",
+            measured=one.auc, limit=TOLD_APART,
+            advice="The closer synthetic images come to real ones, the more they teach.", row="4.1",
+        )  # fmt: skip
+    _rest(
+        run,
+        "synthetic.domain_gap",
+        "info",
+        len(named),
+        "have synthetic images that can be told apart",
+    )
+
+
+def same_order(run: Run, counts: Counts, classes: list[Class]) -> None:
+    """Rule 2's first half: synthetic images of the same order as the other classes need no balancing."""
+    named = [one for one in classes if not one.named]
+    for one in named[:WORST]:
+        if one.recognised is None:
+            tried = "Whether they are recognisable was not tried."
+        else:
+            tried = f"A classifier of real images recognises {one.recognised:.0%} of them."
+        run.find(
+            "synthetic.same_order", "info", f"class '{counts.names[one.place]}'",
+            f"{one.made:,} synthetic images are {one.to_median:.1f} x the median size of the other classes: "
+            f"of the same order, so they need no balancing. {tried}",
+            measured=one.to_median, row="4.1",
+        )  # fmt: skip
+    _rest(run, "synthetic.same_order", "info", len(named), "have synthetic images of the same order")
