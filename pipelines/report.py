@@ -98,17 +98,18 @@ def _headline(outputs: Path) -> list[tuple[str, str, str]]:
         if "test" in metrics:
             lines.append((label, f"{metrics['test']['top1']:.1%}", f"{arch}, on real held-out test images"))
     choice = _json(outputs / "benchmark" / "choice.json")
-    if ratio := choice.get("student_to_teacher_p50"):
-        lines.append(
-            ("Student's latency", f"{ratio:.2f} x", "of the teacher's p50, one image, measured side by side")
-        )
+    compared = _json(outputs / "benchmark" / "metrics.json").get("student_to_teacher")
+    if compared:
+        note = "of the teacher's p50, one image, measured side by side"
+        lines.append(("Student's latency", f"{compared['p50_ratio']:.2f} x", note))
     model = outputs / "export" / "model.onnx"
     if model.exists():
         teacher = outputs / "export" / "teacher" / "model.onnx"
         note = f"teacher: {human_bytes(teacher.stat().st_size)}" if teacher.exists() else "model.onnx"
         lines.append(("Student's file", human_bytes(model.stat().st_size), note))
     if best := choice.get("recommended"):
-        lines.append(("Recommended", _configuration(best), f"{best['p50_ms']:.2f} ms p50, {best['model']}"))
+        note = f"p50, {best['model']} in {_configuration(best)}"
+        lines.append(("Recommended", f"{best['p50_ms']:.2f} ms", note))
     registered = _json(outputs / "register" / "registered.json")
     if registered:
         name = f"{registered['name']} v{registered['version']}"
@@ -174,13 +175,17 @@ def _step(step: Step) -> str:
         parts.append(findings_html(loud))
     if quiet.findings:
         parts.append(
-            f"<details><summary>{len(quiet.findings)} notes</summary>{findings_html(quiet)}</details>"
+            f"<details><summary>{_notes(len(quiet.findings))}</summary>{findings_html(quiet)}</details>"
         )
     parts += [
         f"<section><h3>{html.escape(section['title'])}</h3>{section['html']}</section>"
         for section in step.sections
     ]
     return "".join(parts) + "</article>"
+
+
+def _notes(count: int) -> str:
+    return f"{count} note" if count == 1 else f"{count} notes"
 
 
 STYLE = """

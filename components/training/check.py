@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from components.common.errors import RetortError
+from components.common.findings import Finding
 from components.common.step import Run, step
 from components.common.storage import need, read_json
 from components.dataset import manifest as manifests
@@ -53,12 +54,24 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
         run.page.table(
             "The gate before distillation", ["rule", "verdict", "measured", "limit"],
             [
-                [f.rule, "waived" if f.waived else f.level, str(f.measured), str(f.limit)]
+                [f.rule, _verdict(f), _said(f.measured), _said(f.limit)]
                 for f in run.report.findings
             ],
             note="Distillation runs only with exactly the files and values that passed here.",
         )  # fmt: skip
         gate.write(run.product(out / gate.FILE), params, files)
+
+
+def _verdict(finding: Finding) -> str:
+    if finding.waived:
+        return "waived"
+    return {"info": "passed", "warning": "unknown"}.get(finding.level, "failed")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(part)}" for name, part in value.items())
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _teacher_accuracy(

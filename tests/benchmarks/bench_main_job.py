@@ -102,8 +102,8 @@ def _accuracy(clone: Path, env: dict[str, str], seeds: int) -> list[Row]:
         metrics = {who: _json(clone / "outputs" / who / "metrics.json") for who in ("teacher", "student")}
         found["teacher"].append(metrics["teacher"]["test"]["top1"])
         found["student"].append(metrics["student"]["test"]["top1"])
-        choice = _json(clone / "outputs" / "benchmark" / "choice.json")
-        found["ratio"].append(choice["student_to_teacher_p50"])
+        measured = _json(clone / "outputs" / "benchmark" / "metrics.json")
+        found["ratio"].append(measured["student_to_teacher"]["p50_ratio"])
     exports = clone / "outputs" / "export"
     sizes = [(exports / name).stat().st_size for name in ("model.onnx", "teacher/model.onnx")]
     note = f"mean of {seeds} seeds, "
