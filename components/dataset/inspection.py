@@ -21,7 +21,7 @@ from components.common.storage import state_dir
 from components.dataset import images, s3
 from components.dataset.manifest import image_path
 
-VERSION = 2  # of what is computed here: another number never reads the cache of this one
+VERSION = 3  # of what is computed here: another number never reads the cache of this one
 STORED_AT_ONCE = 2_000
 FLAT = 4.0  # standard deviation of grey values, 0..255, below which an image shows nothing
 
@@ -66,18 +66,34 @@ def inspect(content: bytes) -> Inspection:
     except Exception as error:  # noqa: BLE001 - counting frames or reading EXIF of a damaged file
         return Inspection(**known, rule="image.unreadable", problem=f"{type(error).__name__}: {error}")
     known["width"], known["height"] = image.size
-    grey = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
+    grey = _small(image)
     look = np.asarray(grey.resize((16, 16), Image.Resampling.LANCZOS))
     return Inspection(
         **known, phash=perceptual_hash(grey), contrast=round(float(look.std()), 2), look=look.tobytes()
     )
 
 
-def perceptual_hash(grey: Image.Image) -> int:
-    """The 64-bit pHash (signs of the lowest 8 x 8 DCT coefficients against their median)."""
-    import imagehash
+def _small(image: Image.Image) -> Image.Image:
+    """The image in grey at 32 x 32; whole blocks are averaged first, which is most of it and fast."""
+    across, down = (max(1, side // 64) for side in image.size)
+    if across > 1 or down > 1:
+        image = image.reduce((across, down))
+    return image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
 
-    return int(str(imagehash.phash(grey)), 16)
+
+def perceptual_hash(grey: Image.Image) -> int:
+    """The 64-bit pHash of 32 x 32 grey pixels, bit for bit that of the package ``imagehash``.
+
+    Signs of the lowest 8 x 8 coefficients of the cosine transform against their median; the first
+    coefficient is the most significant bit.
+    """
+    lowest = _COSINES @ np.asarray(grey, np.float64) @ _COSINES.T
+    bits = np.packbits(lowest > np.median(lowest))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+# rows 0 to 7 of the DCT-II of 32 points
+_COSINES = np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32) + 1) / 64)
 
 
 def inspect_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.dataset.inspection import inspect
+from components.dataset.inspection import inspect, perceptual_hash
 from components.dataset.near import close_pairs, near_duplicates
 from tests.components.dataset.conftest import digit, encoded
 
@@ -27,6 +28,12 @@ def test_close_pairs_are_those_of_brute_force_each_once(seed: int, bits: int) ->
     near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= bits
     assert len(found) == len(set(found))
     assert set(found) == set(zip(*np.nonzero(np.triu(near, 1)), strict=True))
+
+
+def test_the_perceptual_hash_is_the_one_everybody_uses() -> None:
+    for number in range(200):
+        grey = digit(number).convert("L")
+        assert perceptual_hash(grey) == int(str(imagehash.phash(grey)), 16)
 
 
 def looks_of(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,317 @@
+"""Data: validate, drift and the imbalance audit up to 43 million rows; near-duplicates; image checks; copies.
+
+The planted benchmark wants Fashion-MNIST (Debian's package ``dataset-fashion-mnist``, or the folder that
+``RETORT_FASHION_MNIST`` names); without it, it is left out and said so.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from tests.benchmarks.measure import Command, Row, at_least, at_most, run
+
+HOUSE = Path(__file__).resolve().parents[2]
+FASHION = Path(os.environ.get("RETORT_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+GIB = 1 << 30
+CLASSES = 100_000
+SIZES = (1_000_000, 4_000_000, 16_000_000, 43_000_000)
+VALIDATE = ("-o", "validate.images=none", "-o", "data.root=.")
+
+
+def measure(seeds: int) -> list[Row]:
+    """Every number about data; only the planted copies depend on a seed."""
+    return [*_scale(SIZES), *_near(1_000_000), *_images(), *_planted(seeds)]
+
+
+def _retort(folder: Path, *arguments: str) -> Command:
+    env = {**os.environ, "PYTHONPATH": os.fspath(HOUSE), "CI": "true", "RETORT_RUN": "benchmark"}
+    done = run([sys.executable, "-m", "pipelines.cli", *arguments], folder, env)
+    if done.status != 0:
+        raise SystemExit(f"retort {' '.join(arguments)} failed:\n{done.output[-2000:]}")
+    return done
+
+
+# -- scale
+
+
+def generate(rows: int, path: Path) -> None:
+    """A manifest of ``rows`` rows in CLASSES classes of equal size, sorted by class.
+
+    One row in 20 is for validation, one in 10 synthetic; one in 1,000 repeats a training row's content,
+    and one in 1,000 that of a validation row.
+    """
+    import duckdb
+
+    with duckdb.connect() as db:
+        db.execute(
+            f"set threads = 2; set memory_limit = '2GB'; set temp_directory = '{path.parent / 'spill'}'"
+        )
+        db.execute(
+            f"""copy (select printf('class_%06d/%09d.jpg', label, i) as path, label::int as label,
+                'class ' || label as class_name, case when i % 20 = 0 then 'val' else 'train' end as split,
+                case when i % 10 = 1 then 'synthetic' else 'real' end as source, null::varchar as "group",
+                (200 + h % 800)::int as width, (200 + h // 1000 % 800)::int as height,
+                (20000 + h % 100000)::bigint as bytes,
+                sha256((i - (i % 1000 in (7, 21))::int)::varchar) as sha256, h::ubigint as phash
+            from (select i, i * {CLASSES} // {rows} as label, hash(i) as h from range({rows}) t(i)))
+            to '{path}' (format parquet, compression zstd)"""
+        )
+
+
+def _scale(sizes: tuple[int, ...]) -> list[Row]:
+    rows = []
+    curve = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
+            folder = Path(name)
+            (folder / "data").mkdir()
+            (folder / "params.yaml").write_text("{}\n", encoding="utf-8")
+            generate(size, folder / "data" / "manifest.parquet")
+            _earlier_counts(folder, size)
+            validate = _retort(folder, *VALIDATE, "-o", "validate.baseline=earlier.parquet", "validate")
+            rows += _exact(folder, size)
+            audit = _retort(folder, "audit", "imbalance")
+        both, peak = validate.seconds + audit.seconds, max(validate.peak_bytes, audit.peak_bytes)
+        curve[size] = both
+        note = f"validate and drift {validate.seconds:.1f} s, audit {audit.seconds:.1f} s"
+        title = f"validate, drift, imbalance audit at {size / 1e6:.0f} M rows"
+        if size == max(SIZES):
+            rows += [at_most(title, both, 120, "s", note), at_most("  peak memory", peak / GIB, 4, "GiB")]
+        else:
+            rows += [Row(title, both, "s", note=note), Row("  peak memory", peak / GIB, "GiB")]
+    small, large = min(curve), max(curve)
+    if large > small:
+        ratio = (curve[large] / curve[small]) / (large / small)
+        rows.append(at_most("  time a row, largest to smallest", ratio, 1.1, "x", "1 is linear"))
+    return rows
+
+
+def _earlier_counts(folder: Path, size: int) -> None:
+    """Saved counts of an earlier manifest: class 0 did not exist, class 1 had four times as many rows."""
+    import duckdb
+
+    with duckdb.connect() as db:
+        db.execute(
+            f"""copy (select label, any_value(class_name) as class_name, split, source,
+                count(*) * case when label = 1 then 4 else 1 end as rows
+            from read_parquet('{folder / "data" / "manifest.parquet"}') where label > 0
+            group by label, split, source) to '{folder / "earlier.parquet"}' (format parquet)"""
+        )
+
+
+def _exact(folder: Path, size: int) -> list[Row]:
+    """Counts against arithmetic: no sampling."""
+    report = json.loads((folder / "outputs/validate/report.json").read_text(encoding="utf-8"))
+    found = {(one["rule"], one["subject"].split(":")[0]): one["measured"] for one in report["findings"]}
+    measured = {rule: value for (rule, _), value in found.items()}
+    leaks = size // 1000  # i % 1000 == 21 repeats i - 1, which is for validation
+    repeated = size // 1000  # i % 1000 == 7 repeats i - 1, for training too
+    drift = pq.read_table(
+        folder / "outputs/validate/drift.parquet", columns=["class_name", "kind"]
+    ).to_pylist()
+    changed = {one["class_name"]: one["kind"] for one in drift if one["kind"] != "same"}
+    wanted_drift = {"class 0": "new", "class 1": "changed"} if size // CLASSES >= 40 else {"class 0": "new"}
+    clean = pq.read_metadata(folder / "data/clean.parquet").num_rows
+    exact = (
+        measured["leakage.exact"] == leaks
+        and measured["duplicates.exact"] == repeated
+        and measured["validate.rows"] == leaks
+        and clean == size - leaks
+        and changed == wanted_drift
+    )
+    note = f"{leaks:,} leaks, {repeated:,} copies, {len(wanted_drift)} drifted classes planted"
+    return [Row(f"  counts exact at {size / 1e6:.0f} M rows", float(exact), "", "1", exact, note)]
+
+
+# -- near-duplicates
+
+SEARCH = """
+import sys, time
+import numpy as np
+from components.dataset.near import near_duplicates
+count = int(sys.argv[1])
+random = np.random.default_rng(0)
+hashes = random.integers(0, 2**64, count, dtype=np.uint64)
+copies = count // 20  # of these, each within 0 to 8 bits of another
+flips = np.zeros(copies, np.uint64)
+for turn in range(8):
+    bit = np.uint64(1) << random.integers(0, 64, copies).astype(np.uint64)
+    flips ^= np.where(random.random(copies) < 0.5, bit, np.uint64(0))
+hashes[-copies:] = hashes[:copies] ^ flips
+looks = random.integers(0, 256, (count, 256), np.uint8)
+looks[-copies:] = looks[:copies]
+started = time.perf_counter()
+pairs = near_duplicates(hashes, looks, np.zeros(count, np.int64), 6)
+seconds = time.perf_counter() - started
+found = set(zip(pairs.one.tolist(), pairs.other.tolist()))
+sample = np.r_[np.arange(1000), random.integers(0, count, 1000)]
+wrong = 0
+for one in sample.tolist():
+    near = np.flatnonzero(np.bitwise_count(hashes ^ hashes[one]) <= 6)
+    near = near[(near != one) & (looks[near] == looks[one]).all(axis=1)]
+    mine = {(one, int(other)) for other in near}
+    wrong += mine != {pair for pair in found if pair[0] == one} if len(near) < 2 else 0
+print(seconds, len(found) // 2, wrong)
+"""
+
+
+def _near(count: int) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder:
+        env = {**os.environ, "PYTHONPATH": os.fspath(HOUSE)}
+        done = run([sys.executable, "-c", SEARCH, str(count)], Path(folder), env)
+    if done.status != 0:
+        raise SystemExit(f"the search for near-duplicates failed:\n{done.output[-2000:]}")
+    seconds, pairs, wrong = (float(value) for value in done.output.split()[-3:])
+    return [
+        at_most(
+            "near-duplicates within 6 bits, 1 M hashes", seconds, 60, "s", f"{pairs:,.0f} pairs confirmed"
+        ),
+        at_most("  peak memory", done.peak_bytes / GIB, 2, "GiB"),
+        at_most("  images that differ from brute force", wrong, 0, "", "of 2,000"),
+    ]
+
+
+# -- image checks
+
+
+def _images(count: int = 1_500, repeats: int = 3) -> list[Row]:
+    """The rate of ``inspect_all``, cache and all, against decoding alone; turn and turn about."""
+    from sklearn.datasets import load_sample_images
+
+    from components.dataset.inspection import inspect_all
+
+    cores = len(os.sched_getaffinity(0))
+    random = np.random.default_rng(0)
+    ratios, rates = [], []
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
+        root = Path(name)
+        pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+        paths = [f"{number}.jpg" for number in range(count)]
+        for number, path in enumerate(paths):
+            left, top = (int(random.integers(0, side)) for side in (140, 50))
+            picture = pictures[number % 2].crop((left, top, left + 500, top + 375))
+            picture.save(root / path, quality=90)
+
+        def bare(path: str) -> None:
+            with Image.open(root / path) as image:
+                image.convert("RGB")
+
+        before = os.environ.get("RETORT_STATE")
+        for turn in range(repeats):
+            os.environ["RETORT_STATE"] = os.fspath(root / f"state{turn}")
+            started = time.perf_counter()
+            with ThreadPoolExecutor(cores) as pool:
+                list(pool.map(bare, paths))
+            middle = time.perf_counter()
+            inspect_all(os.fspath(root), paths)
+            ended = time.perf_counter()
+            ratios.append((middle - started) / (ended - middle))
+            rates.append(count / (ended - middle))
+        os.environ.pop("RETORT_STATE")
+        if before is not None:
+            os.environ["RETORT_STATE"] = before
+    note = f"{statistics.median(rates):.0f} images/s of 500 x 375 on {cores} cores, median of {repeats}"
+    return [at_least("image checks to bare decoding", statistics.median(ratios), 0.8, "x", note)]
+
+
+# -- planted copies
+
+
+def _fashion() -> tuple[np.ndarray, np.ndarray]:
+    """All 70,000 images, uint8 [n, 28, 28], and their labels; the 10,000 test images come last."""
+
+    def read(name: str, header: int) -> np.ndarray:
+        return np.frombuffer(gzip.decompress((FASHION / name).read_bytes()), np.uint8, offset=header)
+
+    pixels = [read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28) for part in ("train", "t10k")]
+    labels = [read(f"{part}-labels-idx1-ubyte.gz", 8) for part in ("train", "t10k")]
+    return np.concatenate(pixels), np.concatenate(labels)
+
+
+def _planted(seeds: int, train: int = 20_000, held: int = 10_000) -> list[Row]:
+    if not (FASHION / "train-images-idx3-ubyte.gz").exists():
+        print(f"planted copies: left out, {FASHION} is not there", file=sys.stderr)
+        return []
+    pixels, labels = _fashion()
+    rows = []
+    recalls: dict[str, list[float]] = {"duplicates": [], "leakage": []}
+    false: list[float] = []
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        chosen = np.r_[random.permutation(60_000)[:train], 60_000 + random.permutation(10_000)[:held]]
+        with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
+            folder = Path(name)
+            (folder / "params.yaml").write_text("{}\n", encoding="utf-8")
+            for place, number in enumerate(chosen):
+                split = "train" if place < train else "val"
+                path = folder / "images" / split / str(labels[number]) / f"{number:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[number]).save(path)
+            untouched = _cases(folder)
+            leaked = {(path, other) for rule, path, other in untouched if rule == "leakage.near"}
+            false.append(len({other for _, other in leaked}) / held)
+            if seed == 0:
+                _show_pairs(folder, sorted(leaked))
+            planted = _plant(folder, chosen, labels, random, train, held)
+            found = _cases(folder)
+            for kind, rules in (("duplicates", "duplicates"), ("leakage", "leakage")):
+                named = {path for rule, path, _ in found if rule.startswith(rules)}
+                recalls[kind].append(len(named & planted[kind]) / len(planted[kind]))
+    images = f"{train + held:,} images, {seeds} seeds, worst"
+    for kind, values in recalls.items():
+        rows.append(at_least(f"recall of planted {kind}", min(values), 0.95, "", f"{images}; 3 % planted"))
+    note = "all pairs that are called copies in the untouched set; outputs/bench/untouched_pairs.png"
+    rows.append(at_most("validation images in pairs, untouched", 1000 * max(false), 1, "‰", note))
+    return rows
+
+
+def _cases(folder: Path) -> set[tuple[str, str, str]]:
+    options = ["-o", "data.source=images", "-o", "data.root=images", "-o", "report.thumbnails=false"]
+    _retort(folder, *options, "ingest")
+    _retort(folder, *options, "validate")
+    table = pq.read_table(folder / "outputs/validate/findings.parquet").to_pylist()
+    return {(one["rule"], one["path"], one["other"]) for one in table}
+
+
+def _plant(
+    folder: Path, chosen: np.ndarray, labels: np.ndarray, random: np.random.Generator, train: int, held: int
+) -> dict[str, set[str]]:
+    """3 % copies of training images, and as many of validation images, at another size and quality."""
+    count = int(0.03 * train)
+    planted: dict[str, set[str]] = {"duplicates": set(), "leakage": set()}
+    for kind, split, pool in (("duplicates", "train", chosen[:train]), ("leakage", "val", chosen[-held:])):
+        for number in random.permutation(pool)[:count]:
+            source = folder / "images" / split / str(labels[number]) / f"{number:05d}.png"
+            side, quality = int(random.choice([20, 24, 36, 42, 56])), int(random.integers(60, 96))
+            with Image.open(source) as image:
+                copy = image.resize((side, side), Image.Resampling.BICUBIC)
+            path = f"train/{labels[number]}/zz_{kind}_{number:05d}.jpg"
+            copy.save(folder / "images" / path, quality=quality)
+            planted[kind].add(path)
+    return planted
+
+
+def _show_pairs(folder: Path, pairs: list[tuple[str, str]]) -> None:
+    """The pairs side by side, for a person to judge."""
+    sheet = Image.new("L", (10 * 124, max(1, -(-len(pairs) // 10)) * 64), 255)
+    for place, pair in enumerate(pairs[:400]):
+        for side, path in enumerate(pair):
+            with Image.open(io.BytesIO((folder / "images" / path).read_bytes())) as image:
+                big = image.resize((56, 56), Image.Resampling.NEAREST)
+            sheet.paste(big, (place % 10 * 124 + side * 58, place // 10 * 64))
+    target = HOUSE / "outputs" / "bench" / "untouched_pairs.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target)
