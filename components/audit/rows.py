@@ -12,7 +12,7 @@ import pyarrow as pa
 from components.audit.counts import Counts, database, view
 from components.audit.features import Backbone, extract, gradients
 from components.audit.params import AuditParams
-from components.audit.probe import standardised
+from components.audit.probe import compressed, standardised
 from components.common.step import Run
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Rows:
     """Labelled images; ``place`` is the position of a row's class in ``Counts``.
 
     Attributes:
-        vectors: float32 [n, D], features of the backbone and gradients, standardised.
+        vectors: float32 [n, D], principal components of features and gradients.
         small: uint8 [n, SIDE, SIDE], the images in grey.
     """
 
@@ -76,12 +76,13 @@ def look(run: Run, params: AuditParams, manifest: Path, features: Path, counts: 
         _skipped(run, "there is no real training image to learn from")
         return None
     blocks = (found.deep[keep], gradients(found.small[keep]))
+    vectors = np.hstack([standardised(block, usual) for block in blocks])
     return Rows(
         path=table["path"].to_pylist(),
         place=np.searchsorted(counts.labels, table["label"].to_numpy()),
         split=split,
         source=source,
-        vectors=np.hstack([standardised(block, usual) for block in blocks]),
+        vectors=compressed(vectors, usual, params.general.seed),
         small=found.small[keep],
     )
 
