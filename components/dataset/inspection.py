@@ -8,8 +8,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,12 @@ def inspect(content: bytes) -> Inspection:
 
 
 def _small(image: Image.Image) -> Image.Image:
-    """The image in grey at 32 x 32; whole blocks are averaged first, which is most of it and fast."""
-    across, down = (max(1, side // 64) for side in image.size)
+    """The image in grey at 32 x 32: a large one is thinned out, then blocks are averaged, which is fast."""
+    width, height = image.size
+    if min(width, height) >= 256:
+        width, height = width // 2, height // 2
+        image = image.resize((width, height), Image.Resampling.NEAREST)
+    across, down = max(1, width // 64), max(1, height // 64)
     if across > 1 or down > 1:
         image = image.reduce((across, down))
     return image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
@@ -109,7 +114,8 @@ def inspect_all(
     """
     cores = len(os.sched_getaffinity(0))
     remote = any("://" in path for path in paths)
-    keys = [_key(root, path, etags or {}) for path in paths]
+    real = os.path.realpath(root)
+    keys = [_key(real, path, etags or {}) for path in paths]
     made: dict[int, Inspection] = {}
     fresh: list[tuple[Any, ...]] = []
     with (
@@ -123,9 +129,9 @@ def inspect_all(
             seen = _in_order(pool, work, [paths[index] for index in todo])
             for index, made[index] in zip(todo, track(seen, what, len(todo)), strict=True):
                 # what was fetched just now has an ETag that it had not before
-                key = keys[index] or _key(root, paths[index], etags or {})
+                key = keys[index] or _key(real, paths[index], etags or {})
                 if key is not None:
-                    fresh.append((key, *astuple(made[index])))
+                    fresh.append((key, *_values(made[index])))
                 if len(fresh) >= STORED_AT_ONCE:
                     _store(cache, fresh)
                     fresh.clear()
@@ -159,7 +165,7 @@ def _key(root: str, path: str, etags: dict[str, str]) -> str | None:
         tag = s3.cached(path).with_suffix(".etag")
         return f"{path}\0{tag.read_text(encoding='utf-8')}" if tag.exists() else None
     try:
-        place = os.path.realpath(image_path(root, path))
+        place = image_path(root, path)
         status = os.stat(place)  # noqa: PTH116 - names need not be UTF-8
     except (OSError, ValueError):
         return None
@@ -168,6 +174,7 @@ def _key(root: str, path: str, etags: dict[str, str]) -> str | None:
 
 
 _COLUMNS = [field.name for field in fields(Inspection)]
+_values = attrgetter(*_COLUMNS)  # dataclasses.astuple copies every value, at a price
 
 
 def _open_cache() -> sqlite3.Connection:

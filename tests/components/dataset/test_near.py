@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 
 from components.dataset.inspection import inspect, perceptual_hash
 from components.dataset.near import close_pairs, near_duplicates
@@ -61,3 +61,14 @@ def test_copies_at_other_sizes_and_qualities_are_found(side: int, quality: int) 
     pairs = near_duplicates(hashes, looks, np.zeros(200, np.int64), 6)
     matched = {int(one) for one, other in zip(pairs.one, pairs.other, strict=True) if other == one + 100}
     assert len(matched) >= 95
+
+
+@pytest.mark.parametrize(("width", "quality"), [(200, 60), (320, 90), (640, 40), (900, 80)])
+def test_photographs_at_other_sizes_keep_their_hash_and_look(width: int, quality: int) -> None:
+    """Above 256 pixels an image is thinned out before it is hashed; below it is not."""
+    for pixels in load_sample_images().images:
+        photo = Image.fromarray(pixels)
+        copy = photo.resize((width, width * photo.height // photo.width), Image.Resampling.BICUBIC)
+        hashes, looks = looks_of([encoded(photo), encoded(copy, "JPEG", quality=quality)])
+        assert np.bitwise_count(hashes[0] ^ hashes[1]) <= 4
+        assert len(near_duplicates(hashes, looks, np.zeros(2, np.int64), 6).one) == 2
