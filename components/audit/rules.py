@@ -24,6 +24,7 @@ COPIES = 4  # shaken copies of each real image
 SURELY = 2.326  # standard deviations: 99 in 100, one-sided
 DROP = 0.03  # of recall: a smaller loss is no degradation, however sure
 SURE = 0.01  # chance of naming any class that did not degrade
+TRIED = 5  # classes whose synthetic images are tried alone, as the cause of a degradation
 TOLD_APART = 0.8  # AUC from which a domain gap is named
 PAIRS = 10  # images of each kind that a domain gap needs
 LEAST = 0.1  # weight of synthetic images that nobody recognises
@@ -216,28 +217,60 @@ def degradation(
         if recall - with_made <= DROP:
             continue
         named += 1
-        taken = np.bincount(told[(place == c) & before & ~after], minlength=number)
-        culprit = max(classes, key=lambda one: (taken[one.place], one.place == c, -one.place))
+        culprit = _culprit(judged, counts, rows, classes, c, before, told, shrinkage)
         culprit.harmful = True
         culprit.weight *= HARM
         made = np.flatnonzero(~rows.real & (rows.place == culprit.place))
-        alike = made[_real_only(rows, number, shrinkage)(rows.vectors[made]).argmax(axis=1) == c]
-        samples += [sample("synthetic.degradation", counts, rows, int(row), c) for row in alike]
+        seen_as = _real_only(rows, number, shrinkage)(rows.vectors[made]).argmax(axis=1)
+        odd = made[seen_as != culprit.place]
+        commonest = int(np.bincount(seen_as[seen_as != culprit.place], minlength=number).argmax())
+        samples += [
+            sample("synthetic.degradation", counts, rows, int(row), int(suggested))
+            for row, suggested in zip(odd, seen_as[seen_as != culprit.place], strict=True)
+        ]
         if named > WORST:
             continue
+        of = "" if culprit.place == c else f" of '{counts.names[culprit.place]}'"
+        looks = f", most of them like '{counts.names[commonest]}'" if len(odd) else ""
         run.find(
             "synthetic.degradation", "warning", f"class '{counts.names[c]}'",
             f"Recall of its real held-out images falls from {recall:.1%} to {with_made:.1%} when synthetic "
-            f"images are added (McNemar, p = {chance:.1g}). {taken[culprit.place]:,} of {taken.sum():,} lost "
-            f"ones are taken for '{counts.names[culprit.place]}'; {len(alike):,} of {len(made):,} synthetic "
-            f"images of '{counts.names[culprit.place]}' look like '{counts.names[c]}'.",
+            f"images{of} are added (McNemar, p = {chance:.1g}). {len(odd):,} of {len(made):,} of those look "
+            f"like another class to a classifier of real images{looks}.",
             measured=with_made, limit=recall,
-            advice="Look for noise and hard samples among those (samples.parquet), or raise this class's "
+            advice="Look for noise and hard samples among them (samples.parquet), or raise this class's "
             "weight (audit.distribution). The plan halves the weight of those synthetic images.",
             row="4.1",
         )  # fmt: skip
     _rest(run, "synthetic.degradation", "warning", named, "degrade when synthetic images are added")
     return samples
+
+
+def _culprit(
+    judged: Folded,
+    counts: Counts,
+    rows: Rows,
+    classes: list[Class],
+    degraded: int,
+    before: NDArray[np.bool_],
+    told: NDArray[np.int64],
+    shrinkage: float,
+) -> Class:
+    """The class whose synthetic images alone cost the class ``degraded`` most of its recall.
+
+    Tried are its own, and those of the classes that its lost images are taken for most.
+    """
+    mine = judged.places == degraded
+    taken = np.bincount(told[mine & before & (told != degraded)], minlength=len(counts.labels))
+    seen = np.unique(rows.place[~rows.real])
+    able = [one for one in classes if one.place in seen]
+    able.sort(key=lambda one: (one.place != degraded, -taken[one.place], one.place))
+
+    def kept(one: Class) -> int:
+        alone = judged.scores(shrinkage, _made(counts, rows, [one])).argmax(axis=1)
+        return int((alone == judged.places)[mine].sum())
+
+    return min(able[:TRIED], key=kept)
 
 
 def _made(counts: Counts, rows: Rows, classes: list[Class]) -> Moments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,19 +40,28 @@ def weights(table: pa.Table, rows: np.ndarray, plan: Plan) -> np.ndarray:
         RetortError: when a weight is negative, or all are zero.
     """
     labels = table["label"].to_numpy()[rows]
-    result = np.ones(len(rows))
-    for label, weight in plan.sampling.by_class.items():
-        result[labels == label] *= weight
-    if plan.sampling.by_source:
-        sources = table["source"].to_numpy()[rows]
-        for label, by_source in plan.sampling.by_source.items():
-            for source, weight in by_source.items():
-                result[(labels == label) & (sources == source)] *= weight
+    result = _of_labels(plan.sampling.by_class, labels)
+    by_source: dict[str, dict[int, float]] = {}
+    for label, of_label in plan.sampling.by_source.items():
+        for source, weight in of_label.items():
+            by_source.setdefault(source, {})[label] = weight
+    for source, by_label in by_source.items():
+        chosen = pc.equal(table["source"], source).to_numpy(zero_copy_only=False)[rows]
+        result[chosen] *= _of_labels(by_label, labels[chosen])
     if not np.isfinite(result).all() or (result < 0).any():
         raise RetortError("plan: sampling: a weight is negative or not a number")
     if not result.any():
         raise RetortError("plan: sampling: all weights are zero, so there is nothing to draw")
     return result
+
+
+def _of_labels(weights: Mapping[int, float], labels: np.ndarray) -> np.ndarray:
+    """The weight of each label, float64 [n]; 1.0 where none is given. A look-up: there may be many of both."""
+    by_label = np.ones(int(labels.max(initial=0)) + 1)
+    for label, weight in weights.items():
+        if 0 <= label < len(by_label):
+            by_label[label] = weight
+    return by_label[labels]
 
 
 def draw(weights: np.ndarray, count: int, *key: int) -> np.ndarray:

@@ -64,6 +64,23 @@ def test_source_weights_hold_within_their_class_only() -> None:
     assert "synthetic" not in set(LONG_TAIL["source"].take(pa.array(drawn)).to_pylist())
 
 
+def test_class_and_source_weights_multiply_for_the_rows_that_they_name() -> None:
+    plan = Plan(
+        sampling=Sampling(by_class={1: 3.0, 7: 9.0}, by_source={1: {"synthetic": 0.5}, 7: {"real": 0}})
+    )
+    rows = sampling.training_rows(LONG_TAIL, plan)
+    weights = dict(zip(LONG_TAIL["path"].to_pylist(), sampling.weights(LONG_TAIL, rows, plan), strict=False))
+    assert (weights["a0"], weights["b0"], weights["b1"]) == (1.0, 3.0, 1.5), "label 7 has no rows"
+
+
+def test_weights_are_a_look_up_however_many_classes() -> None:
+    labels = np.random.default_rng(0).integers(0, 100_000, 1_000_000).astype(np.int32)
+    many = pa.table({"label": labels, "source": pa.repeat("real", len(labels))})
+    wanted = np.random.default_rng(1).uniform(0.5, 2, 100_000)
+    plan = Plan(sampling=Sampling(by_class=dict(enumerate(wanted.tolist()))))
+    assert np.array_equal(sampling.weights(many, np.arange(len(labels)), plan), wanted[labels])
+
+
 def test_rows_left_out_are_never_drawn() -> None:
     plan = Plan(leave_out=[LeaveOut(path=f"a{i}", finding="labels.suspect") for i in range(5)])
     rows = sampling.training_rows(LONG_TAIL, plan)
