@@ -253,6 +253,7 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     ord("c"): lambda m: m.stack.append(Global(m.line(), m.line())),
     0x93: lambda m: m.stack_global(),
     ord("R"): lambda m: m.reduce(),
+    0x81: lambda m: m.reduce(),  # NEWOBJ
     ord("b"): lambda m: m.build(),
     ord("q"): lambda m: m.put(m.number("<B")),
     ord("r"): lambda m: m.put(m.number("<I")),

@@ -32,7 +32,7 @@ def read(path: Path) -> Stored:
     if len(content) < 8 or length > min(MAX_HEADER, len(content) - 8):
         raise RetortError(f"{path}: not a whole .safetensors file: its header is cut off; fetch it again")
     try:
-        entries = json.loads(bytes(content[8 : 8 + length]))
+        entries = json.loads(bytes(content[8 : 8 + length]).decode())
     except (ValueError, RecursionError):
         raise RetortError(f"{path}: not a .safetensors file: its header is no JSON") from None
     if not isinstance(entries, dict):
@@ -76,6 +76,6 @@ def _tensor(where: str, entry: Any, data: memoryview) -> Array:
     except (KeyError, TypeError):
         raise RetortError(f"{where} has no dtype and shape") from None
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise RetortError(f"{where} is of dtype {str(dtype)[:20]}; known: {', '.join(DTYPES)}")
+        raise RetortError(f"{where} is of dtype {shown(str(dtype))}; known: {', '.join(DTYPES)}")
     found = array(data, DTYPES[dtype], shape, where)
     return widened(found) if dtype == "BF16" else found

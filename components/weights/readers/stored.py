@@ -97,7 +97,7 @@ def unwrap(content: Any, kind: str, path: Path) -> Stored:
         if not isinstance(content, dict):
             break
         if isinstance(content.get("arch"), str):
-            arch = content["arch"]
+            arch = shown(content["arch"])
         if any(isinstance(value, np.ndarray) for value in content.values()):
             return _without_prefix(content, kind, notes, arch)
         inside = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
