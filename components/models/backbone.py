@@ -16,7 +16,8 @@ KINDS = ("pooled", "last", "stages", "cls", "patches")
 class Backbone(nn.Module):
     """What stands in front of a timm network's classifier.
 
-    - ``pooled``: the vector that the FC layer would read, [N, D];
+    - ``pooled``: the vector that the FC layer would read, [N, D]; of a distilled DeiT, which has two such
+      layers, the mean of both vectors;
     - ``last``: the last feature map, [N, C, H, W]; of a transformer, its patch tokens in their places;
     - ``stages``: the map before each down-sampling, and the last one; named by their strides
       (``stride_4``: [N, C, H / 4, W / 4]). A plain transformer has one resolution, and gives one map;

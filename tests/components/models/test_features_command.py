@@ -23,6 +23,7 @@ from components.models import build, checkpoint, embed
 from components.models.backbone import Backbone
 from components.models.card import ModelCard
 from components.models.params import Arch, Head
+from pipelines import cli
 
 SIZE = 64
 CNN, VIT = Arch(name="test_efficientnet"), Arch(name="test_vit")
@@ -259,6 +260,25 @@ def test_the_backbone_as_onnx_computes_what_torch_does(
     before = sha256_file(made.file)
     embed.extract(model, lambda size: [], 0, kind=kind, form="onnx", out=tmp_path / "out")
     assert sha256_file(made.file) == before, "needs no images, and does not depend on them"
+
+
+def test_the_words_of_the_command_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETORT_STATE", ".retort")
+    Path("params.yaml").write_text("global: {seed: 1}\n")
+    save(VIT, Path("outputs/student"))
+    assert cli.run(["features", str(photos), "--from", "cls"]) == 0
+    assert capsys.readouterr().out == "outputs/features/cls.parquet: 40 rows of cls 64\n"
+    assert cli.run(["features", "--from", "cls", "--format", "onnx"]) == 0
+    assert capsys.readouterr().out == "outputs/features/cls.onnx: images -> cls 64\n"
+    assert cli.run(["features"]) == 2
+    assert "IMAGES: name files, folders or a manifest.parquet" in capsys.readouterr().err
+    assert cli.run(["cost", "outputs/student"]) == 0
+    assert "5 classes, 64 x 64 pixels" in capsys.readouterr().out
+    assert cli.run(["cost", "resnet18", "-o", "data.sorce=x"]) == 2
+    assert "did you mean 'data.source'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
