@@ -150,9 +150,12 @@ def _go_on(place: _Place, label: str, url: str) -> None:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", tag)
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - checked by fetch
-        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        )
+        if url.startswith("https:") and not answer.url.startswith("https:"):
+            raise RetortError(
+                f"weights: {label}: the server leads on to plain http, where anybody on the way may change it"
+            )
+        span = answer.headers.get("Content-Range", "")
+        resumed = answer.status == 206 and span.startswith(f"bytes {have}-")
         if answer.status == 206 and not resumed:
             remove(place.part)
             raise _Dropped("the server sent another part than it was asked for")

@@ -1,4 +1,4 @@
-"""Loading weights into a network, and saying what was loaded."""
+"""Loading prepared weights into a network's backbone, and saying what was loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from components.common.errors import RetortError
 from components.models import heads
 from components.models.acb import ACB
-from components.weights.convert import Target, convert
 from components.weights.coverage import Coverage, compare, shapes
-from components.weights.readers import read, safetensors
+from components.weights.readers import safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,36 +44,7 @@ def load_backbone(module: nn.Module, path: Path, limit: float | None = None) -> 
             f"{path}: fills {coverage.share:.1%} of the backbone, {limit:.1%} is asked for: "
             f"{coverage.faults()}; run 'retort weights' with weights made for this architecture"
         )
-    _fill(own, stored.tensors)
-    return coverage
-
-
-def load_classifier(module: nn.Module, arch: str, path: Path) -> Coverage:
-    """Load published weights as they are, head and all, so that the network predicts their own classes.
-
-    Args:
-        module: a plain network of the architecture ``arch``, with as many classes as the weights have.
-        path: a file or folder of any kind that can be read.
-
-    Raises:
-        RetortError: when the weights have no head, so that nothing can be predicted with them; when class
-            counts do not fit; when any tensor of the network is not filled.
-    """
-    own = module.state_dict()
-    target = Target(arch, shapes(backbone(module)), heads.names(module))
-    converted = convert(read(path), target, path)
-    if converted.classes is None:
-        raise RetortError(
-            f"{path}: these weights have no head, so they cannot predict: finetune a network that starts "
-            "from them ('retort finetune'), and predict with that"
-        )
-    found = {**converted.backbone, **converted.head}
-    coverage = compare(shapes(own), shapes(found))
-    if coverage.share < 1:
-        head = [fault for fault in coverage.wrong_shape if fault[0] in converted.head]
-        way = "; build the network with as many classes as the weights have" if head else ""
-        raise RetortError(f"{path}: fills {coverage.share:.1%} of {arch}: {coverage.faults()}{way}")
-    _fill(own, found)
+    fill(own, stored.tensors)
     return coverage
 
 
@@ -94,8 +64,8 @@ def backbone(module: nn.Module) -> dict[str, Tensor]:
     return {plain.get(name, name): tensor for name, tensor in own.items()}
 
 
-def _fill(own: Mapping[str, Tensor], found: Mapping[str, Array]) -> None:
-    """Copy every value that has a place of its shape."""
+def fill(own: Mapping[str, Tensor], found: Mapping[str, Array]) -> None:
+    """Copy every tensor that has a place of its shape."""
     with torch.no_grad():
         for name, tensor in own.items():
             if name in found and found[name].shape == tuple(tensor.shape):

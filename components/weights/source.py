@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from components.common.errors import RetortError
 from components.common.storage import sha256_file, sha256_json
@@ -117,10 +118,8 @@ def _signed(spec: str, s3: S3) -> str:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    from components.dataset.s3 import split
-
-    bucket, key = split(spec)
-    if not key or key.endswith("/"):
+    bucket, _, key = spec.removeprefix("s3://").partition("/")
+    if not bucket or not key or key.endswith("/"):
         raise RetortError(f"weights: {spec}: names no object; pack a folder of variables as one tar")
     try:
         client: Any = boto3.session.Session().client(
@@ -129,7 +128,7 @@ def _signed(spec: str, s3: S3) -> str:
             region_name=s3.region,
             config=Config(signature_version="s3v4"),
         )
-        return client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key})
+        return client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": unquote(key)})
     except (BotoCoreError, ValueError) as error:
         raise RetortError(
             f"weights: {spec}: {error}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "

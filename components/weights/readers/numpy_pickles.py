@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from components.weights.readers.pickles import Buildable, Constructors, Global, PickleError, Text
@@ -101,12 +102,27 @@ class Arrays:
         return widened(found) if dtype.code == "<u2" else found  # bfloat16, which numpy does not know
 
 
-def resolved(value: Any, depth: int = 4) -> Any:
-    """A pickle's value with its arrays in place; tables are followed ``depth`` deep, the rest stays."""
-    if isinstance(value, Pending):
-        return value.array
-    if isinstance(value, dict) and depth:
-        return {key: resolved(item, depth - 1) for key, item in value.items()}
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Pending):
-        return value[1].array  # paddle.save of a single tensor: (its name, its values)
-    return value
+def resolved(value: Any, finished: Callable[[Any], Any], depth: int = 4) -> Any:
+    """A pickle's value, with ``finished`` of everything that is no table; tables are followed ``depth`` deep.
+
+    A table that stands in several places is followed once, so that references cannot multiply the work.
+    """
+    seen: dict[int, dict[Any, Any]] = {}
+
+    def follow(part: Any, left: int) -> Any:
+        if not isinstance(part, dict) or not left:
+            return finished(part)
+        if id(part) not in seen:
+            made: dict[Any, Any] = {}
+            seen[id(part)] = made
+            made |= {key: follow(item, left - 1) for key, item in part.items()}
+        return seen[id(part)]
+
+    return follow(value, depth)
+
+
+def finished(value: Any) -> Any:
+    """The array of what was one; anything else stays."""
+    if isinstance(value, tuple) and len(value) == 2:  # paddle.save of a single tensor: its name, its values
+        value = value[1]
+    return value.array if isinstance(value, Pending) else value

@@ -30,7 +30,7 @@ def read(path: Path) -> Stored:
         content, _ = pickles.load(data, 0, calls)
     except (pickles.PickleError, RetortError) as error:
         raise RetortError(f"{path}: not a readable .pdparams: {error}") from None
-    content = numpy_pickles.resolved(content)
+    content = numpy_pickles.resolved(content, numpy_pickles.finished)
     if isinstance(content, dict):
         content.pop(NAMES, None)
     return unwrap(content, ".pdparams", path)

@@ -39,7 +39,7 @@ def read(path: Path) -> Stored:
     data = mapped(path)
     try:
         content = _read_zip(path, data) if bytes(data[:2]) == b"PK" else _read_row(data)
-        content = _resolved(content)
+        content = numpy_pickles.resolved(content, _finished)
     except (PickleError, RetortError) as error:
         raise RetortError(f"{path}: not a readable .pth: {error}") from None
     return unwrap(content, ".pth", path)
@@ -117,6 +117,8 @@ CALLS: pickles.Constructors = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": lambda sides=(): tuple(sides) if isinstance(sides, tuple | list) else (),
     "torch.device": lambda *_: None,
+    "pathlib.PosixPath": lambda *_: None,
+    "pathlib.WindowsPath": lambda *_: None,
     "builtins.set": lambda items=(): list(items) if isinstance(items, tuple | list) else [],
     "__builtin__.set": lambda items=(): list(items) if isinstance(items, tuple | list) else [],
 }
@@ -221,10 +223,5 @@ def _member(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     return data[begin : begin + entry.file_size]
 
 
-def _resolved(value: Any, depth: int = 4) -> Any:
-    """The pickle's value with its tensors as arrays; tables are followed ``depth`` deep."""
-    if isinstance(value, _Tensor):
-        return value.array()
-    if isinstance(value, dict) and depth:
-        return {key: _resolved(item, depth - 1) for key, item in value.items()}
-    return numpy_pickles.resolved(value, 0)
+def _finished(value: Any) -> Any:
+    return value.array() if isinstance(value, _Tensor) else numpy_pickles.finished(value)

@@ -98,14 +98,20 @@ def unwrap(content: Any, kind: str, path: Path) -> Stored:
             break
         if isinstance(content.get("arch"), str):
             arch = shown(content["arch"])
-        if any(isinstance(value, np.ndarray) for value in content.values()):
+        inside = {name: content[name] for name in WRAPPERS if isinstance(content.get(name), dict)}
+        # beside the table there may be other arrays, such as the best accuracy
+        if _arrays(content) > max(map(_arrays, inside.values()), default=0):
             return _without_prefix(content, kind, notes, arch)
-        inside = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
-        if inside is None:
+        if not inside:
             break
-        notes.append(f"taken from inside '{inside}'")
-        content = content[inside]
+        name = max(inside, key=lambda name: _arrays(inside[name]))
+        notes.append(f"taken from inside '{name}'")
+        content = inside[name]
     raise RetortError(f"{path}: holds no table of tensors by name (a 'state dict'), nor one in 'model'")
+
+
+def _arrays(table: Mapping[Any, Any]) -> int:
+    return sum(isinstance(value, np.ndarray) for value in table.values())
 
 
 def _without_prefix(content: Mapping[Any, Any], kind: str, notes: list[str], arch: str | None) -> Stored:

@@ -15,9 +15,9 @@ from components.dataset.params import S3
 from components.models import build, heads
 from components.models.params import Arch
 from components.weights import paddle
+from components.weights.classifier import load_classifier
 from components.weights.convert import Target, convert
 from components.weights.coverage import compare, shapes
-from components.weights.load import load_classifier
 from components.weights.positions import by_position
 from components.weights.readers import read
 from components.weights.source import locate

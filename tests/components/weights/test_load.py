@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from components.common.errors import RetortError
 from components.models import build
 from components.models.params import Arch, Head
-from components.weights.load import LIMIT, backbone, load_backbone, load_classifier
+from components.weights.classifier import load_classifier
+from components.weights.load import LIMIT, backbone, load_backbone
 
 ARCH = "test_efficientnet"  # timm's own network for tests: a third of a million parameters
 

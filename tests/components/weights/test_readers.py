@@ -92,7 +92,8 @@ def test_torch_files_with_views_types_and_arguments(zipped: bool) -> None:
     base = torch.arange(24.0).view(4, 6)
     content = {
         "arch": "resnet18",
-        "args": argparse.Namespace(lr=0.1, data=["a"]),
+        "args": argparse.Namespace(lr=0.1, data=["a"], out=Path("runs")),
+        "best_accuracy": torch.tensor(0.7),
         "optimizer": {"state": {0: {"momentum": base}}},
         "state_dict": {
             "module.transposed": base.t(),
@@ -249,6 +250,15 @@ def test_bytes_that_are_used_again_and_again_are_refused() -> None:
     header = f'{{"a":{entry},"b":{entry}}}'.encode()
     with pytest.raises(RetortError, match="'b' shares its bytes"):
         read(put(struct.pack("<Q", len(header)) + header + bytes(8)))
+
+
+def test_tables_in_tables_do_not_multiply() -> None:
+    """Each of five levels refers a thousand times to the one below: a thousand to the fifth, if followed."""
+    table: dict[str, Any] = {"w": np.ones(3, np.float32)}
+    for _ in range(5):
+        table = {f"k{number}": table for number in range(1000)}
+    with pytest.raises(RetortError, match="no table of tensors"):
+        read(put(pickle.dumps(table, protocol=4)))
 
 
 # --- fuzzing: the short version of tests/benchmarks/bench_weights.py ----------------------------------------
