@@ -296,7 +296,7 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
     distance = np.bitwise_count(hashes[pairs.one] ^ hashes[pairs.other])
     found: list[tuple[str, int, str, str, str]] = []
     for one, other, alike, apart in zip(pairs.one, pairs.other, pairs.alike, distance, strict=True):
-        detail = f"correlation {alike:.4f}, {apart} of 64 bits apart, in {names[other]}"
+        detail = f"concordance {alike:.4f}, {apart} of 64 bits apart, in {names[other]}"
         if held[other] and not held[one]:
             found.append(("leakage.near", rows[one], paths[one], paths[other], detail))
         elif held[one] == held[other] and rows[other] < rows[one]:
