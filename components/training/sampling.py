@@ -56,7 +56,7 @@ def weights(table: pa.Table, rows: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def _of_labels(weights: Mapping[int, float], labels: np.ndarray) -> np.ndarray:
-    """The weight of each label, float64 [n]; 1.0 where none is given. A look-up: there may be many of both."""
+    """The weight of each label, float64 [n]; 1.0 where none is given."""
     by_label = np.ones(int(labels.max(initial=0)) + 1)
     for label, weight in weights.items():
         if 0 <= label < len(by_label):
