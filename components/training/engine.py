@@ -19,7 +19,7 @@ from components.audit.plan import Plan
 from components.common.errors import RetortError
 from components.common.storage import sha256_file, sha256_json
 from components.dataset import manifest
-from components.models import build
+from components.models import build, checkpoint
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import losses, sampling, soft_labels
 from components.training.cluster import tell
@@ -33,6 +33,7 @@ from components.training.loader import (
     pairs,
 )
 from components.training.params import Distill
+from components.training.rows import NewRows
 
 STATE = "state.pt"  # in each checkpoint
 TIMED_STEPS = 4  # after the first, which warms up
@@ -48,7 +49,8 @@ class Phase:
     """Some epochs of one network.
 
     ``soft``: it learns what the teacher says, on unlabelled images too. ``matched``: it learns from labels,
-    but takes as many steps as a soft phase does.
+    but takes as many steps as a soft phase does. ``new_rows``: only the classifier's rows from this one on
+    learn; everything else stays as it is, batch norms' statistics included.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Phase:
     lr: LearningRate
     soft: bool = False
     matched: bool = False
+    new_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Job:
     phases: tuple[Phase, ...]
     threads: int
     workers: int
+    whole: bool = False  # ``start`` holds every tensor of the network, its head and blocks too
     teacher: Path | None = None
     distill: Distill | None = None
     soft_labels: Path | None = None  # the folder of their cache
@@ -96,9 +100,10 @@ class Job:
                     for part in (self.arch, self.optimizer, self.train, self.valid, self.distill)
                 ],
                 "phases": [
-                    (p.name, p.net, p.epochs, p.lr.model_dump(), p.soft, p.matched) for p in self.phases
+                    (p.name, p.net, p.epochs, p.lr.model_dump(), p.soft, p.matched, p.new_rows)
+                    for p in self.phases
                 ],
-                "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],
+                "rest": [self.size, self.seed, self.class_names, self.threads, self.workers, self.whole],
                 "torch": torch.__version__,
             }
         )
@@ -127,8 +132,8 @@ def rate(lr: LearningRate, step: int, steps: int, warmup_steps: float) -> float:
 
 def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; weight decay on matrices and kernels only."""
-    kernels = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
+    kernels = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
         {"params": kernels, "weight_decay": params.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -138,10 +143,17 @@ def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=0.0, momentum=params.momentum, nesterov=params.momentum > 0)
 
 
-def create_network(arch: Arch, class_num: int, start: Path | None, seed: int) -> nn.Module:
-    """The network before training: backbone from ``start``, the rest random from ``seed``."""
+def create_network(
+    arch: Arch, class_num: int, start: Path | None, seed: int, whole: bool = False
+) -> nn.Module:
+    """The network before training: backbone (``whole``: everything) from ``start``, the rest random."""
     from components.weights.load import load_backbone
 
+    if whole:
+        assert start is not None
+        module = build.create(arch, class_num)
+        module.load_state_dict(checkpoint.read_tensors(start))
+        return module
     torch.manual_seed(int(sampling.generator(seed, INITIAL).integers(2**62)))
     module = build.plain(arch, class_num)
     if start is not None:
@@ -246,7 +258,7 @@ class Worker:
     def _network(self, net: str) -> nn.Module:
         """The network as it stands: all of a job start alike."""
         job = self.job
-        module = create_network(job.arch, len(job.class_names), job.start, job.seed)
+        module = create_network(job.arch, len(job.class_names), job.start, job.seed, job.whole)
         if net in self.state["nets"]:
             module.load_state_dict(self.state["nets"][net])
         return module.to(self.device).to(memory_format=torch.channels_last)
@@ -325,6 +337,7 @@ class Worker:
     def _run_phase(self, phase: Phase) -> None:
         state = self.state
         module = self._network(phase.net)
+        frozen = None if phase.new_rows is None else NewRows(module, phase.new_rows)
         optimizer = make_optimizer(module, self.job.optimizer)
         if state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
@@ -335,7 +348,7 @@ class Worker:
             epochs=phase.epochs, done=steps * state["epoch"],
         )  # fmt: skip
         while state["epoch"] < phase.epochs:
-            row = self._epoch(phase, module, optimizer, steps)
+            row = self._epoch(phase, module, optimizer, steps, frozen)
             state["epoch"] += 1
             state["history"].append(row)
             state["nets"][phase.net] = module.state_dict()
@@ -365,7 +378,12 @@ class Worker:
         return self.state["epoch"] + sum(p.epochs for p in before if p.net == phase.net)
 
     def _epoch(
-        self, phase: Phase, module: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+        self,
+        phase: Phase,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        frozen: NewRows | None,
     ) -> dict[str, Any]:
         job, number = self.job, self._number(phase)
         noise = sampling.generator(job.seed, NOISE, self.state["phase"], number, self.rank)
@@ -378,7 +396,7 @@ class Worker:
         parallel: nn.Module = module
         if self.world > 1:
             parallel = DistributedDataParallel(module, forward_sync_buffers=False)
-        module.train()
+        module.train(frozen is None)
         if self.teacher is not None:
             self.teacher.assert_frozen()
         total_loss = total_rows = 0.0
@@ -400,6 +418,8 @@ class Worker:
             # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
             (loss * (len(at) * self.world / everyone)).backward()
             optimizer.step()
+            if frozen is not None:
+                frozen.keep()
             total_loss += float(summed[0])
             total_rows += float(summed[1])
             if step == 0:
@@ -408,7 +428,8 @@ class Worker:
                 left = (monotonic() - started) / TIMED_STEPS * (phase.epochs * steps - step)
                 self.tell("estimate", name=phase.name, epochs=phase.epochs, steps=steps, seconds=left)
             self._progress(done + 1, f"epoch {self.state['epoch'] + 1}/{phase.epochs}, loss {mean:.3f}")
-        self._average_buffers(module)
+        if frozen is None:
+            self._average_buffers(module)
         predicted, val_loss = self._predict(module, "val")
         actual = self.labels[self.samples.rows("val")]
         row = {

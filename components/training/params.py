@@ -1,8 +1,8 @@
-"""The sections ``distill`` and ``ray``, and what finetune, check and distill read."""
+"""The sections ``distill``, ``ray``, ``expand`` and ``compare_weights``, and what each step reads."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,34 @@ class Distill(Section):
     )
 
 
+class Expand(Section):
+    mode: Literal["all", "new_rows"] = Field(
+        "all", description="what is trained: the whole network, or only the new rows of its classifier"
+    )
+    old_classes: list[str] | None = Field(
+        None, min_length=1, description="old classes to keep, with their images; null: all"
+    )
+    epochs: int | None = Field(None, ge=1, description="null: train.epochs of the network")
+    lr: float = Field(
+        0.1, gt=0, le=1, description="share of the network's lr.initial that training starts with"
+    )
+    control: bool = Field(True, description="train the other way too, and report the difference")
+
+
+class CompareWeights(Section):
+    of: Literal["teacher", "student"] = Field(
+        "teacher", description="the network whose weights are compared, finetuned with its settings"
+    )
+    candidates: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], str] = Field(
+        default={},
+        description="more weights, by a name: {products: ResNet50_vd_10w_pretrained.tar}; the network's own, "
+        "random ones and the champion are always compared",
+    )
+    seeds: int = Field(3, ge=1, description="finetunes of each; with one there is no interval, and no claim")
+    epochs: int | None = Field(None, ge=1, description="of each finetune; null: train.epochs of the network")
+    split: Literal["val", "test"] = Field("val", description="the images on which they are compared")
+
+
 class FinetuneParams(StepParams):
     data: Data = Field(default_factory=Data)
     teacher: Net = Field(default_factory=Net)
@@ -67,3 +95,19 @@ class CheckParams(StepParams):
 
 class DistillParams(CheckParams):
     """The same as the gate reads: what passed it is what is distilled."""
+
+
+class ExpandParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    teacher: Net = Field(default_factory=Net)
+    student: Net = Field(default_factory=Net)
+    expand: Expand = Field(default_factory=Expand)
+    ray: Ray = Field(default_factory=Ray)
+
+
+class CompareWeightsParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    teacher: Net = Field(default_factory=Net)
+    student: Net = Field(default_factory=Net)
+    compare_weights: CompareWeights = Field(default_factory=CompareWeights)
+    ray: Ray = Field(default_factory=Ray)

@@ -1,0 +1,501 @@
+"""The step ``expand``: a trained classifier learns classes that are new to it, and keeps those it knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from components.audit.plan import Plan, read_plan
+from components.common import progress
+from components.common.errors import RetortError
+from components.common.step import Run, step
+from components.common.storage import atomic_path, need, remove, state_dir, write_json
+from components.dataset import manifest as manifests
+from components.models import build, checkpoint
+from components.models.card import Lineage, ModelCard
+from components.models.params import Net
+from components.training import engine, loader, results, rows, sampling, session
+from components.training.distill import paired_gain
+from components.training.params import ExpandParams
+
+WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
+PER_CLASS = 200  # training images that a class mean is taken over: its error is then 1/14 of the spread
+NAMED = 5  # classes that a message names
+ROW = "5.4"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which classes the expanded network has: old ones first, in their old order, then new ones.
+
+    ``kept`` are the old classifier's rows of the old ones.
+    """
+
+    names: tuple[str, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def new(self) -> range:
+        """Labels of the new classes."""
+        return range(len(self.kept), len(self.names))
+
+
+def expand(
+    params: ExpandParams, *, manifest: Path, plan: Path, model: Path, out: Path, of: str = "student"
+) -> None:
+    """Add the manifest's new classes to a trained classifier, and train it on old and new images.
+
+    Writes the expanded network like a trained one (``model.safetensors``, ``model.json``, ``metrics.json``,
+    ``history.csv``) and ``clean.parquet``: the manifest with that network's labels.
+
+    Args:
+        manifest: the clean manifest; classes are told apart by their names.
+        plan: ``plan.json`` of the audits, made for that manifest.
+        model: folder of the trained classifier.
+        of: the section, ``student`` or ``teacher``, whose training settings are used; the architecture and
+            the image size are the classifier's own.
+
+    Raises:
+        FindingsError: preflight.shm, train.finite or train.learns.
+        RetortError: there is no new class, or one without training images; ``expand.old_classes`` names an
+            unknown one; the network has no classifier with a row a class; a file, Ray or a worker is at
+            fault.
+    """
+    weights = model / checkpoint.FILE
+    inputs = {"data/clean.parquet": manifest, "outputs/audit/plan.json": plan, str(weights): weights}
+    with step("expand", params, out, inputs=inputs) as run:
+        table = manifests.read(need(manifest, "validate"))
+        old, card = checkpoint.load(model)
+        _need_classifier(old, model)
+        classes = choose(card.class_names, table, params.expand.old_classes, manifest, model)
+        remapped, labels = remap(table, classes)
+        _find_classes(run, card, classes, table.num_rows - remapped.num_rows)
+        folder = state_dir("expand")
+        manifests.write(remapped, folder / "clean.parquet")
+        job = _job(
+            params,
+            of,
+            card,
+            classes,
+            folder / "clean.parquet",
+            relabel(read_plan(need(plan, "plan")), labels),
+        )
+        session.preflight(run, job, params.ray, of)
+        samples = loader.open_samples(job.manifest, job.root, job.size, job.decoded)
+        training = sampling.training_rows(samples.table, job.plan)
+        counts = np.bincount(samples.labels[training], minlength=len(classes.names))
+        _need_images(manifest, classes, counts)
+        with _threads(job):
+            grown = _grow(job, old, classes, samples, training)
+            before = {
+                "old": _translated(_predict(job, old, samples), card, classes),
+                "start": _predict(job, grown, samples),
+            }
+        job = replace(job, start=_save(grown, folder / "start.safetensors"), whole=True)
+        checkpoints = session.checkpoints("expand", job)
+        state = session.train(run, job, params.ray, checkpoints)
+        _write(run, params, job, classes, counts, before, state, card, weights, out)
+        manifests.write(remapped, run.product(out / "clean.parquet"))
+    session.forget(checkpoints)
+    remove(folder)
+
+
+# --- which classes --------------------------------------------------------------------------------------
+
+
+def choose(
+    known: Sequence[str], table: pa.Table, wanted: Sequence[str] | None, manifest: Path, model: Path
+) -> Classes:
+    """The classes of the expanded network: of the ``known`` ones all, or those ``wanted``, and the new ones.
+
+    Raises:
+        RetortError: when a wanted class is unknown, or no class is new.
+    """
+    for name in wanted or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it knows {_some(known)}"
+            raise RetortError(f"expand.old_classes: '{name}' is no class of {model}; {hint}")
+    kept = [row for row, name in enumerate(known) if wanted is None or name in wanted]
+    names = manifests.class_names(table)
+    occurring = np.unique(table["label"].to_numpy())
+    new = dict.fromkeys(
+        names[label] for label in occurring.tolist() if label >= 0 and names[label] not in known
+    )
+    if not new:
+        raise RetortError(
+            f"{manifest}: every class in it is known to {model} ({_some(known)}); add images of the new "
+            "classes and run 'retort ingest' and 'retort validate' first"
+        )
+    return Classes((*(known[row] for row in kept), *new), tuple(kept))
+
+
+def remap(table: pa.Table, classes: Classes) -> tuple[pa.Table, dict[int, int]]:
+    """The manifest with the expanded network's labels, without classes that it does not have.
+
+    Returns:
+        The table, and the new label by the old one.
+    """
+    place = {name: label for label, name in enumerate(classes.names)}
+    names = manifests.class_names(table)
+    labels = np.array([*(place.get(name, -2) for name in names), manifests.UNLABELED], dtype=np.int32)
+    mapped = labels[table["label"].to_numpy()]  # UNLABELED is -1: the last entry
+    keep = mapped != -2
+    named = pa.array([*classes.names, None], pa.string()).take(
+        pa.array(np.where(mapped < 0, len(place), mapped))
+    )
+    table = table.set_column(
+        table.schema.get_field_index("label"), manifests.SCHEMA.field("label"), pa.array(mapped)
+    )
+    table = table.set_column(
+        table.schema.get_field_index("class_name"), manifests.SCHEMA.field("class_name"), named
+    )
+    mapping = {old: int(labels[old]) for old in range(len(names)) if labels[old] >= 0}
+    return table.filter(pa.array(keep)), mapping
+
+
+def relabel(plan: Plan, labels: dict[int, int]) -> Plan:
+    """The plan with other labels; what it says of classes that are left out is left out."""
+
+    def moved(values: dict[int, Any]) -> dict[int, Any]:
+        return {labels[label]: value for label, value in values.items() if label in labels}
+
+    sampling_ = plan.sampling
+    by_label = {
+        name: moved(getattr(sampling_, name)) for name in ("by_class", "by_source", "counts", "expected")
+    }
+    arguments = dict(plan.loss.arguments)
+    if arguments.get("weights"):
+        given = {int(label): weight for label, weight in arguments["weights"].items()}
+        arguments["weights"] = {str(label): weight for label, weight in moved(given).items()}
+    return plan.model_copy(
+        update={
+            "sampling": sampling_.model_copy(update=by_label),
+            "loss": plan.loss.model_copy(update={"arguments": arguments}),
+        }
+    )
+
+
+def _need_classifier(module: nn.Module, model: Path) -> None:
+    try:
+        rows.classifiers(module)
+    except RetortError as error:
+        raise RetortError(
+            f"{model}: {error}; it cannot be expanded: run 'retort finetune' on all classes"
+        ) from None
+
+
+def _need_images(manifest: Path, classes: Classes, counts: np.ndarray) -> None:
+    bare = [classes.names[label] for label in classes.new if not counts[label]]
+    if bare:
+        raise RetortError(
+            f"{manifest}: no training images of {_some(bare)}: a new class needs some in the split 'train' "
+            "(see data.splits, and what the plan leaves out)"
+        )
+
+
+def _find_classes(run: Run, card: ModelCard, classes: Classes, left_out: int) -> None:
+    dropped = len(card.class_names) - len(classes.kept)
+    said = f"{len(classes.kept)} old classes" + (
+        f" ({dropped} left out, with {left_out} images)" if dropped else ""
+    )
+    new = [classes.names[label] for label in classes.new]
+    run.find(
+        "expand.classes", "info", "classes", f"{said}, and {len(new)} new: {_some(new)}",
+        measured=len(classes.names), row=ROW,
+    )  # fmt: skip
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:NAMED]) + more
+
+
+# --- the network before training ------------------------------------------------------------------------
+
+
+def _job(
+    params: ExpandParams, of: str, card: ModelCard, classes: Classes, manifest: Path, plan: Plan
+) -> engine.Job:
+    """Both ways to train, or the one that is asked for; a network starts where its ``start`` is put later."""
+    settings = params.expand
+    own: Net = getattr(params, of)
+    net = own.model_copy(update={"arch": card.arch})
+    lr = net.lr.model_copy(update={"initial": net.lr.initial * settings.lr})
+    ways = [settings.mode, *(way for way in WAYS if settings.control and way != settings.mode)]
+    phases = tuple(
+        engine.Phase(
+            WAYS[way], way, settings.epochs or net.train.epochs, lr,
+            new_rows=len(classes.kept) if way == "new_rows" else None,
+        )
+        for way in ways
+    )  # fmt: skip
+    general = params.general.model_copy(update={"class_num": "auto", "image_size": card.input_size[-1]})
+    fitted = params.model_copy(update={"general": general})
+    job = session.make_job(fitted, net, params.ray, params.data, manifest, plan, None, phases)
+    return replace(job, class_names=classes.names)
+
+
+@contextmanager
+def _threads(job: engine.Job) -> Iterator[None]:
+    """As many threads as the workers have together: the same sums on machines with more cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.threads * job.workers)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _grow(
+    job: engine.Job, old: nn.Module, classes: Classes, samples: loader.Samples, training: np.ndarray
+) -> nn.Module:
+    """The expanded network as training finds it: old rows as they were, new ones from class means."""
+    labels = samples.labels[training]
+    some = [_spread(training[labels == label]) for label in np.unique(labels)]
+    means = rows.class_means(old, _batches(job, samples, np.concatenate(some), "class means"))
+    grown = build.create(job.arch, len(job.class_names)).eval()
+    rows.grow(old, grown, classes.kept, means, classes.new)
+    return grown
+
+
+def _spread(of_class: np.ndarray) -> np.ndarray:
+    """PER_CLASS of a class's rows, evenly over the manifest."""
+    if len(of_class) <= PER_CLASS:
+        return of_class
+    return of_class[np.linspace(0, len(of_class) - 1, PER_CLASS).astype(np.int64)]
+
+
+def _batches(
+    job: engine.Job, samples: loader.Samples, wanted: np.ndarray, what: str
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Inputs of a network and their labels, batch by batch."""
+    normalise = loader.Normalise(*build.preprocessing(job.arch), torch.device("cpu"))
+    size = job.valid.batch_size
+    parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    views = loader.Views(samples, "none", job.seed)
+    batches = loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], job.valid.num_workers)
+    for part, pixels in zip(
+        parts, progress.track(batches, f"expand: {what} (batches)", len(parts)), strict=True
+    ):
+        yield normalise(pixels), samples.labels[part].tolist()
+
+
+@torch.inference_mode()
+def _predict(job: engine.Job, module: nn.Module, samples: loader.Samples) -> np.ndarray:
+    """Classes int64 that a network sees in the validation split."""
+    batches = _batches(job, samples, samples.rows("val"), "accuracy before training")
+    return np.concatenate([module(inputs).argmax(1).numpy() for inputs, _ in batches])
+
+
+def _translated(predicted: np.ndarray, card: ModelCard, classes: Classes) -> np.ndarray:
+    """The old network's answers as labels of the expanded one; -1 for a class that was left out."""
+    label = np.full(len(card.class_names), -1, dtype=np.int64)
+    label[list(classes.kept)] = np.arange(len(classes.kept))
+    return label[predicted]
+
+
+def _save(module: nn.Module, path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(tensors, str(partial))
+    return path.resolve()
+
+
+# --- what came out --------------------------------------------------------------------------------------
+
+
+def _write(
+    run: Run,
+    params: ExpandParams,
+    job: engine.Job,
+    classes: Classes,
+    counts: np.ndarray,
+    before: dict[str, np.ndarray],
+    state: dict[str, Any],
+    card: ModelCard,
+    weights: Path,
+    out: Path,
+) -> None:
+    mode = params.expand.mode
+    said, names = state["predictions"], job.class_names
+    actual = {split: session.truth(job, split) for split in ("val", "test")}
+    metrics: dict[str, Any] = {
+        way: {split: results.evaluate(actual[split], said[way][split], names) for split in actual}
+        for way in said
+    }
+    own, others = metrics.pop(mode), metrics
+    parts = {"old": actual["val"] < len(classes.kept), "new": actual["val"] >= len(classes.kept)}
+    written = {**own, **_parts(parts, actual["val"], before, said[mode]["val"])}
+    _find_old(run, classes, counts, written["old"])
+    _find_new(run, classes, written["new"])
+    other = next(iter(others), None)
+    if other is not None:
+        ours = said[other]["val"]
+        written["control"] = {"mode": other, **others[other], **_parts(parts, actual["val"], before, ours)}
+        written["gain"] = _gain(parts, actual["val"], said["all"]["val"], said["new_rows"]["val"])
+    _find_mode(run, mode, written.get("gain"))
+    lineage = [*card.lineage, Lineage(source=f"expanded: {weights}", sha256=card.sha256, coverage=1.0)]
+    session.write_model(run, job, state["nets"][mode], lineage, out)
+    write_json(run.product(out / "metrics.json"), written)
+    results.write_history(run.product(out / "history.csv"), state["history"])
+    results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said[mode]["val"], names)
+    _show(run, mode, written)
+    results.show_curves(run.page, "Training curves", state["history"])
+    results.show_recall(run.page, "Recall per class", own)
+    results.show_confusion(run.page, "Confusion matrix", actual["val"], said[mode]["val"], names)
+    numbers = {f"{part}_{key}": written[part][key] for part in parts for key in ("before", "after")}
+    numbers = {key: value for key, value in numbers.items() if value is not None}
+    run.tracker.summary({**results.headline(own), **numbers})
+
+
+def _parts(
+    parts: dict[str, np.ndarray], actual: np.ndarray, before: dict[str, np.ndarray], after: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Top-1 on validation images of old and of new classes, at each stage; null where there are none.
+
+    ``before``: the old network's (of new classes, what the expanded one begins with); ``start``: the
+    expanded network's before training; ``difference``: ``after`` minus ``before``, with half its interval.
+    """
+    found = {}
+    for part, at in parts.items():
+        first = before["old" if part == "old" else "start"][at]
+        entry: dict[str, Any] = {"images": int(at.sum())}
+        keys = ("before", "start", "after", "difference", "half_width")
+        values: Sequence[float | None] = [None] * len(keys)
+        if at.any():
+            tops = [float((said == actual[at]).mean()) for said in (first, before["start"][at], after[at])]
+            values = [*tops, *paired_gain(actual[at], after[at], first)]
+        found[part] = {**entry, **dict(zip(keys, values, strict=True))}
+    return found
+
+
+def _gain(
+    parts: dict[str, np.ndarray], actual: np.ndarray, everything: np.ndarray, new_rows: np.ndarray
+) -> dict[str, float]:
+    """What training the whole network gives over training only the new rows, on the same images."""
+    gain: dict[str, float] = {}
+    for part, at in {"val": np.full(len(actual), True), **parts}.items():
+        if at.any():
+            value, half = paired_gain(actual[at], everything[at], new_rows[at])
+            gain |= {f"{part}_top1": value, f"{part}_half_width": half}
+    return gain
+
+
+def _find_old(run: Run, classes: Classes, counts: np.ndarray, old: dict[str, Any]) -> None:
+    """Accuracy on old classes, and what would let it fall or hide that it fell."""
+    rule, subject = "expand.old_accuracy", "old classes"
+    bare = [classes.names[label] for label in range(len(classes.kept)) if not counts[label]]
+    if bare:
+        which = "any" if len(bare) == len(classes.kept) else f"{len(bare)} of {len(classes.kept)}"
+        run.find(
+            rule, "warning", subject,
+            f"there are no training images of {which} old classes ({_some(bare)}): nothing reminds the "
+            "network of them while it learns the new ones",
+            measured=len(bare), limit=0, row=ROW,
+            advice="Add some of their images to the data, or leave them out with expand.old_classes.",
+        )  # fmt: skip
+    if old["after"] is None:
+        run.find(
+            rule, "warning", subject,
+            "there are no validation images of old classes, so it is not known what they have lost",
+            row=ROW, advice="Add some of their images to the split 'val'.",
+        )  # fmt: skip
+        return
+    low, high = (old["difference"] + sign * old["half_width"] for sign in (-1, 1))
+    fell = high < 0
+    run.find(
+        rule, "warning" if fell else "info", subject,
+        f"{old['before']:.2%} of {old['images']} validation images before (by the old network), "
+        f"{old['start']:.2%} once the new rows stood beside the old ones, {old['after']:.2%} after training: "
+        f"{old['difference']:+.2%} (95 % interval {low:+.2%} to {high:+.2%})",
+        measured=round(old["difference"], 6), limit=0.0, row=ROW,
+        advice="Add images of the classes that lost most (see the table of recall), train fewer epochs, or "
+        "lower expand.lr." if fell else "",
+    )  # fmt: skip
+
+
+def _find_new(run: Run, classes: Classes, new: dict[str, Any]) -> None:
+    rule, subject = "expand.new_accuracy", "new classes"
+    if new["after"] is None:
+        run.find(
+            rule, "warning", subject,
+            "there are no validation images of new classes, so it is not known how well they were learnt",
+            row=ROW, advice="Add some of their images to the split 'val'.",
+        )  # fmt: skip
+        return
+    run.find(
+        rule, "info", subject,
+        f"{new['before']:.2%} of {new['images']} validation images before training, with rows from class "
+        f"means; {new['after']:.2%} after it",
+        measured=round(new["after"], 6), row=ROW,
+    )  # fmt: skip
+
+
+def _find_mode(run: Run, mode: str, gain: dict[str, float] | None) -> None:
+    """What the choice of what is trained cost or gave; only the new rows is always worth a warning."""
+    rows_only = mode == "new_rows"
+    said = "only the new rows were trained: the features stay blind to what tells the new classes apart"
+    if gain is None:
+        if rows_only:
+            run.find(
+                "expand.mode", "warning", "expand.mode", said, measured=mode, limit="all", row=ROW,
+                advice="Set expand.mode to all, or expand.control to true to see the difference.",
+            )  # fmt: skip
+        return
+    value, half = gain["val_top1"], gain["val_half_width"]
+    apart = ", ".join(
+        f"{part} classes {gain[f'{part}_top1']:+.2%}" for part in ("old", "new") if f"{part}_top1" in gain
+    )
+    compared = (
+        f"training the whole network gives {value:+.2%} top-1 over training only the new rows, on the same "
+        f"validation images, after as many epochs (95 % interval {value - half:+.2%} to {value + half:+.2%}; "
+        f"{apart})"
+    )
+    clear = abs(value) > half
+    better = ("all" if value > 0 else "new_rows") if clear else mode
+    advice = "" if clear else "The difference is within the noise: more validation images would tell."
+    if better != mode:
+        advice = f"Set expand.mode to {better}."
+    run.find(
+        "expand.mode", "warning" if rows_only or better != mode else "info", "expand.mode",
+        f"{said}; {compared}" if rows_only else compared,
+        measured=round(value, 6), limit=0.0, row=ROW, advice=advice,
+    )  # fmt: skip
+
+
+def _show(run: Run, mode: str, written: dict[str, Any]) -> None:
+    control = written.get("control")
+    columns = ["classes", "images", "old network", "before training", f"after ({WAYS[mode]})", "difference"]
+    lines = []
+    for part in ("old", "new"):
+        entry = written[part]
+        first = entry["before"] if part == "old" else None
+        half = (
+            "" if entry["difference"] is None else f"{entry['difference']:+.1%} ± {entry['half_width']:.1%}"
+        )
+        line = [part, entry["images"], *(_share(v) for v in (first, entry["start"], entry["after"])), half]
+        lines.append([*line, _share(control[part]["after"])] if control else line)
+    if control:
+        columns.append(f"after ({WAYS[control['mode']]})")
+    run.page.table(
+        "Old and new classes", columns, lines,
+        note="Top-1 on the validation images of these classes, among all classes. New rows begin at class "
+        "means of what the classifier is fed; the difference is to the old network, or for new classes to "
+        "that beginning, with half its 95 % interval.",
+    )  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
