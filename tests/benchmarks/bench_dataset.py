@@ -187,7 +187,7 @@ def _near(count: int) -> list[Row]:
 # -- image checks
 
 
-def _images(count: int = 1_500, repeats: int = 3) -> list[Row]:
+def _images(count: int = 3_000, repeats: int = 3) -> list[Row]:
     """The rate of ``inspect_all``, cache and all, against decoding alone; turn and turn about."""
     from sklearn.datasets import load_sample_images
 
