@@ -160,8 +160,8 @@ def synthetic(
         page.table(
             "Classes with synthetic images",
             [
-                "class", "real", "synthetic", "to the median class", "recognised",
-                "recall without", "recall with", "told apart (AUC)", "weight in the plan",
+                "class", "real", "synthetic", "x median", "recognised",
+                "recall without", "recall with", "gap (AUC)", "weight",
             ],
             [
                 [counts.names[one.place], int(counts.train[one.place, 0]), one.made, one.to_median,
@@ -169,6 +169,10 @@ def synthetic(
                  "" if one.auc is None else one.auc, one.weight]
                 for one in worst
             ],
+            note="x median: synthetic images to the median size of the other classes. Recognised: by a "
+            "classifier that knows only real images. Recall: of real held-out images, learnt without "
+            "synthetic images and with them. Gap: how well real and synthetic images are told apart, 0.5 is "
+            "chance. Weight: of its synthetic images in the plan.",
         )  # fmt: skip
     if params.report.thumbnails:
         for rule, title in SHEETS:
