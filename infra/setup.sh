@@ -4,8 +4,23 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lock_sum=$(sha256sum requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
-[ "$(cat .venv/lock.sha256 2>/dev/null)" = "$lock_sum" ] && exit 0
+# the lock decides about the environment, pyproject.toml about the project's own commands
+lock_sum=$(sha256sum <requirements.lock)
+project_sum=$(sha256sum <pyproject.toml)
+same() { [ "$(cat ".venv/$1.sha256" 2>/dev/null)" = "$2" ]; }
+
+install_project() {
+  .venv/bin/pip install --quiet --no-deps --no-build-isolation --editable . >>.venv/install.log 2>&1 || {
+    echo "set-up: installing the project itself failed; see .venv/install.log" >&2
+    exit 1
+  }
+  echo "$project_sum" >.venv/project.sha256
+}
+
+if same lock "$lock_sum"; then
+  same project "$project_sum" || install_project
+  exit 0
+fi
 
 python=""
 for candidate in "${PYTHON:-}" python3.11 python3; do
@@ -45,9 +60,6 @@ if ! wait "$pip"; then
   grep -v 'is ignored' "$log" | tail -n 5 >&2
   exit 1
 fi
-.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable . >>"$log" 2>&1 || {
-  echo "set-up: installing the project itself failed; see $log" >&2
-  exit 1
-}
+install_project
 echo "$lock_sum" >.venv/lock.sha256
 echo "set-up: done in $seconds s"
