@@ -30,6 +30,7 @@ SCHEMA_VERSION = 1
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")  # what loading and predicting needs
 PROOFS = "extra_files"  # where MLflow keeps files that belong to a model
 METRICS = "metrics.json"  # among the proofs: what the next challenger is compared with
+CARD, CHECKPOINT = "card.json", "model.safetensors"  # too: what a later network may start from
 DECIDED = "decided"  # tag of a version whose alias was settled when it was registered
 BATCH = 64
 MOST_ROWS = 40
@@ -238,7 +239,8 @@ class _Registration:
             "outputs/export/parity.json": "parity.json",
             "outputs/export/report.json": "export-report.json",
             "outputs/benchmark/choice.json": "choice.json",
-            "outputs/student/model.json": "card.json",
+            "outputs/student/model.json": CARD,
+            "outputs/student/model.safetensors": CHECKPOINT,
             "outputs/student/metrics.json": METRICS,
         }
         folder = self.scratch / "proofs"
