@@ -344,6 +344,68 @@ def features(
     print(f"{made.file}: {what}")
 
 
+@app.command()
+def expand(
+    of: Annotated[
+        str, typer.Option(help="Which network, and whose training settings: student or teacher.")
+    ] = ("student"),
+    model: Annotated[Path | None, typer.Option(help="Folder of another trained classifier.")] = None,
+) -> None:
+    """Add the data's new classes to a trained classifier; old ones keep their rows.
+
+    \b
+    Examples: retort expand
+              retort expand --of teacher -o expand.epochs=4
+              retort expand --model champion -o 'expand.old_classes=[cat, dog]'
+    """
+    from components.training.expand import expand as step
+    from components.training.params import ExpandParams
+
+    models = {"student": STUDENT, "teacher": TEACHER}
+    if of not in models:
+        raise ConfigError(f"--of {of}: expected student or teacher")
+    with working("expand") as p:
+        step(
+            p.of(ExpandParams),
+            manifest=CLEAN,
+            plan=PLAN,
+            model=model or models[of],
+            out=OUTPUTS / "expand",
+            of=of,
+        )
+
+
+@app.command("compare-weights")
+def compare_weights(
+    seeds: Annotated[
+        int | None, typer.Option(help="Finetunes of each; compare_weights.seeds if left out.")
+    ] = None,
+) -> None:
+    """Finetune from several start weights with several seeds: what are they worth on this data?
+
+    \b
+    Examples: retort compare-weights
+              retort compare-weights --seeds 5 -o compare_weights.epochs=4
+              retort compare-weights -o 'compare_weights.candidates={100k: ResNet50_vd_10w_pretrained.tar}'
+    """
+    from components.common.storage import state_dir
+    from components.registry.champion import fetch_champion
+    from components.training.compare_weights import compare_weights as step
+    from components.training.params import CompareWeightsParams
+
+    if seeds is not None:
+        Options.overrides = [*Options.overrides, f"compare_weights.seeds={seeds}"]
+    with working("compare-weights") as p:
+        champion = fetch_champion(p.registry, state_dir("compare-weights", "champion"))
+        step(
+            p.of(CompareWeightsParams),
+            manifest=CLEAN,
+            plan=PLAN,
+            champion=champion,
+            out=OUTPUTS / "compare-weights",
+        )
+
+
 @app.command("compile")
 def compile_() -> None:
     """Write the Kubeflow pipeline as IR: pipeline.yaml.

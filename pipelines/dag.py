@@ -23,15 +23,16 @@ from components.training.component import distill as train_student
 from components.weights.component import weights as start_weights
 from pipelines.params import Params
 
+NO_STEP = {"kubeflow", "expand", "compare_weights"}  # compiled in, or read by commands outside the DAG
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 def arguments(params: Params) -> dict[str, dict[str, Any]]:
-    """The run's parameters: one dict a section. ``kubeflow`` is none of them, it is compiled in.
+    """The run's parameters: one dict a section that a step reads.
 
     kfp takes no nulls: a key that is null is left out. Null is the default of every key that may be null.
     """
-    return params.model_dump(mode="json", exclude={"kubeflow"}, exclude_none=True)
+    return params.model_dump(mode="json", exclude=NO_STEP, exclude_none=True)
 
 
 def pipeline_name(params: Params) -> str:

@@ -17,7 +17,7 @@ from components.common.params import Checks, Global, Registry, ReportSettings, S
 from components.dataset.params import Data, Validate
 from components.export.params import Export
 from components.models.params import Net
-from components.training.params import Distill, Ray
+from components.training.params import CompareWeights, Distill, Expand, Ray
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -53,6 +53,8 @@ class Params(Section):
     distill: Distill = Field(default_factory=Distill)
     export: Export = Field(default_factory=Export)
     benchmark: Benchmark = Field(default_factory=Benchmark)
+    expand: Expand = Field(default_factory=Expand)
+    compare_weights: CompareWeights = Field(default_factory=CompareWeights)
     registry: Registry = Field(default_factory=Registry)
     ray: Ray = Field(default_factory=Ray)
     kubeflow: Kubeflow = Field(default_factory=Kubeflow)

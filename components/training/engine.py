@@ -82,6 +82,7 @@ class Job:
     threads: int
     workers: int
     whole: bool = False  # ``start`` holds every tensor of the network, its head and blocks too
+    patient: bool = False  # a loss that stays flat is a result, not a reason to stop
     teacher: Path | None = None
     distill: Distill | None = None
     soft_labels: Path | None = None  # the folder of their cache
@@ -103,7 +104,8 @@ class Job:
                     (p.name, p.net, p.epochs, p.lr.model_dump(), p.soft, p.matched, p.new_rows)
                     for p in self.phases
                 ],
-                "rest": [self.size, self.seed, self.class_names, self.threads, self.workers, self.whole],
+                "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],
+                "whole": self.whole,
                 "torch": torch.__version__,
             }
         )
@@ -525,7 +527,7 @@ class Worker:
         if self.state["first_loss"] is None:
             self.state["first_loss"] = row["val_loss"]
         # with two epochs and more the second must show something
-        if self.state["epoch"] + 1 < min(2, phase.epochs):
+        if self.job.patient or self.state["epoch"] + 1 < min(2, phase.epochs):
             return
         first = self.state["first_loss"]
         if looks_flat(first, row["val_loss"], row["val_top1"], actual):

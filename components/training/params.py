@@ -71,7 +71,7 @@ class CompareWeights(Section):
     )
     candidates: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], str] = Field(
         default={},
-        description="more weights, by a name: {products: ResNet50_vd_10w_pretrained.tar}; the network's own, "
+        description="more weights, by a name: {100k: ResNet50_vd_10w_pretrained.tar}; the network's own, "
         "random ones and the champion are always compared",
     )
     seeds: int = Field(3, ge=1, description="finetunes of each; with one there is no interval, and no claim")

@@ -51,7 +51,7 @@ def headline(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """One row an epoch, as CSV."""
     columns = ["epoch", "phase", "lr", "train_loss", "val_loss", "val_top1", "val_macro_recall"]
-    _write_csv(path, columns, [[_number(row[column]) for column in columns] for row in history])
+    write_csv(path, columns, [[row[column] for column in columns] for row in history])
 
 
 def write_confusion(
@@ -59,14 +59,15 @@ def write_confusion(
 ) -> None:
     """One row an image: class names of what it is and what the network said."""
     rows = [[class_names[a], class_names[p]] for a, p in zip(actual, predicted, strict=True)]
-    _write_csv(path, ["actual", "predicted"], rows)
+    write_csv(path, ["actual", "predicted"], rows)
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file; floats with eight significant digits."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([[_number(value) for value in row] for row in rows])
     write_text(path, buffer.getvalue())
 
 

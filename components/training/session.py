@@ -191,7 +191,7 @@ class Listener:
     def _on_estimate(self, event: cluster.Event) -> None:
         say(
             f"{self._run.name}: {event['name']}: {event['epochs']} epochs of {event['steps']} steps "
-            f"will take about {_duration(event['seconds'])}"
+            f"will take about {duration(event['seconds'])}"
         )
 
     def _on_resumed(self, event: cluster.Event) -> None:
@@ -232,10 +232,15 @@ def train(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
         FindingsError: with ``train.finite`` or ``train.learns``, when the run was stopped.
         RetortError: when Ray or a worker failed for good.
     """
+    with cluster.running(ray):
+        return fit(run, job, ray, folder)
+
+
+def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
+    """The same in a cluster that is running already, so that several jobs can share it."""
     listener = Listener(run)
     try:
-        with cluster.running(ray):
-            last = cluster.fit(engine.work, {"job": job}, ray, folder, listener)
+        last = cluster.fit(engine.work, {"job": job}, ray, folder, listener)
     finally:
         listener.close()
     if listener.stopped is not None:
@@ -264,7 +269,8 @@ def forget(folder: Path) -> None:
     remove(folder)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds or minutes, as a person says them."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 

@@ -15,6 +15,7 @@ import torch
 from components.common.errors import RetortError
 from components.common.step import Run, step
 from components.common.storage import atomic_path, sha256_file, write_json
+from components.dataset.params import S3
 from components.models import build, features, heads
 from components.models.params import Net
 from components.weights import write
@@ -45,11 +46,15 @@ SCHEMA = pa.schema(
 
 
 @dataclass
-class _Prepared:
-    """One network with its weights loaded, and what is written down about them."""
+class Prepared:
+    """One network with its weights loaded, and what is written down about them.
+
+    ``path`` is where they were written, as a product of the step; None: they cover too little.
+    """
 
     module: nn.Module
     rows: list[dict[str, Any]]
+    path: Path | None = None
 
 
 def prepare(params: WeightsParams, *, out: Path) -> None:
@@ -65,7 +70,7 @@ def prepare(params: WeightsParams, *, out: Path) -> None:
         RetortError: when weights cannot be found or read, hold NaN, or are another architecture's.
     """
     with step("weights", params, out) as run:
-        ready: dict[str, _Prepared] = {}
+        ready: dict[str, Prepared] = {}
         for who in NETS:
             net: Net = getattr(params, who)
             if net.weights == "none":
@@ -75,7 +80,7 @@ def prepare(params: WeightsParams, *, out: Path) -> None:
                 )  # fmt: skip
                 _write_record(run, out, who, net, None, [], None)
             else:
-                ready[who] = _prepare(run, params, who, net, out)
+                ready[who] = prepare_net(run, params.data.s3, who, net, out)
         run.stop_on_errors()
         _write_rows(
             [row for one in ready.values() for row in one.rows], run.product(out / "coverage.parquet")
@@ -83,10 +88,11 @@ def prepare(params: WeightsParams, *, out: Path) -> None:
         _write_features(run, params, ready, out)
 
 
-def _prepare(run: Run, params: WeightsParams, who: str, net: Net, out: Path) -> _Prepared:
+def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path) -> Prepared:
+    """Fetch, convert and prove ``net.weights``; writes ``{who}.safetensors`` and its record into ``out``."""
     module = build.plain(net.arch, 0)
     own = shapes(module.state_dict())
-    source = locate(net.weights, net.weights_sha256, params.data.s3)
+    source = locate(net.weights, net.weights_sha256, s3)
     stored = read(source.path)
     converted = convert(stored, Target(net.arch.name, own, heads.names(module)), source.path)
     found = shapes(converted.backbone)
@@ -100,12 +106,13 @@ def _prepare(run: Run, params: WeightsParams, who: str, net: Net, out: Path) -> 
     lineage = {"source": source.spec, "sha256": source.sha256, "coverage": coverage.share}
     run.tracker.summary({f"{who}_coverage": coverage.share})
     run.tracker.tags({f"{who}.weights.{key}": str(value) for key, value in lineage.items()})
+    path = None
     if accepted:
         path = run.product(out / f"{who}.safetensors")
         _save(module, converted, coverage, path)
         _prove(module, path, converted)
         _write_record(run, out, who, net, sha256_file(path), [lineage], converted.classes)
-    return _Prepared(module, rows)
+    return Prepared(module, rows, path)
 
 
 # --- what is found --------------------------------------------------------------------------------------
@@ -264,7 +271,7 @@ def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
 
 
-def _write_features(run: Run, params: WeightsParams, ready: Mapping[str, _Prepared], out: Path) -> None:
+def _write_features(run: Run, params: WeightsParams, ready: Mapping[str, Prepared], out: Path) -> None:
     """The backbone for the audit's probe, which needs no torch then."""
     who = next(iter(ready), "teacher")
     net: Net = getattr(params, who)

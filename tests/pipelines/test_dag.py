@@ -78,7 +78,7 @@ def test_steps_follow_each_other_as_designed(tmp_path: Path) -> None:
 def test_every_section_is_a_parameter_of_the_run(tmp_path: Path) -> None:
     pipeline, _ = compiled(tmp_path, "student.train.epochs=9")
     inputs = pipeline["root"]["inputDefinitions"]["parameters"]
-    assert set(inputs) == set(Params.model_fields) - {"kubeflow"}
+    assert set(inputs) == set(Params.model_fields) - dag.NO_STEP
     assert inputs["student"]["defaultValue"]["train"]["epochs"] == 9
 
 

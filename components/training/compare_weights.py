@@ -1,0 +1,440 @@
+"""The step ``compare_weights``: what start weights are worth on the user's data, measured with its noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import hypot, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.audit.plan import read_plan
+from components.common.errors import RetortError, Terminated
+from components.common.progress import say
+from components.common.step import Run, step
+from components.common.storage import (
+    human_bytes,
+    need,
+    need_disk,
+    read_json,
+    remove,
+    state_dir,
+    write_json,
+)
+from components.common.tracking import Tracker
+from components.dataset import manifest as manifests
+from components.models.card import read_card
+from components.models.checkpoint import CARD, FILE
+from components.models.params import Net
+from components.training import cluster, engine, results, session
+from components.training.params import CompareWeights, CompareWeightsParams
+from components.weights.prepare import prepare_net
+from components.weights.source import public
+
+CONFIGURED, RANDOM, CHAMPION = "configured", "random", "champion"
+STATE = "compare-weights"  # below .retort: finished runs, by the hash of their job
+ROW = "1.4"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Start weights to compare. ``start`` is the prepared backbone; None: random."""
+
+    name: str
+    weights: str  # without passwords
+    start: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finetune: ``predicted`` int64 on the images that decide, ``history`` with a row an epoch."""
+
+    candidate: str
+    seed: int
+    predicted: np.ndarray
+    history: list[dict[str, Any]]
+
+
+def compare_weights(
+    params: CompareWeightsParams, *, manifest: Path, plan: Path, champion: Path | None, out: Path
+) -> None:
+    """Finetune one network from several weights, with the same budget and the same seeds each.
+
+    Every finetune is a run of the MLflow experiment ``<registry.name>-compare-weights``. What is finished is
+    kept under ``.retort/`` and not repeated. Writes ``results.csv`` (a row a finetune), ``history.csv`` (a
+    row an epoch), ``metrics.json`` (means, gains, their intervals, the choice).
+
+    Args:
+        manifest: the clean manifest.
+        plan: ``plan.json`` of the audits.
+        champion: folder with the champion's ``model.safetensors`` and ``model.json``; None: there is none.
+
+    Raises:
+        FindingsError: weights cover too little of the network; preflight.shm; train.finite.
+        RetortError: there is nothing to compare; a file, the plan, Ray or a worker is at fault.
+    """
+    settings = params.compare_weights
+    net: Net = getattr(params, settings.of)
+    registry = params.registry.model_copy(update={"name": f"{params.registry.name}-compare-weights"})
+    params = params.model_copy(update={"registry": registry})
+    inputs = {"data/clean.parquet": manifest, "outputs/audit/plan.json": plan}
+    with step("compare-weights", params, out, inputs=inputs) as run:
+        need(manifest, "validate")
+        epochs = settings.epochs or net.train.epochs
+        phases = (engine.Phase("finetune", "net", epochs, net.lr),)
+        audited = read_plan(need(plan, "plan"))
+        base = session.make_job(params, net, params.ray, params.data, manifest, audited, None, phases)
+        actual = session.truth(base, settings.split)
+        if not len(actual):
+            raise RetortError(
+                f"{manifest}: no rows in the split '{settings.split}'; see compare_weights.split"
+            )
+        wanted = choose(run, params, net, champion)
+        session.preflight(run, base, params.ray, settings.of)
+        folder = state_dir(STATE, "weights")
+        try:
+            candidates = _prepare(run, params, net, wanted, folder)
+            outcomes = _run_all(run, params, base, candidates, epochs)
+        finally:
+            remove(folder)
+        _write(run, params, candidates, outcomes, actual, base.class_names, out)
+
+
+def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | None) -> dict[str, str]:
+    """The weights to compare, by name: the configured ones, random ones, the champion's, and those given.
+
+    Raises:
+        RetortError: when a given name is taken, or there is only one candidate.
+    """
+    of, given = params.compare_weights.of, params.compare_weights.candidates
+    found = {CONFIGURED: net.weights}
+    if net.weights != "none":
+        found[RANDOM] = "none"
+    if champion is not None:
+        arch = read_card(champion / CARD).arch
+        if (arch.name, arch.blocks) == (net.arch.name, "plain"):
+            found[CHAMPION] = str(champion / FILE)
+        else:
+            run.find(
+                "weights.source", "info", CHAMPION,
+                f"the champion is a {arch.name} with {arch.blocks} blocks: its weights do not fit {of}.arch "
+                f"({net.arch.name}), so it is left out",
+                measured=arch.name, limit=net.arch.name, row=ROW,
+            )  # fmt: skip
+    for name, weights in given.items():
+        if name in (CONFIGURED, RANDOM, CHAMPION):
+            raise RetortError(
+                f"compare_weights.candidates: '{name}' is the name of weights that are compared anyway; "
+                "choose another one"
+            )
+        found[name] = weights
+    if len(found) == 1:
+        raise RetortError(
+            f"compare_weights.candidates: there is nothing to compare with, since {of}.weights is none; "
+            "give some, such as -o 'compare_weights.candidates={imagenet: FILE}'"
+        )
+    return found
+
+
+def _prepare(
+    run: Run, params: CompareWeightsParams, net: Net, wanted: Mapping[str, str], folder: Path
+) -> list[Candidate]:
+    """Fetch, convert and prove each candidate's weights, as the step ``weights`` does."""
+    staging = Run(run.name, params, folder, run.tracker)  # their files are none of this step's products
+    staging.report, staging.page = run.report, run.page
+    candidates = []
+    for name, weights in wanted.items():
+        start = None
+        if weights != "none":
+            pinned = net.weights_sha256 if name == CONFIGURED else None
+            own = net.model_copy(update={"weights": weights, "weights_sha256": pinned})
+            path = prepare_net(staging, params.data.s3, name, own, folder).path
+            start = None if path is None else path.resolve()
+        candidates.append(Candidate(name, public(weights), start))
+    run.stop_on_errors()
+    return candidates
+
+
+# --- the finetunes ---------------------------------------------------------------------------------------
+
+
+def _run_all(
+    run: Run, params: CompareWeightsParams, base: engine.Job, candidates: Sequence[Candidate], epochs: int
+) -> list[Outcome]:
+    """All finetunes, seed by seed, so that a comparison that is broken off has compared something."""
+    first = params.general.seed
+    pairs = [
+        (candidate, replace(base, start=candidate.start, seed=seed, patient=True))
+        for seed in range(first, first + params.compare_weights.seeds)
+        for candidate in candidates
+    ]
+    places = [state_dir(STATE) / job.key()[:24] for _, job in pairs]
+    left = [at for at, place in enumerate(places) if not (place / "result.json").exists()]
+    images = manifests.check(base.manifest).num_rows
+    kept_bytes = len(left) * (8 * images + 10_000)  # predictions as text, and a history
+    need_disk(state_dir(STATE), kept_bytes, "results of finetunes")
+    prepared = sum(candidate.start.stat().st_size for candidate in candidates if candidate.start)
+    say(
+        f"{run.name}: {len(candidates)} candidates x {params.compare_weights.seeds} seeds = {len(pairs)} "
+        f"finetunes of {epochs} epochs, {len(pairs) - len(left)} of them finished by an earlier run; "
+        f"{human_bytes(prepared)} of disk for prepared weights until the end, up to "
+        f"{human_bytes(kept_bytes)} for results, which are kept"
+    )
+    if left:
+        with cluster.running(params.ray):
+            for done, at in enumerate(left):
+                started = time.monotonic()
+                _finetune(run, params, *pairs[at], places[at])
+                if done == 0 and len(left) > 1:
+                    taken = time.monotonic() - started
+                    say(
+                        f"{run.name}: a finetune takes about {session.duration(taken)}; the other "
+                        f"{len(left) - 1} will take about {session.duration(taken * (len(left) - 1))}"
+                    )
+    return [
+        _read(candidate.name, job.seed, place, params.compare_weights.split)
+        for (candidate, job), place in zip(pairs, places, strict=True)
+    ]
+
+
+def _finetune(
+    run: Run, params: CompareWeightsParams, candidate: Candidate, job: engine.Job, place: Path
+) -> None:
+    """One finetune as an MLflow run of its own; ``place`` keeps what came out."""
+    with _tracked(params, candidate, job, place) as tracker:
+        own = Run(f"{run.name}: {candidate.name} seed {job.seed}", params, place, tracker)
+        own.report = run.report  # what stops a finetune stops the step
+        checkpoints = session.checkpoints(run.name, job)
+        state = session.fit(own, job, params.ray, checkpoints)
+        predictions = state["predictions"]["net"]
+        tracker.summary(
+            {
+                f"{split}_top1": float((predictions[split] == session.truth(job, split)).mean())
+                for split in ("val", "test")
+                if len(predictions[split])
+            }
+        )
+        place.mkdir(parents=True, exist_ok=True)
+        results.write_history(place / "history.csv", state["history"])
+        write_json(
+            place / "result.json",
+            {
+                "history": state["history"],
+                "predictions": {split: predictions[split].tolist() for split in ("val", "test")},
+            },
+        )
+    session.forget(checkpoints)
+
+
+@contextmanager
+def _tracked(
+    params: CompareWeightsParams, candidate: Candidate, job: engine.Job, place: Path
+) -> Iterator[Tracker]:
+    """The MLflow run of one finetune, beside that of the step."""
+    of = params.compare_weights.of
+    net = getattr(params, of).model_dump(mode="json")
+    tracker = Tracker(f"{candidate.name} seed {job.seed}", params.registry)
+    # what tells runs apart is a tag: their parent, which lists their parameters too, has all of them
+    tracker.start({of: {key: value for key, value in net.items() if not key.startswith("weights")}}, {})
+    tracker.tags({"candidate": candidate.name, "weights": candidate.weights, "seed": str(job.seed)})
+    status, started = "FAILED", time.monotonic()
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status, time.monotonic() - started, place)
+
+
+def _read(candidate: str, seed: int, place: Path, split: str) -> Outcome:
+    content = read_json(place / "result.json")
+    return Outcome(candidate, seed, np.array(content["predictions"][split], np.int64), content["history"])
+
+
+# --- what they show --------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half its 95 % interval by Student's t; None for a single value."""
+    from scipy.stats import t
+
+    count = len(values)
+    if count < 2:
+        return float(np.mean(values)), None
+    half = float(t.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / sqrt(count)
+    return float(np.mean(values)), half
+
+
+def gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float | None]:
+    """Difference of top-1 between two candidates, and half its 95 % interval; None with a single seed.
+
+    Both kinds of noise count: that of training (differences by seed, Student's t) and that of the images
+    (differences by image, averaged over seeds), as independent ones. The second holds a part of the first,
+    so the interval is rather too wide than too narrow.
+
+    Args:
+        actual: classes int64 [n].
+        ours, other: predicted classes int64 [seeds, n], in the same order of seeds.
+    """
+    difference = (ours == actual).astype(float) - (other == actual).astype(float)
+    value, by_seed = interval(difference.mean(axis=1).tolist())
+    if by_seed is None:
+        return value, None
+    by_image = 1.96 * float(difference.mean(axis=0).std()) / sqrt(difference.shape[1])
+    return value, hypot(by_seed, by_image)
+
+
+def _write(
+    run: Run,
+    params: CompareWeightsParams,
+    candidates: Sequence[Candidate],
+    outcomes: Sequence[Outcome],
+    actual: np.ndarray,
+    class_names: Sequence[str],
+    out: Path,
+) -> None:
+    settings = params.compare_weights
+    weights = {c.name: c.weights for c in candidates}
+    said = {c.name: np.stack([o.predicted for o in outcomes if o.candidate == c.name]) for c in candidates}
+    top1 = {name: (predicted == actual).mean(axis=1).tolist() for name, predicted in said.items()}
+    found = {name: interval(values) for name, values in top1.items()}
+    gains = {name: gain(actual, said[CONFIGURED], said[name]) for name in said if name != CONFIGURED}
+    best = max(found, key=lambda name: found[name][0])
+    behind = {name: gain(actual, said[best], said[name]) for name in said if name != best}
+    tied = [name for name, (value, half) in behind.items() if half is None or value <= half]
+    metrics = {
+        "split": settings.split,
+        "images": len(actual),
+        "seeds": settings.seeds,
+        "candidates": {
+            name: {"weights": weights[name], "top1": mean, "half_width": half, "by_seed": top1[name]}
+            for name, (mean, half) in found.items()
+        },
+        "gain": {name: {"top1": value, "half_width": half} for name, (value, half) in gains.items()},
+        "choice": {"candidate": best, "not_told_apart_from": tied},
+    }
+    for name, (value, half) in gains.items():
+        _find_gain(run, settings.of, weights, name, value, half, len(actual), settings)
+    _write_tables(run, weights, outcomes, actual, class_names, settings.split, out)
+    write_json(run.product(out / "metrics.json"), metrics)
+    _show(run, weights, found, gains, best, tied, outcomes, settings)
+    run.tracker.summary({f"{name}_top1": mean for name, (mean, _) in found.items()})
+    run.tracker.summary({f"gain_over_{name}": value for name, (value, _) in gains.items()})
+    run.tracker.tags({"choice": best})
+
+
+def _find_gain(
+    run: Run, of: str, weights: Mapping[str, str], name: str, value: float, half: float | None, images: int,
+    settings: CompareWeights,
+) -> None:  # fmt: skip
+    """The gain of the configured weights over others, and no claim where it is not above the noise."""
+    what = (
+        f"{value:+.2%} top-1 by starting from {weights[CONFIGURED]} instead of {weights[name]} ('{name}'), "
+        f"on {images} images of the split '{settings.split}'"
+    )
+    advice = ""
+    if half is None:
+        verdict = "with one seed the noise is not known, so nothing is claimed"
+        advice = "Compare with 'retort compare-weights --seeds 3' or more."
+    else:
+        verdict = (
+            f"mean of {settings.seeds} seeds, 95 % interval {value - half:+.2%} to {value + half:+.2%}: "
+            + ("above the noise" if abs(value) > half else "within the noise, so nothing is claimed")
+        )
+    worse = half is not None and value + half < 0
+    if worse:
+        advice = f"Set {of}.weights to {weights[name]}."
+    run.find(
+        "weights.gain", "warning" if worse else "info", f"{of}.weights against '{name}'",
+        f"{what} ({verdict})", measured=round(value, 6), limit=None if half is None else round(half, 6),
+        row=ROW, advice=advice,
+    )  # fmt: skip
+
+
+def _write_tables(
+    run: Run, weights: Mapping[str, str], outcomes: Sequence[Outcome], actual: np.ndarray,
+    class_names: Sequence[str], split: str, out: Path,
+) -> None:  # fmt: skip
+    rows, epochs = [], []
+    for outcome in outcomes:
+        measured = results.evaluate(actual, outcome.predicted, class_names)
+        own = [outcome.candidate, outcome.seed]
+        rows.append([*own, weights[outcome.candidate], measured["top1"], measured["macro_recall"]])
+        keys = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_macro_recall")
+        epochs += [[*own, *(row[key] for key in keys)] for row in outcome.history]
+    columns = ["candidate", "seed", "weights", f"{split}_top1", f"{split}_macro_recall"]
+    results.write_csv(run.product(out / "results.csv"), columns, rows)
+    results.write_csv(run.product(out / "history.csv"), ["candidate", "seed", *keys], epochs)
+
+
+def _show(
+    run: Run,
+    weights: Mapping[str, str],
+    found: Mapping[str, tuple[float, float | None]],
+    gains: Mapping[str, tuple[float, float | None]],
+    best: str,
+    tied: Sequence[str],
+    outcomes: Sequence[Outcome],
+    settings: CompareWeights,
+) -> None:
+    others = f"; the noise does not tell it apart from {', '.join(tied)}" if tied else ""
+    run.page.text("Choice", f"{best} ({weights[best]}): {found[best][0]:.2%} top-1{others}.")
+    run.page.table(
+        "Start weights", ["candidate", "weights", "top-1", "gain of the configured ones"],
+        [
+            [
+                name, weights[name], _within(*found[name], "{:.2%}"),
+                _within(*gains[name], "{:+.2%}") if name in gains else "",
+            ]
+            for name in weights
+        ],
+        note=f"Split '{settings.split}', mean of {settings.seeds} seeds and half its 95 % interval; that of "
+        "a gain is for differences on the same images with the same seed.",
+    )  # fmt: skip
+    _chart(run, list(weights), found, outcomes, settings.split)
+
+
+def _within(value: float, half: float | None, form: str) -> str:
+    return form.format(value) + ("" if half is None else f" ± {half:.2%}")
+
+
+def _chart(
+    run: Run, names: Sequence[str], found: Mapping[str, tuple[float, float | None]],
+    outcomes: Sequence[Outcome], split: str,
+) -> None:  # fmt: skip
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for i, name in enumerate(names):
+        colour, marker = results.COLOURS[i % 6], results.MARKERS[i % 6]
+        mean, half = found[name]
+        left.errorbar(i, mean, yerr=half or 0.0, color=colour, marker=marker, capsize=6)
+        curves = np.array([[row["val_top1"] for row in o.history] for o in outcomes if o.candidate == name])
+        epochs = np.arange(1, curves.shape[1] + 1)
+        right.plot(epochs, curves.mean(axis=0), color=colour, marker=marker, markersize=5, label=name)
+        if len(curves) > 1:
+            halves = np.array([interval(column.tolist())[1] for column in curves.T])
+            right.fill_between(
+                epochs, curves.mean(axis=0) - halves, curves.mean(axis=0) + halves, color=colour, alpha=0.15
+            )
+    left.set_xticks(range(len(names)), names, rotation=20)
+    left.margins(x=0.2)
+    left.set(title=f"Top-1 on the split '{split}'")
+    right.set(title="Top-1 on the validation split", xlabel="epoch")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(alpha=0.3)
+    run.page.figure(
+        "Accuracy by start weights", figure,
+        note="Mean over the seeds and its 95 % interval (Student's t). Intervals that overlap may still "
+        "differ: the findings compare the same images with the same seed.",
+    )  # fmt: skip
