@@ -143,6 +143,7 @@ class _Pods:
     def __init__(self, params: Params) -> None:
         self.kubeflow = params.kubeflow
         self.ray = params.ray
+        self.s3 = params.data.s3
 
     def full(self, task: dsl.PipelineTask, name: str, cached: bool = True, cpus: int = 0) -> None:
         """A pod of the image with everything in it."""
@@ -172,5 +173,10 @@ class _Pods:
         task.set_caching_options(cached and "@sha256:" in image)
         # the run's key for the tracker; as an argument it would be part of the cache's key
         kubernetes.use_field_path_as_env(task, "RETORT_RUN", "metadata.labels['pipeline/runid']")
+        # every pod reads images; none finds what another one noted about stores
+        if self.s3.endpoint_url:
+            task.set_env_variable("AWS_ENDPOINT_URL_S3", self.s3.endpoint_url)
+        if self.s3.region:
+            task.set_env_variable("AWS_DEFAULT_REGION", self.s3.region)
         if self.kubeflow.s3_secret:
             kubernetes.use_secret_as_env(task, self.kubeflow.s3_secret, {key: key for key in S3_KEYS})

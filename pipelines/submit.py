@@ -71,7 +71,7 @@ def submit_local(params: Params) -> tuple[Path, str]:
 
 
 class _Readable(io.TextIOBase):
-    """KFP's output without what a person has no use for: each task's input and output as JSON, blank lines."""
+    """KFP's output without what no person reads: each task's input and output as JSON, blank lines."""
 
     # a line that ends like the first begins what is left out, a line that begins like the second ends it
     LEFT_OUT = (

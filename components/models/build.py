@@ -50,6 +50,13 @@ def preprocessing(arch: Arch) -> tuple[tuple[float, float, float], tuple[float, 
     return mean, std
 
 
+def is_transformer(module: nn.Module) -> bool:
+    """Whether a network is a plain vision transformer: patches, global attention, no convolutions but one."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return isinstance(module, VisionTransformer)
+
+
 def _timm(name: str, class_num: int) -> nn.Module:
     import timm
 

@@ -25,6 +25,9 @@ from components.models.params import Net
 from components.training import cluster, engine, loader
 from components.training.params import Ray
 
+VIT_IMAGES = 14_000_000  # ImageNet-21k: from there on a transformer does without strong augmentation
+DEIT_IMAGES = 1_281_167  # ImageNet-1k: enough with it
+
 
 def make_job(
     params: StepParams,
@@ -124,12 +127,34 @@ def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
     held = heads.fc_share(module)
     if held is not None:
         run.find(**heads.fc_finding(held, where))
+    check_vit_data(run, job, where, module, counts["train"])
     parameters = sum(tensor.numel() for tensor in module.state_dict().values())
     moments = 2 if job.optimizer.name == "adamw" else 1
     nets = len({phase.net for phase in job.phases})
     wanted = 2 * 4 * parameters * (nets + moments)  # the new checkpoint is written before the old one goes
     need_disk(state_dir("checkpoints"), wanted, "checkpoints")
     say(f"{run.name}: checkpoints take up to {human_bytes(wanted)} of disk until the step is done")
+
+
+def check_vit_data(run: Run, job: engine.Job, where: str, module: torch.nn.Module, images: int) -> None:
+    """Warn when a vision transformer is to learn from few images what others know by their build.
+
+    Without the locality of convolutions it needs pretraining (Dosovitskiy et al., "ViT", 2021, sec. 4.3) or,
+    from about a million images on, strong augmentation (Touvron et al., "DeiT", 2021, sec. 6).
+    """
+    if not build.is_transformer(module) or job.start is not None or images >= VIT_IMAGES:
+        return
+    if job.train.augment == "deit" and images >= DEIT_IMAGES:
+        return
+    needed = DEIT_IMAGES if job.train.augment == "deit" else VIT_IMAGES
+    run.find(
+        "arch.vit_data", "warning", f"{where}.arch.name {job.arch.name}",
+        f"a vision transformer with random weights and {images:,} training images; it needs some {needed:,} "
+        f"with augment: {job.train.augment}",
+        measured=images, limit=needed, row="4.2",
+        advice=f"Give {where}.weights that were trained on more images; or take a convolutional network"
+        + (f", or set {where}.train.augment: deit." if job.train.augment != "deit" else "."),
+    )  # fmt: skip
 
 
 def check_shm(run: Run, job: engine.Job, ray: Ray, where: str, available: int | None = None) -> None:

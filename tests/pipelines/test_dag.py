@@ -221,3 +221,11 @@ def test_every_task_has_a_name_a_person_can_read(tmp_path: Path) -> None:
     names = [task["taskInfo"]["name"] for task in pipeline["root"]["dag"]["tasks"].values()]
     assert len(set(names)) == len(names)
     assert {"Finetune the teacher", "Distil the student", "Export the student"} <= set(names)
+
+
+def test_pods_know_the_store_that_data_s3_names(tmp_path: Path) -> None:
+    pipeline, _ = compiled(tmp_path, "data.s3.endpoint_url=http://store.example:9000", "data.s3.region=here")
+    for executor in pipeline["deploymentSpec"]["executors"].values():
+        env = {item["name"]: item["value"] for item in executor["container"].get("env", [])}
+        assert env["AWS_ENDPOINT_URL_S3"] == "http://store.example:9000"
+        assert env["AWS_DEFAULT_REGION"] == "here"

@@ -1,0 +1,55 @@
+"""docs/rules.md names every rule that the code can find, and no other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+HOUSE = Path(__file__).resolve().parents[1]
+RULE = re.compile(r"[a-z]+\.[a-z_0-9]+")
+NOT_RULES = {".json", ".parquet", ".onnx", ".yaml", ".html", ".csv"}
+
+
+def rules_in_code() -> set[str]:
+    """First arguments of ``find``, keyword ``rule``, and keys of tables that findings are made from."""
+    found: set[str] = set()
+    for path in (HOUSE / "components").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            values: list[ast.expr] = []
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if name in ("find", "Stop", "rule", "_report", "info"):
+                    values += node.args[:1]
+                values += [word.value for word in node.keywords if word.arg == "rule"]
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CASES":
+                assert isinstance(node.value, ast.Dict)
+                values += [key for key in node.value.keys if key is not None]
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("rule", "RULE"):
+                values.append(node.value)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+                names = [getattr(name, "id", "") for name in node.targets[0].elts]
+                if "rule" in names and isinstance(node.value, ast.Tuple):
+                    values.append(node.value.elts[names.index("rule")])
+            for value in values:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found |= {value.value} if RULE.fullmatch(value.value) else set()
+    return found
+
+
+def test_every_rule_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z]+\.[a-z_0-9]+)`", (HOUSE / "docs/rules.md").read_text()))
+    documented -= {"checks.waive", "data.corrections", "validate.baseline"}
+    code = rules_in_code()
+    assert len(code) > 50, "the search finds the calls"
+    assert not code - documented, "say in docs/rules.md what these rules mean"
+    literals = {
+        word
+        for path in (HOUSE / "components").rglob("*.py")
+        for word in re.findall(r"[\"']([a-z]+\.[a-z_0-9]+)[\"']", path.read_text(encoding="utf-8"))
+    }
+    costs = re.findall(
+        r"^            \"([a-z_]+)\"", (HOUSE / "components/models/cost_report.py").read_text(), re.MULTILINE
+    )
+    literals |= {f"cost.{name}" for name in costs}
+    assert not documented - literals, "no code knows these rules"
