@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from components.common import signals
 from components.common.errors import ConfigError, RetortError, Terminated
 
 if TYPE_CHECKING:
@@ -501,10 +500,6 @@ def _take_global_options(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``retort``: runs one command and exits with the contract's status."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
@@ -512,7 +507,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit status, after one or two lines on standard error if it failed."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signals.catch()
     try:
         rest = _take_global_options(arguments)
         result: Any = app(args=rest, prog_name="retort", standalone_mode=False)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
-from components.common.errors import RetortError, Terminated
+from components.common import signals
+from components.common.errors import RetortError
 from components.common.progress import say
 from components.common.storage import read_json
 
 
 def _plainly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if isinstance(error, KeyboardInterrupt | Terminated):
+    if signals.stopped_by(error) is not None:
         say("stopped")
     elif isinstance(error, RetortError):
         say(f"failed: {error}")
@@ -29,13 +29,9 @@ def _plainly(kind: type[BaseException], error: BaseException, trace: TracebackTy
         sys.__excepthook__(kind, error, trace)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 if os.environ.get("_KFP_RUNTIME") == "true":  # set by kfp for the processes that run a component
     sys.excepthook = _plainly
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.catch()
 
 
 def rooted(data: dict[str, Any], images: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.common.errors import FindingsError, RetortError, Terminated
+from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Level, Report
 from components.common.page import Page
 from components.common.params import StepParams
 from components.common.progress import say
+from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
 from components.common.tracking import Tracker
 
@@ -130,12 +131,12 @@ def step(
         run._discard(finals=True)
         _write_report(run)
         raise
-    except (KeyboardInterrupt, Terminated):
-        status = "KILLED"
-        run._discard(finals=True)
-        raise
     except BaseException as error:
         run._discard(finals=True)
+        stopped = stopped_by(error)
+        if stopped is not None:
+            status = "KILLED"
+            raise stopped from None
         run.report.passed = False
         message = str(error) if isinstance(error, (RetortError, OSError)) else repr(error)
         run.report.findings.append(
