@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PARTS = 4  # of 16 bits each
 CANDIDATES = 2_000_000  # pairs held in memory at once
+CROWD = 64  # images of one hash and kind that the search itself compares
+NEIGHBOURS = 8
 # Concordance of 16 x 16 grey pixels. Of 28-pixel images saved again (20 to 56 pixels, JPEG quality 60 to 95)
 # 97 in 100 lie above it; of different ones hardly any pair does, and most of those look the same to a person.
 CONFIRMED = 0.994
@@ -74,10 +76,18 @@ def _candidates(
         partner = ordered ^ mask
         first = starts[partner]
         last = np.where(partner > ordered, starts[partner + 1], first)  # each pair of buckets once
+    yield from _ranges(first, last)
+
+
+def _ranges(
+    first: NDArray[np.int64], last: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Every ``k`` beside each number of ``first[k] .. last[k] - 1``, in portions."""
+    places = np.arange(len(first))
     counts = last - first
     total = np.concatenate([[0], np.cumsum(counts)])
     begin = 0
-    while begin < len(ordered):
+    while begin < len(first):
         end = max(int(np.searchsorted(total, total[begin] + CANDIDATES, side="right")) - 1, begin + 1)
         count = counts[begin:end]
         size = int(total[end] - total[begin])
@@ -114,7 +124,9 @@ def near_duplicates(
     """For each image two confirmed partners of every kind, so that memory stays linear.
 
     They are the most alike, and the first by position: in a cluster of copies each but the first has one
-    before it.
+    before it. Where more than CROWD images of one kind share a hash, the first CROWD of them stand for all
+    in the search, so that the cost is linear: the others are compared with these, with those next to them
+    in brightness, and with the partners of these that they match.
 
     Args:
         hashes: ``[n]`` perceptual hashes of different contents, none of them flat.
@@ -122,19 +134,76 @@ def near_duplicates(
         kinds: ``[n]`` what a pair is judged by (its split and label, say): an image keeps partners in
             each kind that it has some in.
     """
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
-    held = 0
-    for one, other in close_pairs(hashes, bits):
-        alike = concordance(looks, one, other)
+    best = _Best(looks, kinds)
+    leads = _leads(hashes, kinds)
+    leaders, crowd = np.flatnonzero(leads), np.flatnonzero(~leads)
+    for one, other in close_pairs(hashes[leaders], bits):
+        best.try_pairs(leaders[one], leaders[other])
+    if len(crowd):
+        for one, other in _within_crowds(hashes, looks, leaders, crowd):
+            best.try_pairs(one, other)
+        known = best.pairs()
+        led = ~leads[known.one] & leads[known.other]
+        member, leader = known.one[led], known.other[led]
+        # the same hash, so whatever is within reach of the leader's is within reach of the member's
+        first, last = (np.searchsorted(known.one, leader, side=side) for side in ("left", "right"))
+        for place, partner in _ranges(first, last):
+            one, other = member[place], known.other[partner]
+            best.try_pairs(one[one != other], other[one != other])
+    return best.pairs()
+
+
+def _leads(hashes: NDArray[np.uint64], kinds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each image is among the first CROWD of its hash and kind."""
+    order = np.lexsort((kinds, hashes))
+    hash_, kind = hashes[order], kinds[order]
+    starts = np.ones(len(order), bool)
+    starts[1:] = (hash_[1:] != hash_[:-1]) | (kind[1:] != kind[:-1])
+    places = np.arange(len(order))
+    leads = np.zeros(len(order), bool)
+    leads[order] = places - np.maximum.accumulate(np.where(starts, places, 0)) < CROWD
+    return leads
+
+
+def _within_crowds(
+    hashes: NDArray[np.uint64], looks: NDArray[np.uint8], leaders: NDArray[np.int64], crowd: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs of one hash: each of the crowd with all leaders, and with its neighbours in brightness."""
+    by_hash = leaders[np.argsort(hashes[leaders], kind="stable")]
+    first, last = (np.searchsorted(hashes[by_hash], hashes[crowd], side=side) for side in ("left", "right"))
+    for place, leader in _ranges(first, last):
+        yield crowd[place], by_hash[leader]
+    ordered = crowd[np.lexsort((looks[crowd].mean(axis=1), hashes[crowd]))]
+    for step in range(1, NEIGHBOURS + 1):
+        one, other = ordered[:-step], ordered[step:]
+        same = hashes[one] == hashes[other]
+        yield one[same], other[same]
+
+
+class _Best:
+    """The partners worth keeping among all pairs that are tried; memory stays linear in the images."""
+
+    def __init__(self, looks: NDArray[np.uint8], kinds: NDArray[np.int64]) -> None:
+        self.looks = looks
+        self.kinds = kinds
+        self.found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+        self.held = 0
+
+    def try_pairs(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+        """Keep those of the pairs, both ways, that the pixels confirm."""
+        alike = concordance(self.looks, one, other)
         sure = alike >= CONFIRMED
         one, other, alike = one[sure], other[sure], alike[sure]
-        found.append((np.r_[one, other], np.r_[other, one], np.r_[alike, alike]))
-        held += 2 * len(one)
-        if held > CANDIDATES:
-            found = [_best(found, kinds)]
-            held = len(found[0][0])
-    one, other, alike = _best(found, kinds)
-    return Pairs(one, other, alike)
+        self.found.append((np.r_[one, other], np.r_[other, one], np.r_[alike, alike]))
+        self.held += 2 * len(one)
+        if self.held > CANDIDATES:
+            self.pairs()
+
+    def pairs(self) -> Pairs:
+        """What is kept, in the order of ``one``."""
+        one, other, alike = _best(self.found, self.kinds)
+        self.found, self.held = [(one, other, alike)], len(one)
+        return Pairs(one, other, alike)
 
 
 def _best(
@@ -151,4 +220,5 @@ def _best(
         first = np.ones(len(one), bool)
         first[1:] = (mine[1:] != mine[:-1]) | (theirs[1:] != theirs[:-1])
         keep[order[first]] = True
-    return one[keep], other[keep], alike[keep]
+    kept = order[keep[order]]
+    return one[kept], other[kept], alike[kept]

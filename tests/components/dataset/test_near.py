@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from components.dataset import near
 from components.dataset.inspection import inspect, perceptual_hash
 from components.dataset.near import close_pairs, concordance, near_duplicates
 from tests.components.dataset.conftest import digit, encoded
@@ -79,3 +80,50 @@ def test_photographs_at_other_sizes_keep_their_hash_and_look(width: int, quality
         hashes, looks = looks_of([encoded(photo), encoded(copy, "JPEG", quality=quality)])
         assert np.bitwise_count(hashes[0] ^ hashes[1]) <= 4
         assert len(near_duplicates(hashes, looks, np.zeros(2, np.int64), 6).one) == 2
+
+
+def test_a_crowd_of_one_hash_costs_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30,000 frames of one scene among others: all are named, after some hundred comparisons each."""
+    random = np.random.default_rng(0)
+    count, scenes = 30_000, random.integers(20, 235, (2, 256))
+    looks = np.clip(scenes[0] + random.normal(0, 2, (count + 3, 256)), 0, 255).astype(np.uint8)
+    looks[count] = scenes[1]  # another scene, whose hash happens to be the same
+    hashes = np.full(count + 3, 0xC3A50F961E2D784B, np.uint64)
+    hashes[-2:] ^= np.uint64(0b111)  # two more frames of the scene, three bits away
+    kinds = np.zeros(count + 3, np.int64)
+    kinds[-1] = 1  # one of these two is for validation
+    compared = 0
+
+    def counted(looks: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(one)
+        return concordance(looks, one, other)
+
+    monkeypatch.setattr(near, "concordance", counted)
+    pairs = near_duplicates(hashes, looks, kinds, 6)
+    assert compared < 150 * count
+    partners: dict[int, set[int]] = {}
+    for one, other in zip(pairs.one.tolist(), pairs.other.tolist(), strict=True):
+        partners.setdefault(one, set()).add(other)
+    frames = [*range(count), count + 1]
+    assert all(0 in partners[frame] for frame in frames[1:]), "the first frame stands before every other"
+    assert all(count + 2 in partners[frame] for frame in frames), "no frame leaks into validation unseen"
+    assert count not in partners
+
+
+def test_small_crowds_find_what_the_whole_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    scenes = random.integers(0, 256, (12, 256))
+    scene = random.integers(0, 12, 600)
+    looks = np.clip(scenes[scene] + random.integers(-2, 3, (600, 256)), 0, 255).astype(np.uint8)
+    hashes = random.integers(0, 2**64, 3, dtype=np.uint64)[scene % 3]  # four scenes share a hash
+    kinds = random.integers(0, 2, 600)
+    whole = near_duplicates(hashes, looks, kinds, 6)
+    monkeypatch.setattr(near, "CROWD", 40)
+    crowded = near_duplicates(hashes, looks, kinds, 6)
+
+    def matched(pairs: near.Pairs) -> set[tuple[int, int]]:
+        return set(zip(pairs.one.tolist(), kinds[pairs.other].tolist(), strict=True))
+
+    assert matched(whole) == matched(crowded) == {(one, kind) for one in range(600) for kind in (0, 1)}
+    assert (scene[crowded.one] == scene[crowded.other]).all()
