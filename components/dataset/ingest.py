@@ -5,26 +5,37 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+import tempfile
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from components.common.errors import ConfigError, RetortError
 from components.common.step import Run, step
-from components.common.storage import write_json, write_text
+from components.common.storage import state_dir, write_json, write_text
 from components.dataset import manifest as manifests
-from components.dataset import sources
+from components.dataset import s3, sources
+from components.dataset.columns import Columns, by_value, equals, kept, matches, put
+from components.dataset.database import database
 from components.dataset.inspection import inspect_all
 from components.dataset.params import Data, IngestParams
-from components.dataset.sources import Found, Row
-from components.dataset.splits import split_of
+from components.dataset.sources import Found
+from components.dataset.splits import splits_of
 
 WORST = 10  # subjects that a report names one by one
+SURVEYED = ("path", "below", "label", "class_name", "split", "group")
 
 
 def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
     """Read ``data.source`` and write ``manifest``.
+
+    The rows pass twice, a portion at a time, so that memory does not grow with them: once to learn what
+    the data as a whole says (classes, splits), once to be written.
 
     Raises:
         RetortError: when there is nothing to read, or fewer than two classes.
@@ -33,22 +44,23 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
     inputs = {path: Path(path) for path in _files_read(data)}
     with step("ingest", params, out, inputs) as run:
         found = sources.read(params)
-        rows = found.rows
-        _mark(rows, data)
-        _group(rows, data)
-        names = _named(rows, data)
-        rows = _corrected(run, rows, data, names)
-        mapping = _remapped(rows) if data.remap_labels else None
-        _inspect(rows, data.root, found.etags)
-        _split(run, rows, data)
+        rules = _Rules(data)
+        survey = _surveyed(found, rules)
+        names = _named(survey, data)
+        _correct(run, survey, rules, names)
         _report_rejected(run, found, out)
-        _need_classes(run, rows, found)
-        if mapping is not None:
-            write_json(run.product(out / "label_map.json"), {str(old): new for old, new in mapping.items()})
-        rows.sort(key=lambda row: (row.path, row.split or "", row.label or 0))
+        _need_classes(run, survey, names, found)
+        if data.remap_labels:
+            old = sorted(label for label in survey.labels if label >= 0)
+            rules.remapped = {label: new for new, label in enumerate(old)}
+            mapping = {str(old): new for old, new in rules.remapped.items()}
+            write_json(run.product(out / "label_map.json"), mapping)
+        tally = _Tally()
         staged = run.product(manifest)
-        manifests.write(_table(rows), staged)
-        _say(run, rows, staged)
+        rows = _finished(found, rules, survey, names, tally)
+        manifests.write_all(rows if survey.in_order else _sorted(rows), staged)
+        _report_splits(run, tally)
+        _say(run, tally, len(survey.labels), staged)
 
 
 def _files_read(data: Data) -> list[str]:
@@ -56,62 +68,162 @@ def _files_read(data: Data) -> list[str]:
     return [*listed, *filter(None, [data.class_names, data.corrections])]
 
 
-def _mark(rows: list[Row], data: Data) -> None:
-    """Source and unlabelled rows from the globs; what the source itself says comes first."""
-    globs = (
-        (sources.matcher(data.synthetic), "synthetic"),
-        (sources.matcher(data.semi_synthetic), "semi_synthetic"),
-    )
-    unlabeled = sources.matcher(data.unlabeled)
-    for row in rows:
-        if row.source is None:
-            row.source = next((kind for glob, kind in globs if glob and glob.fullmatch(row.below)), "real")
-        if row.split == "unlabeled" or (unlabeled and unlabeled.fullmatch(row.below)):
-            row.split, row.label, row.class_name = "unlabeled", manifests.UNLABELED, None
+class _Rules:
+    """What the parameters say about each row by itself."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.kinds = [
+            (pattern, kind)
+            for globs, kind in ((data.synthetic, "synthetic"), (data.semi_synthetic, "semi_synthetic"))
+            if (pattern := sources.matcher(globs))
+        ]
+        self.unlabeled = sources.matcher(data.unlabeled)
+        self.group = _group_pattern(data)
+        self.verdicts = _read_corrections(Path(data.corrections)) if data.corrections else {}
+        self.judged = pa.array(sorted(self.verdicts), pa.string())  # paths that have a verdict
+        self.corrected: dict[str, int | None] = {}  # new label by path; None: dropped
+        self.remapped: dict[int, int] = {}
+
+    def unlabel(self, columns: Columns) -> Columns:
+        """Unlabelled rows, by their split or by the globs, have no class, whatever the source says."""
+        free = equals(columns["split"], "unlabeled")
+        if self.unlabeled:
+            free = pc.or_(free, matches(self.unlabeled, columns["below"]))
+        if not pc.any(free).as_py():
+            return columns
+        return {
+            **columns,
+            "split": put(columns["split"], free, "unlabeled"),
+            "label": put(columns["label"], free, manifests.UNLABELED),
+            "class_name": put(columns["class_name"], free, None),
+        }
+
+    def mark(self, columns: Columns) -> Columns:
+        """Source from the globs, where the source itself says nothing, and group from the pattern."""
+        source = columns["source"]
+        for pattern, kind in self.kinds if source.null_count else []:
+            unknown = pc.is_null(source)
+            source = put(source, pc.and_(unknown, matches(pattern, columns["below"])), kind)
+        columns = {**columns, "source": pc.fill_null(source, "real")}
+        if self.group:
+            search = self.group.search
+            found = (search(below) for below in columns["below"].to_pylist())
+            columns["group"] = pa.array([match[1] if match else None for match in found], pa.string())
+        return columns
 
 
-def _group(rows: list[Row], data: Data) -> None:
-    """Fill ``group`` from the pattern in ``data.group``; a column's name keeps the manifest's column."""
-    if data.group is None:
-        return
-    if "(" not in data.group:
-        if data.group != "group" or all(row.group is None for row in rows):
-            raise RetortError(
-                f"data.group: '{data.group}' is no pattern with one capture, and the source has no such "
-                "column; write a pattern such as '(.*)_frame'"
-            )
-        return
+def _group_pattern(data: Data) -> re.Pattern[str] | None:
+    """The pattern in ``data.group``; None where there is none, or where it is a column's name."""
+    if data.group is None or "(" not in data.group:
+        return None
     try:
         pattern = re.compile(data.group)
     except re.error as error:
         raise ConfigError(f"data.group: '{data.group}' is no regular expression ({error})") from None
     if pattern.groups != 1:
         raise ConfigError(f"data.group: '{data.group}' has {pattern.groups} captures, expected one")
-    for row in rows:
-        match = pattern.search(row.below)
-        row.group = match[1] if match else None
+    return pattern
 
 
-def _named(rows: list[Row], data: Data) -> dict[int, str]:
-    """Give every labelled row its label and its class's name; returns the names by label.
+@dataclass
+class _Survey:
+    """What the data as a whole says: everything by which one row decides about another."""
+
+    named: dict[int, str | None] = field(default_factory=dict)  # first name of each label that is given
+    unnumbered: set[str] = field(default_factory=set)  # classes that come without a label
+    labels: set[int] = field(default_factory=set)  # of the rows as they will be, but for those judged
+    classes: set[str] = field(default_factory=set)  # the same, of classes that come without a label
+    splits: set[str | None] = field(default_factory=set)  # the same
+    judged: list[tuple[str, str | None]] = field(default_factory=list)  # path and split, a row each
+    rows: int = 0
+    grouped: bool = False
+    in_order: bool = True  # the paths rise from row to row
+
+    @property
+    def given(self) -> set[str | None]:
+        """Splits that the source itself makes."""
+        return self.splits - {None, "unlabeled"}
+
+
+def _surveyed(found: Found, rules: _Rules) -> _Survey:
+    survey = _Survey()
+    last = None
+    for columns, rejected in found.portions(SURVEYED):
+        found.rejected += rejected
+        path = columns["path"]
+        if not len(path):
+            continue
+        survey.rows += len(path)
+        rising = pc.all(pc.greater(path[1:], path[:-1])).as_py() and (last is None or path[0].as_py() > last)
+        survey.in_order &= rising
+        last = path[-1].as_py()
+        _remember_stores(path, rules.data)
+        survey.grouped |= columns["group"].null_count < len(path)
+        columns = rules.unlabel(columns)
+        labels, unnumbered = _classes(columns)
+        for label, name in labels.items():
+            survey.named[label] = survey.named.get(label) or name
+        survey.unnumbered |= unnumbered
+        judged = pc.is_in(path, rules.judged) if len(rules.judged) else None
+        if judged is not None and pc.any(judged).as_py():
+            of_judged = kept({"path": path, "split": columns["split"]}, judged)
+            survey.judged += zip(of_judged["path"].to_pylist(), of_judged["split"].to_pylist(), strict=True)
+            columns = kept(columns, pc.invert(judged))
+            labels, unnumbered = _classes(columns)
+        survey.labels |= set(labels)
+        survey.classes |= unnumbered
+        survey.splits |= set(pc.unique(columns["split"]).to_pylist())
+    group = rules.data.group
+    if group is not None and rules.group is None and (group != "group" or not survey.grouped):
+        raise RetortError(
+            f"data.group: '{group}' is no pattern with one capture, and the source has no such "
+            "column; write a pattern such as '(.*)_frame'"
+        )
+    return survey
+
+
+def _remember_stores(paths: pa.StringArray, data: Data) -> None:
+    remote = paths.filter(pc.starts_with(paths, "s3://"))
+    if len(remote):
+        for start in pc.unique(pc.replace_substring_regex(remote, r"(?s)^(s3://[^/]*).*", r"\1")).to_pylist():
+            s3.remember_store(s3.split(start)[0], data.s3)
+
+
+def _classes(columns: Columns) -> tuple[dict[int, str | None], set[str]]:
+    """Of the labelled rows: labels with their first name (None: without), and names that have no label."""
+    labelled = pc.invert(equals(columns["split"], "unlabeled"))
+    of_class = kept({name: columns[name] for name in ("label", "class_name")}, labelled)
+    label, name = of_class["label"], of_class["class_name"]
+    unnumbered = set(pc.unique(name.filter(pc.is_null(label))).to_pylist()) if label.null_count else set()
+    name = pc.if_else(pc.equal(name, ""), None, name)
+    table = pa.table({"label": label, "name": name}).filter(pc.is_valid(label))
+    first = table.group_by("label", use_threads=False).aggregate([("name", "first")])
+    labels = dict(zip(first["label"].to_pylist(), first["name_first"].to_pylist(), strict=True))
+    return labels, {name or "" for name in unnumbered}
+
+
+def _named(survey: _Survey, data: Data) -> dict[int, str]:
+    """The names of classes by label; settles the labels of those that come without.
 
     Class folders are numbered in the order of ``data.class_names``, else in the order of their names.
     """
     file = Path(data.class_names) if data.class_names else None
     listed = _read_names(file) if file else []
-    labelled = [row for row in rows if row.split != "unlabeled"]
-    without = sorted({row.class_name or "" for row in labelled if row.label is None})
+    without = sorted(survey.unnumbered)
     if unknown := [name for name in without if name not in listed] if listed else []:
         raise RetortError(f"{file}: class '{unknown[0]}' of the data is not in this file; add it as a line")
-    order = {name: label for label, name in enumerate(listed or without)}
-    names = dict(enumerate(listed))
-    for row in labelled:
-        if row.label is None:
-            row.label = order[row.class_name or ""]
-        if not row.class_name:
-            row.class_name = names.get(row.label, str(row.label))
-        names.setdefault(row.label, row.class_name)
+    names = dict(enumerate(listed or without))
+    for label, name in survey.named.items():
+        names.setdefault(label, name or str(label))
+    order = _numbers(names)
+    survey.labels |= {order[name] for name in survey.classes}
     return names
+
+
+def _numbers(names: dict[int, str]) -> dict[str, int]:
+    """Labels by name: the lowest, where two are called the same."""
+    return {names[label]: label for label in sorted(names, reverse=True)}
 
 
 def _read_names(file: Path) -> list[str]:
@@ -130,41 +242,38 @@ def _read_names(file: Path) -> list[str]:
     return lines
 
 
-def _corrected(run: Run, rows: list[Row], data: Data, names: dict[int, str]) -> list[Row]:
-    """Apply ``data.corrections``: a row of that path gets another label, or goes."""
-    if data.corrections is None:
-        return rows
-    verdicts = _read_corrections(Path(data.corrections))
-    labels = {name: label for label, name in names.items()}
-    kept = []
-    met = set()
-    for row in rows:
-        verdict = verdicts.get(row.path)
-        if verdict is None:
-            kept.append(row)
-            continue
-        met.add(row.path)
+def _correct(run: Run, survey: _Survey, rules: _Rules, names: dict[int, str]) -> None:
+    """Work out what ``data.corrections`` does to the rows that it names: another label, or out."""
+    if rules.data.corrections is None:
+        return
+    numbers = _numbers(names)
+    dropped = 0
+    for path, split in survey.judged:
+        verdict = rules.verdicts[path]
         if verdict == "drop":
+            rules.corrected[path] = None
+            dropped += 1
             continue
-        label = labels.get(verdict)
+        label = numbers.get(verdict)
         if label is None and verdict.isdecimal() and int(verdict) in names:
             label = int(verdict)
         if label is None:
-            raise RetortError(f"{data.corrections}: no class '{verdict}' for {row.path}; use a name, or drop")
-        row.label, row.class_name = label, names[label]
-        row.split = None if row.split == "unlabeled" else row.split
-        kept.append(row)
+            raise RetortError(
+                f"{rules.data.corrections}: no class '{verdict}' for {path}; use a name, or drop"
+            )
+        rules.corrected[path] = label
+        survey.labels.add(label)
+        survey.splits.add(None if split == "unlabeled" else split)
     run.find(
-        "ingest.corrections", "info", data.corrections,
-        f"{len(met):,} rows corrected, {len(rows) - len(kept):,} of them dropped.", measured=len(met),
+        "ingest.corrections", "info", rules.data.corrections,
+        f"{len(survey.judged):,} rows corrected, {dropped:,} of them dropped.", measured=len(survey.judged),
     )  # fmt: skip
-    if missing := sorted(set(verdicts) - met):
+    if missing := sorted(set(rules.verdicts) - set(rules.corrected)):
         run.find(
-            "ingest.corrections", "warning", data.corrections,
+            "ingest.corrections", "warning", rules.data.corrections,
             f"{len(missing):,} paths are not in the data, such as {', '.join(missing[:3])}.",
             measured=len(missing), advice="Paths are those of the manifest, relative to data.root.",
         )  # fmt: skip
-    return kept
 
 
 def _read_corrections(file: Path) -> dict[str, str]:
@@ -194,51 +303,139 @@ def _read_corrections(file: Path) -> dict[str, str]:
     return verdicts
 
 
-def _remapped(rows: list[Row]) -> dict[int, int]:
-    """Number the labels 0..n-1 in their order; returns the new number of each old one."""
-    old = sorted({row.label for row in rows if row.label is not None and row.label >= 0})
-    mapping = {label: new for new, label in enumerate(old)}
-    for row in rows:
-        if row.label is not None and row.label >= 0:
-            row.label = mapping[row.label]
-    return mapping
+@dataclass
+class _Tally:
+    """Rows that were written, by split and source, and synthetic ones that left validation or test."""
+
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    moved: int = 0
+
+    def by_split(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for (split, _), count in self.rows.items():
+            counts[split] += count
+        return counts
 
 
-def _inspect(rows: list[Row], root: str, etags: dict[str, str]) -> None:
+def _finished(
+    found: Found, rules: _Rules, survey: _Survey, names: dict[int, str], tally: _Tally
+) -> Iterator[pa.RecordBatch]:
+    """The rows as the manifest holds them, in the order of the source."""
+    numbers = _numbers(names)
+
+    def renumbered(label: int) -> int:
+        return rules.remapped.get(label, label)
+
+    start = 0
+    for columns, _ in found.portions():
+        columns = rules.mark(rules.unlabel(columns))
+        start += len(columns["path"])
+        label, name = columns["label"], columns["class_name"]
+        if label.null_count:
+            columns["label"] = pc.coalesce(label, by_value(name, numbers.get, pa.int32()))
+        nameless = pc.and_(
+            pc.fill_null(pc.equal(name, ""), True), pc.invert(equals(columns["split"], "unlabeled"))
+        )
+        if pc.any(nameless).as_py():
+            columns["class_name"] = pc.if_else(
+                nameless, by_value(columns["label"], names.get, pa.string()), name
+            )
+        columns = _corrected(columns, rules, names)
+        if rules.remapped:
+            columns["label"] = by_value(columns["label"], renumbered, pa.int32())
+        columns = _inspected(columns, rules.data.root, found.etags, f"up to row {start:,} of {survey.rows:,}")
+        columns["split"] = _split(columns, rules.data, survey.given, tally)
+        made = pa.table({"split": columns["split"], "source": columns["source"]})
+        counts = made.group_by(["split", "source"]).aggregate([([], "count_all")]).to_pylist()
+        tally.rows.update({(one["split"], one["source"]): one["count_all"] for one in counts})
+        yield pa.record_batch([columns[name] for name in manifests.SCHEMA.names], schema=manifests.SCHEMA)
+
+
+def _corrected(columns: Columns, rules: _Rules, names: dict[int, str]) -> Columns:
+    judged = pc.is_in(columns["path"], rules.judged) if rules.corrected else None
+    if judged is None or not pc.any(judged).as_py():
+        return columns
+    labels = [rules.corrected[path] for path in columns["path"].filter(judged).to_pylist()]
+    split = columns["split"]
+    again = pc.and_(judged, equals(split, "unlabeled"))  # it has a label now
+    columns = {
+        **columns,
+        "label": put(columns["label"], judged, labels),
+        "class_name": put(
+            columns["class_name"], judged, [None if label is None else names[label] for label in labels]
+        ),
+        "split": put(split, again, None),
+    }
+    return kept(columns, pc.invert(pc.and_(judged, pc.is_null(columns["label"]))))
+
+
+def _inspected(columns: Columns, root: str, etags: dict[str, str], where: str) -> Columns:
     """Hashes and sizes of the rows whose source does not bring them."""
-    unknown = [row for row in rows if row.sha256 is None]
-    paths = list(dict.fromkeys(row.path for row in unknown))
-    known = dict(zip(paths, inspect_all(root, paths, etags), strict=True))
-    for row in unknown:
-        seen = known[row.path]
-        row.sha256, row.bytes, row.phash = seen.sha256, seen.bytes, seen.phash
-        row.width, row.height = seen.width, seen.height
+    unknown = pc.is_null(columns["sha256"])
+    paths = columns["path"].filter(unknown).to_pylist()
+    if not paths:
+        return columns
+    once = list(dict.fromkeys(paths))
+    known = dict(zip(once, inspect_all(root, once, etags, f"reading images {where}"), strict=True))
+    columns = dict(columns)
+    for name in ("sha256", "bytes", "phash", "width", "height"):
+        columns[name] = put(columns[name], unknown, [getattr(known[path], name) for path in paths])
+    return columns
 
 
-def _split(run: Run, rows: list[Row], data: Data) -> None:
+def _sorted(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows by path, split and label, and as they came where these are equal; on disk, beyond 2 GB."""
+    with tempfile.TemporaryDirectory(prefix="ingest-", dir=state_dir("cache")) as folder:
+        file = Path(folder) / "unsorted.parquet"
+        with pq.ParquetWriter(file, manifests.SCHEMA, compression="lz4") as writer:
+            for batch in rows:
+                writer.write_batch(batch)
+        with database() as db:
+            table = db.read_parquet(str(file), file_row_number=True)
+            names = ", ".join(f'"{name}"' for name in manifests.SCHEMA.names)
+            ordered = table.order("path, split, label, file_row_number").project(names)
+            for batch in ordered.to_arrow_reader(sources.PORTION):
+                yield batch.cast(manifests.SCHEMA)
+
+
+def _split(columns: Columns, data: Data, given: set[str | None], tally: _Tally) -> pa.StringArray:
     """Real images into splits where the source has none; others are for training alone."""
-    given = {row.split for row in rows} - {None, "unlabeled"}
     whole = not given or given == {"train"}
-    no_validation = bool(given) and "val" not in given
-    moved = 0
-    for row in rows:
-        if row.split == "unlabeled":
-            continue
-        if row.source != "real":
-            moved += row.split in ("val", "test")
-            row.split = "train"
-        elif row.split is None or (row.split == "train" and (whole or no_validation)):
-            # a group goes by its name, so that it stays where it is when images join it
-            digest = hashlib.sha256(row.group.encode()).hexdigest() if row.group else row.sha256
-            split = split_of(digest, data.splits) if digest else "train"
-            row.split = "train" if split == "test" and row.split == "train" and not whole else split
+    split, source = columns["split"], columns["source"]
+    free, real = equals(split, "unlabeled"), pc.equal(source, "real")
+    judging = pc.is_in(split, pa.array(["val", "test"]))
+    tally.moved += pc.sum(pc.and_(judging, pc.invert(pc.or_(real, free)))).as_py() or 0
+    left = pc.is_null(split)
+    if whole or "val" not in given:
+        left = pc.or_(left, equals(split, "train"))
+    left = pc.and_(left, real)
+    result = pc.if_else(pc.or_(free, real), split, "train")
+    if not pc.any(left).as_py():
+        return result
+    # a group goes by its name, so that it stays where it is when images join it
+    group = by_value(columns["group"], _digest, pa.string())
+    digest = pc.coalesce(group, columns["sha256"]).filter(left)
+    assigned = put(
+        pa.array(["train"] * len(digest)), digest.is_valid(), splits_of(digest.drop_null(), data.splits)
+    )
+    if not whole:  # its own test split stays as it is
+        training = equals(split.filter(left), "train")
+        assigned = put(assigned, pc.and_(training, equals(assigned, "test")), "train")
+    return put(result, left, assigned)
+
+
+def _digest(group: str) -> str | None:
+    return hashlib.sha256(group.encode()).hexdigest() if group else None
+
+
+def _report_splits(run: Run, tally: _Tally) -> None:
+    moved, counts = tally.moved, tally.by_split()
     if moved:
         run.find(
             "ingest.synthetic", "warning", "validation and test",
             f"{moved:,} synthetic images stood in validation or test; they are for training now.",
             measured=moved, limit=0, advice="Only real images can say how good a classifier is.", row="4.1",
         )  # fmt: skip
-    counts = Counter(row.split for row in rows)
     if not counts["val"]:
         run.find(
             "ingest.splits", "error", "split 'val'", "No image is for validation.", measured=0, limit=1,
@@ -281,45 +478,37 @@ def _quoted(text: str) -> str:
     return text.replace('"', '""')
 
 
-def _need_classes(run: Run, rows: list[Row], found: Found) -> None:
-    labels = {row.label for row in rows if row.split != "unlabeled"}
-    if len(labels) >= 2:
+def _need_classes(run: Run, survey: _Survey, names: dict[int, str], found: Found) -> None:
+    if len(survey.labels) >= 2:
         return
     source = run.params.model_dump()["data"]["source"]
-    if not rows:
+    if not survey.rows:
         where, why = found.rejected[0]
         raise RetortError(f"{source}: none of {len(found.rejected):,} entries can be used: {where}: {why}")
-    only = next((f"'{row.class_name}'" for row in rows if row.split != "unlabeled"), "none")
+    only = next((f"'{names[label]}'" for label in survey.labels), "none")
     raise RetortError(
-        f"{source}: a classifier needs at least two classes, found {len(labels)} ({only}); "
+        f"{source}: a classifier needs at least two classes, found {len(survey.labels)} ({only}); "
         "expected class/image.jpg or split/class/image.jpg"
     )
 
 
-def _table(rows: list[Row]) -> pa.Table:
-    columns = {name: [getattr(row, name) for row in rows] for name in manifests.SCHEMA.names}
-    return pa.table(columns, schema=manifests.SCHEMA)
-
-
-def _say(run: Run, rows: list[Row], file: Path) -> None:
+def _say(run: Run, tally: _Tally, classes: int, file: Path) -> None:
     """Headline numbers: rows by split and source, and the data fingerprint."""
     fingerprint = manifests.fingerprint(file)
-    by_split = Counter(row.split or "" for row in rows)
-    counts = Counter((row.split, row.source) for row in rows)
-    classes = len({row.label for row in rows if row.split != "unlabeled"})
+    rows, by_split = tally.rows.total(), tally.by_split()
     run.find(
         "ingest.rows", "info", "manifest",
-        f"{len(rows):,} images of {classes:,} classes; data fingerprint {fingerprint[:12]}.",
-        measured=len(rows),
+        f"{rows:,} images of {classes:,} classes; data fingerprint {fingerprint[:12]}.",
+        measured=rows,
     )  # fmt: skip
     run.page.table(
         "Images by split and source",
         ["split", *manifests.SOURCES],
         [
-            [split, *(counts[split, source] for source in manifests.SOURCES)]
+            [split, *(tally.rows[split, source] for source in manifests.SOURCES)]
             for split in manifests.SPLITS
             if by_split[split]
         ],
     )
-    run.tracker.summary({"rows": len(rows), "classes": classes})
+    run.tracker.summary({"rows": rows, "classes": classes})
     run.tracker.dataset("manifest", fingerprint, file, dict(by_split))

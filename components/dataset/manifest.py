@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -17,6 +19,7 @@ from components.common.storage import atomic_path
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test", "unlabeled")
 SOURCES = ("real", "synthetic", "semi_synthetic")
+ROW_GROUP = 1 << 20  # rows
 UNLABELED = -1  # the label of rows in the split ``unlabeled``
 
 SCHEMA = pa.schema(
@@ -39,8 +42,44 @@ SCHEMA = pa.schema(
 
 def write(table: pa.Table, path: Path) -> None:
     """Write a manifest, whole or not at all: the same rows give the same bytes."""
-    with atomic_path(path) as partial:
-        pq.write_table(table.cast(SCHEMA), partial, compression="zstd")
+    write_all(table.cast(SCHEMA).to_batches() or [SCHEMA.empty_table()], path)
+
+
+def write_all(portions: Iterable[pa.RecordBatch | pa.Table], path: Path) -> None:
+    """``write`` for rows that come in portions of SCHEMA: however they are cut, the bytes are the same.
+
+    A row group is compressed while the next portions are made; two of them are in memory.
+    """
+    with (
+        atomic_path(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+        ThreadPoolExecutor(1) as aside,
+    ):
+        writing: Future[None] | None = None
+        for group in _row_groups(portions):
+            if writing:
+                writing.result()
+            writing = aside.submit(writer.write_table, group, ROW_GROUP)
+        if writing:
+            writing.result()
+
+
+def _row_groups(portions: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pa.Table]:
+    """The rows again, ROW_GROUP at a time, each in one chunk; an empty table when there are none."""
+    held: list[pa.Table] = []
+    rows = groups = 0
+    for portion in portions:
+        table = pa.Table.from_batches([portion]) if isinstance(portion, pa.RecordBatch) else portion
+        while rows + table.num_rows >= ROW_GROUP:
+            yield pa.concat_tables([*held, table.slice(0, ROW_GROUP - rows)]).combine_chunks()
+            groups += 1
+            table = table.slice(ROW_GROUP - rows)
+            held, rows = [], 0
+        if table.num_rows:
+            held.append(table)
+            rows += table.num_rows
+    if held or not groups:
+        yield pa.concat_tables(held or [SCHEMA.empty_table()]).combine_chunks()
 
 
 def check(path: Path) -> pq.FileMetaData:

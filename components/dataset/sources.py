@@ -1,19 +1,22 @@
-"""What stands in ``data.source``, as rows: folders, list files, buckets, manifests, the embedded digits."""
+"""What stands in ``data.source``: folders, list files, buckets, manifests, the embedded digits."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.common.errors import ConfigError, RetortError
 from components.dataset import manifest, s3
+from components.dataset.columns import Columns, by_value, equals, kept, matches
 from components.dataset.images import EXTENSIONS, leaves_root
 from components.dataset.params import Data, IngestParams
 
@@ -29,16 +32,20 @@ ALIASES = {
     "unlabeled": "unlabeled",
     "unlabelled": "unlabeled",
 }
+TEXT = pa.string()
 DEEPEST = 40  # folders below each other; deeper than any data set, short of what links can fake
+
+
+# a row on its way into the manifest; null: the source does not say. ``below`` is the path that globs and
+# ``data.group`` are matched with: below the root, or below the prefix of a bucket
+FOUND = pa.schema([*(field.with_nullable(True) for field in manifest.SCHEMA), pa.field("below", pa.string())])
+PORTION = 1 << 18  # rows that are worked on at once
+Rejected = list[tuple[str, str]]  # entries that could not become a row: (where, why)
 
 
 @dataclass(slots=True)
 class Row:
-    """One image on its way into the manifest. None: the source does not say.
-
-    ``below`` is the path that globs and ``data.group`` are matched with: below the root, or below the
-    prefix of a bucket.
-    """
+    """One image as folders, buckets and lists tell of it: the first columns of FOUND."""
 
     path: str
     below: str
@@ -46,22 +53,36 @@ class Row:
     class_name: str | None = None
     split: str | None = None
     source: str | None = None
-    group: str | None = None
-    width: int | None = None
-    height: int | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-    phash: int | None = None
 
 
 @dataclass
 class Found:
-    """The rows of a source, and what could not become one: (where, why). ``etags`` by s3:// path."""
+    """What a source holds. ``etags`` by s3:// path. A manifest's rows are read a portion at a time."""
 
     rows: list[Row] = field(default_factory=list)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
+    rejected: Rejected = field(default_factory=list)
     other_files: int = 0
     etags: dict[str, str] = field(default_factory=dict)
+    table: Path | None = None  # of an existing manifest
+    unlabeled: re.Pattern[str] | None = None
+
+    def portions(self, names: Sequence[str] = FOUND.names) -> Iterator[tuple[Columns, Rejected]]:
+        """Some columns of FOUND, at most PORTION rows at a time, and what of them could not be used."""
+        if self.table:
+            yield from _manifest_rows(self.table, names, self.unlabeled)
+        else:
+            told = [one.name for one in fields(Row)]
+            for start in range(0, len(self.rows), PORTION):
+                rows = self.rows[start : start + PORTION]
+                yield (
+                    {
+                        name: pa.array([getattr(row, name) for row in rows], FOUND.field(name).type)
+                        if name in told
+                        else pa.nulls(len(rows), FOUND.field(name).type)
+                        for name in names
+                    },
+                    [],
+                )
 
 
 def read(params: IngestParams) -> Found:
@@ -257,13 +278,7 @@ def _lists(data: Data, lists: Mapping[str, str]) -> Found:
                     found.rejected.append((f"{name}, line {number}: {encode(text)}", row))
         if len(found.rows) + len(found.rejected) == before:
             raise RetortError(f"{name}: the list is empty; expected 'path label' a line")
-    _remember_stores(data, found)
     return found
-
-
-def _remember_stores(data: Data, found: Found) -> None:
-    for bucket in {s3.split(row.path)[0] for row in found.rows if row.path.startswith("s3://")}:
-        s3.remember_store(bucket, data.s3)
 
 
 def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None) -> Row | str:
@@ -301,54 +316,85 @@ def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None
 
 
 def _manifest(data: Data, path: Path) -> Found:
-    """Rows of an existing manifest: ``path`` and ``label`` must be there, the other columns may."""
-    table = read_columns(path)
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    found = Found()
-    for index in range(table.num_rows):
-        values = {name: column[index] for name, column in columns.items()}
-        row = Row(below=values["path"], **values)
-        if row.split is not None and row.split not in manifest.SPLITS:
-            row.split = ALIASES.get(row.split.lower(), row.split)
-        where = f"{path}, row {index + 1}: {row.path}"
-        if not row.path:
-            found.rejected.append((where, "the path is missing"))
-        elif row.split is not None and row.split not in manifest.SPLITS:
-            found.rejected.append((where, f"the split '{row.split}' is unknown"))
-        elif row.source is not None and row.source not in manifest.SOURCES:
-            found.rejected.append((where, f"the source '{row.source}' is unknown"))
-        elif row.split != "unlabeled" and (row.label is None or row.label < 0):
-            found.rejected.append((where, "the label is missing or negative"))
-        else:
-            found.rows.append(row)
-    _remember_stores(data, found)
-    return found
-
-
-def read_columns(path: Path) -> pa.Table:
-    """The columns of ``path`` that a manifest has, in the manifest's types.
+    """An existing manifest: ``path`` and ``label`` must be there, the other columns may.
 
     Raises:
         RetortError: naming the column that is missing or of another kind.
     """
+    with _open_table(path) as file:
+        names = file.schema_arrow.names
+        for name in ("path", "label"):
+            if name not in names:
+                raise RetortError(
+                    f"{path}: column '{name}' is missing (found: {', '.join(names[:12]) or 'none'})"
+                )
+        for name in (name for name in manifest.SCHEMA.names if name in names):
+            _cast(path, name, pa.array([], file.schema_arrow.field(name).type))
+        if not file.metadata.num_rows:
+            raise RetortError(f"{path}: the table has no rows; check data.source")
+    return Found(table=path, unlabeled=matcher(data.unlabeled))
+
+
+def _open_table(path: Path) -> pq.ParquetFile:
     try:
-        table = pq.read_table(path)
+        return pq.ParquetFile(path, pre_buffer=False)  # reading ahead would hold a gigabyte more
     except (pa.ArrowInvalid, OSError) as error:
         raise RetortError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    for name in ("path", "label"):
-        if name not in table.column_names:
-            raise RetortError(
-                f"{path}: column '{name}' is missing (found: {', '.join(table.column_names[:12]) or 'none'})"
-            )
-    known = [name for name in manifest.SCHEMA.names if name in table.column_names]
-    arrays = []
-    for name in known:
-        wanted = manifest.SCHEMA.field(name).type
-        try:
-            arrays.append(table[name].cast(wanted))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise RetortError(
-                f"{path}: column '{name}' is {table[name].type}, expected {wanted} "
-                f"({str(error).splitlines()[0]})"
-            ) from None
-    return pa.table(arrays, names=known)
+
+
+def _cast(path: Path, name: str, column: pa.Array) -> pa.Array:
+    wanted = FOUND.field(name).type
+    try:
+        return column.cast(wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise RetortError(
+            f"{path}: column '{name}' is {column.type}, expected {wanted} ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def _manifest_rows(
+    path: Path, names: Sequence[str], unlabeled: re.Pattern[str] | None
+) -> Iterator[tuple[Columns, Rejected]]:
+    needed = {"path", "label", "split", "source", *names} - {"below"}
+    start = 0
+    with _open_table(path) as file:
+        there = [name for name in FOUND.names if name in needed and name in file.schema_arrow.names]
+        for batch in file.iter_batches(PORTION, columns=there):
+            columns = {name: _cast(path, name, batch.column(name)) for name in there}
+            for name in needed.difference(there):
+                columns[name] = pa.nulls(len(batch), FOUND.field(name).type)
+            columns["split"] = by_value(columns["split"], lambda text: ALIASES.get(text.lower(), text), TEXT)
+            usable, rejected = _judged(path, columns, start, unlabeled)
+            usable["below"] = usable["path"]
+            yield {name: usable[name] for name in names}, rejected
+            start += len(batch)
+
+
+def _judged(
+    file: Path, columns: Columns, start: int, unlabeled: re.Pattern[str] | None
+) -> tuple[Columns, Rejected]:
+    """The rows that can be used, and why each other one cannot; ``start`` is the first one's number."""
+    path, label, split, source = (columns[name] for name in ("path", "label", "split", "source"))
+    no_path = pc.fill_null(pc.equal(path, ""), True)
+    free = equals(split, "unlabeled")
+    no_label = pc.and_(pc.fill_null(pc.less(label, 0), True), pc.invert(free))
+    if unlabeled and pc.any(no_label).as_py():
+        no_label = pc.and_(no_label, pc.invert(matches(unlabeled, pc.fill_null(path, ""))))
+    no_split = pc.and_(split.is_valid(), pc.invert(pc.is_in(split, pa.array(manifest.SPLITS))))
+    no_source = pc.and_(source.is_valid(), pc.invert(pc.is_in(source, pa.array(manifest.SOURCES))))
+    bad = pc.or_(pc.or_(no_path, no_label), pc.or_(no_split, no_source))
+    places = np.flatnonzero(bad)
+    if not len(places):
+        return columns, []
+    rejected = []
+    for place in places.tolist():
+        where = f"{file}, row {start + place + 1}: {path[place]}"
+        if no_path[place].as_py():
+            rejected.append((where, "the path is missing"))
+        elif no_split[place].as_py():
+            rejected.append((where, f"the split '{split[place]}' is unknown"))
+        elif no_source[place].as_py():
+            rejected.append((where, f"the source '{source[place]}' is unknown"))
+        else:
+            rejected.append((where, "the label is missing or negative"))
+    return kept(columns, pc.invert(bad)), rejected

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +13,10 @@ import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
 from components.common.step import Run, step
-from components.common.storage import human_bytes, state_dir
+from components.common.storage import human_bytes
 from components.dataset import drift, s3, show
 from components.dataset import manifest as manifests
+from components.dataset.database import database
 from components.dataset.inspection import FLAT, inspect_all
 from components.dataset.near import near_duplicates
 from components.dataset.params import ValidateParams
@@ -60,7 +59,7 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
                 f"validate.baseline: {baseline} lies in {out}, which this step rewrites; "
                 "keep a copy elsewhere"
             )
-    with step("validate", params, out, inputs) as run, _database() as db:
+    with step("validate", params, out, inputs) as run, database() as db:
         manifests.check(manifest)
         before = drift.read_baseline(db, baseline) if baseline else None
         source = str(manifest).replace("'", "''")  # a view takes no parameters
@@ -88,18 +87,6 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         _write_findings(db, out)
         show.sections(run, db, params, counts, looked)
         _write_rows(run, db, manifest, clean, quarantine)
-
-
-@contextmanager
-def _database() -> Iterator[duckdb.DuckDBPyConnection]:
-    import duckdb
-
-    with duckdb.connect() as db:
-        db.execute(f"set threads = {len(os.sched_getaffinity(0))}")
-        db.execute("set memory_limit = '2GB'")
-        db.execute(f"set temp_directory = '{state_dir('cache', 'duckdb')}'")
-        db.execute("set enable_progress_bar = false")
-        yield db
 
 
 def _rows(db: duckdb.DuckDBPyConnection) -> None:

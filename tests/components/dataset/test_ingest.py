@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from hypothesis import strategies as st
 from components.common.errors import ConfigError, FindingsError, RetortError
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
+from components.dataset import sources
 from components.dataset.images import read_bytes
+from components.dataset.params import Splits
 from components.dataset.sources import Row, encode, glob_regex, matcher, parse_line
+from components.dataset.splits import splits_of
 from tests.components.dataset.conftest import Steps, digit, encoded, put
 
 
@@ -270,6 +274,116 @@ def test_a_table_of_paths_and_labels_is_enough(photos: Path, steps: Steps, tmp_p
     rows = steps.ingest(str(tmp_path / "mine.parquet"), photos)
     assert len(rows) == 60
     assert {"train", "val", "test"} == {row["split"] for row in rows}
+
+
+def table(tmp_path: Path, rows: list[dict[str, Any]]) -> str:
+    """A Parquet file of these rows, every one of another content."""
+    digests = [sha256(repr(number).encode()).hexdigest() for number in range(len(rows))]
+    full = [{"sha256": digest, **row} for digest, row in zip(digests, rows, strict=True)]
+    names = dict.fromkeys(name for row in full for name in row)
+    columns = {name: [row.get(name) for row in full] for name in names}
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    return str(tmp_path / "mine.parquet")
+
+
+def test_a_table_is_cut_into_portions_without_a_trace(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in order, with corrections, groups, gaps in the labels and names that some rows lack."""
+    random = np.random.default_rng(0)
+    labels = random.permutation(np.repeat([3, 5, 8, 13], 50)).tolist()
+    rows = [
+        {
+            "path": f"{'synthetic' if number % 7 == 0 else 'real'}/{label}/{number}.jpg",
+            "label": label,
+            "class_name": f"class {label}" if number % 3 else None,
+        }
+        for number, label in enumerate(labels)
+    ]
+    verdicts = [f"{rows[1]['path']},class 13", f"{rows[90]['path']},drop", f"{rows[199]['path']},3"]
+    options: dict[str, Any] = {
+        "corrections": listed(tmp_path, "verdicts.csv", ["path,label", *verdicts]),
+        "synthetic": ["synthetic/**"],
+        "unlabeled": ["**/*1.jpg"],
+        "group": r"(\d)\.jpg$",
+        "remap_labels": True,
+    }
+    source = table(tmp_path, rows)
+    whole = steps.ingest(source, ".", **options)
+    content = steps.manifest.read_bytes()
+    monkeypatch.setattr(sources, "PORTION", 7)
+    steps.ingest(source, ".", **options)
+    assert steps.manifest.read_bytes() == content
+    assert [row["path"] for row in whole] == sorted(row["path"] for row in rows if row is not rows[90])
+    labelled = [row for row in whole if row["split"] != "unlabeled"]
+    old = {0: 3, 1: 5, 2: 8, 3: 13}
+    assert all(row["class_name"] == f"class {old[row['label']]}" for row in labelled)
+    assert all((row["split"] == "unlabeled") == (row["label"] == -1) for row in whole)
+    by_path = {row["path"]: row for row in whole}
+    assert by_path[rows[1]["path"]]["label"] == 3, "a verdict gives an unlabelled row its label"
+    assert {row["split"] for row in whole if row["source"] == "synthetic"} <= {"train", "unlabeled"}
+    splits = {(row["group"], row["split"]) for row in labelled if row["source"] == "real"}
+    assert len(splits) == len({group for group, _ in splits}), "no group is parted"
+    assert json.loads(Path("outputs/ingest/label_map.json").read_text()) == {"3": 0, "5": 1, "8": 2, "13": 3}
+
+
+def test_rows_of_a_table_that_cannot_be_used_are_named(steps: Steps, tmp_path: Path) -> None:
+    good = [{"path": f"{number}.jpg", "label": number % 2, "split": "Training"} for number in range(40)]
+    bad: list[dict[str, Any]] = [
+        {"path": "", "label": 0},
+        {"path": "a.jpg", "label": None},
+        {"path": "b.jpg", "label": -4},
+        {"path": "c.jpg", "label": 0, "split": "holdout"},
+        {"path": "d.jpg", "label": 0, "source": "drawn"},
+    ]
+    unlabeled = [
+        {"path": "free/e.jpg", "label": None},
+        {"path": "f.jpg", "label": None, "split": "unlabelled"},
+    ]
+    rows = steps.ingest(table(tmp_path, [*good, *bad, *unlabeled]), ".", unlabeled=["free/*"])
+    assert len(rows) == 42
+    assert [row["path"] for row in rows if row["label"] == -1] == ["f.jpg", "free/e.jpg"]
+    finding = steps.findings("ingest")["ingest.rejected"]
+    assert finding.measured == len(bad)
+    lines = Path("outputs/ingest/rejected.csv").read_text().splitlines()
+    assert [line.rsplit(",", 1)[1].strip('"') for line in lines] == [
+        "the path is missing",
+        "the label is missing or negative",
+        "the label is missing or negative",
+        "the split 'holdout' is unknown",
+        "the source 'drawn' is unknown",
+    ]
+    assert "row 42: a.jpg" in lines[1]
+
+
+def test_rows_of_one_path_keep_the_order_of_the_table(steps: Steps, tmp_path: Path) -> None:
+    rows = [{"path": f"{number % 30:02d}.jpg", "label": number % 2, "width": number} for number in range(120)]
+    made = steps.ingest(
+        table(tmp_path, [{**row, "split": ("train", "val")[row["label"]]} for row in rows]), "."
+    )
+    wanted = sorted(rows, key=lambda row: (row["path"], row["label"]))
+    assert [row["width"] for row in made] == [row["width"] for row in wanted]
+
+
+@pytest.mark.parametrize("digest", ["", "12345", "none of hexadecimal digits"])
+def test_a_content_hash_that_is_none_is_named(steps: Steps, tmp_path: Path, digest: str) -> None:
+    rows = [{"path": f"{number}.jpg", "label": number % 2} for number in range(20)]
+    rows[7]["sha256"] = digest
+    with pytest.raises(RetortError, match=f"column 'sha256': '{digest}'"):
+        steps.ingest(table(tmp_path, rows), ".")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.binary(min_size=32, max_size=32), max_size=20), st.floats(0.01, 0.5), st.floats(0.01, 0.49)
+)
+def test_splits_are_thresholds_on_the_first_32_bits(contents: list[bytes], val: float, test: float) -> None:
+    digests = [content.hex() for content in contents]
+    wanted = []
+    for digest in digests:
+        share = int(digest[:8], 16) / 2**32
+        wanted.append("val" if share < val else "test" if share < val + test else "train")
+    assert splits_of(pa.array(digests, pa.string()), Splits(val=val, test=test)).to_pylist() == wanted
 
 
 @pytest.mark.parametrize(
