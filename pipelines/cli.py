@@ -405,6 +405,60 @@ def compare_weights(
         )
 
 
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Files, and folders of images.")],
+    model: Annotated[Path, typer.Option(help="A model.onnx, or the folder it lies in.")] = EXPORT,
+    threads: Annotated[int, typer.Option(help="Of ONNX Runtime; 0: as it thinks right.")] = 0,
+) -> None:
+    """Classify images by an exported model; needs no params.yaml.
+
+    Writes outputs/predict/predictions.csv and .parquet.
+
+    Examples: retort predict photos/new
+              retort predict cat.jpg --model outputs/export/teacher
+    """
+    from components.export.predict import predict as classify
+
+    found = classify(model, images, out=OUTPUTS / "predict", threads=threads)
+    for prediction in found[:20]:
+        said = prediction.error or f"{prediction.class_name}  {prediction.score:.3f}"
+        print(f"{prediction.path}  {said}")
+    more = f", of which {len(found) - 20:,} are not shown" if len(found) > 20 else ""
+    print(f"{len(found):,} images{more}: {OUTPUTS / 'predict' / 'predictions.csv'}")
+
+
+@app.command()
+def promote(version: Annotated[int, typer.Argument(help="Version of the registered model.")]) -> None:
+    """Make a version of the registered model champion, by a person's decision.
+
+    Example: retort promote 7
+    """
+    from components.registry.params import RegisterParams
+    from components.registry.promote import promote as crown
+
+    crown(params().of(RegisterParams), version)
+
+
+@app.command()
+def rollback() -> None:
+    """Make that version champion again which the present champion replaced."""
+    from components.registry.params import RegisterParams
+    from components.registry.promote import rollback as back
+
+    back(params().of(RegisterParams))
+
+
+@app.command()
+def sync() -> None:
+    """Send to MLflow what was spooled while it was away; may be repeated."""
+    from components.common.tracking import sync as send
+
+    counts = send(params().registry)
+    running = f"; {counts['running']} belong to steps that still run" if counts["running"] else ""
+    print(f"{counts['sent']} steps sent{running}")
+
+
 @app.command("compile")
 def compile_() -> None:
     """Write the Kubeflow pipeline as IR: pipeline.yaml.

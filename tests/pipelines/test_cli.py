@@ -157,3 +157,16 @@ def test_a_signal_ends_with_its_status(tmp_path: Path) -> None:
     )
     assert ended.returncode == 143
     assert "terminated" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ingest", "validate", "weights", "audit", "audit imbalance", "audit synthetic", "plan", "finetune",
+        "check", "distill", "export", "benchmark", "register", "predict", "expand", "features", "cost",
+        "compare-weights", "compile", "submit", "promote", "rollback", "sync", "report", "init", "clean",
+    ],
+)  # fmt: skip
+def test_every_command_explains_itself(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*words.split(), "--help"]) == 0
+    assert f"retort {words}" in capsys.readouterr().out
