@@ -29,6 +29,7 @@ from components.training.params import ExpandParams
 
 WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
 PER_CLASS = 200  # training images that a class mean is taken over: its error is then 1/14 of the spread
+OLD_IMAGES = 20_000  # of all old classes together: their means only say where new rows must not reach
 NAMED = 5  # classes that a message names
 ROW = "5.4"
 
@@ -125,11 +126,12 @@ def choose(
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it knows {_some(known)}"
             raise RetortError(f"expand.old_classes: '{name}' is no class of {model}; {hint}")
-    kept = [row for row, name in enumerate(known) if wanted is None or name in wanted]
+    old, chosen = set(known), set(known if wanted is None else wanted)  # there may be 100,000
+    kept = [row for row, name in enumerate(known) if name in chosen]
     names = manifests.class_names(table)
     occurring = np.unique(table["label"].to_numpy())
     new = dict.fromkeys(
-        names[label] for label in occurring.tolist() if label >= 0 and names[label] not in known
+        names[label] for label in occurring.tolist() if label >= 0 and names[label] not in old
     )
     if not new:
         raise RetortError(
@@ -260,19 +262,24 @@ def _grow(
     job: engine.Job, old: nn.Module, classes: Classes, samples: loader.Samples, training: np.ndarray
 ) -> nn.Module:
     """The expanded network as training finds it: old rows as they were, new ones from class means."""
-    labels = samples.labels[training]
-    some = [_spread(training[labels == label]) for label in np.unique(labels)]
+    of_old = max(1, min(PER_CLASS, OLD_IMAGES // len(classes.kept)))
+    by_class = training[np.argsort(samples.labels[training], kind="stable")]
+    labels, starts = np.unique(samples.labels[by_class], return_index=True)
+    some = [
+        _spread(of_class, PER_CLASS if label in classes.new else of_old)
+        for label, of_class in zip(labels.tolist(), np.split(by_class, starts[1:]), strict=True)
+    ]
     means = rows.class_means(old, _batches(job, samples, np.concatenate(some), "class means"))
     grown = build.create(job.arch, len(job.class_names)).eval()
     rows.grow(old, grown, classes.kept, means, classes.new)
     return grown
 
 
-def _spread(of_class: np.ndarray) -> np.ndarray:
-    """PER_CLASS of a class's rows, evenly over the manifest."""
-    if len(of_class) <= PER_CLASS:
+def _spread(of_class: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of a class's rows, evenly over the manifest."""
+    if len(of_class) <= most:
         return of_class
-    return of_class[np.linspace(0, len(of_class) - 1, PER_CLASS).astype(np.int64)]
+    return of_class[np.linspace(0, len(of_class) - 1, most).astype(np.int64)]
 
 
 def _batches(

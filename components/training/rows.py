@@ -14,6 +14,8 @@ from components.models import heads
 
 SURE = log(9)  # lead in nats over the best old row at which a softmax of the two says 0.9
 
+CHUNK = 256  # feature vectors that are multiplied with all rows at once
+
 Means = dict[int, Tensor]  # mean input of a layer by class label, float64 [C]
 
 
@@ -123,7 +125,8 @@ def begin(
     rows = common + length * nn.functional.normalize(means - middle, dim=1)
 
     def best_old(features: Tensor) -> Tensor:
-        return (features @ weight.T + bias).max(dim=1).values
+        parts = features.split(CHUNK)  # 100,000 classes against as many means would not fit
+        return torch.cat([(part @ weight.T + bias).max(dim=1).values for part in parts])
 
     lead = (rows * means).sum(1) - best_old(means)
     if not old:
