@@ -269,9 +269,9 @@ def _grow(
         _spread(of_class, PER_CLASS if label in classes.new else of_old)
         for label, of_class in zip(labels.tolist(), np.split(by_class, starts[1:]), strict=True)
     ]
-    means = rows.class_means(old, _batches(job, samples, np.concatenate(some), "class means"))
+    statistics = rows.fed(old, _batches(job, samples, np.concatenate(some), "class means"))
     grown = build.create(job.arch, len(job.class_names)).eval()
-    rows.grow(old, grown, classes.kept, means, classes.new)
+    rows.grow(old, grown, classes.kept, statistics, classes.new)
     return grown
 
 

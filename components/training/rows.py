@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import log
+from dataclasses import dataclass
+from math import log, sqrt
 from typing import Any
 
 import torch
@@ -16,7 +17,16 @@ SURE = log(9)  # lead in nats over the best old row at which a softmax of the tw
 
 CHUNK = 256  # feature vectors that are multiplied with all rows at once
 
-Means = dict[int, Tensor]  # mean input of a layer by class label, float64 [C]
+
+@dataclass
+class Fed:
+    """What a layer of the classifier is fed: mean by class label, float64 [C], and scatter inside classes.
+
+    ``within`` is the pooled covariance around the class means, float64 [C, C].
+    """
+
+    means: dict[int, Tensor]
+    within: Tensor
 
 
 def classifiers(module: nn.Module) -> list[nn.Linear]:
@@ -62,15 +72,16 @@ class NewRows:
 
 
 @torch.inference_mode()
-def class_means(module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]]]) -> list[Means]:
-    """Mean input of each of the classifier's layers, by class.
+def fed(module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]]]) -> list[Fed]:
+    """Statistics of the input of each of the classifier's layers.
 
     Args:
         module: in eval mode.
         batches: inputs float32 [B, 3, S, S] and their labels.
     """
     layers = classifiers(module)
-    sums: list[Means] = [{} for _ in layers]
+    sums: list[dict[int, Tensor]] = [{} for _ in layers]
+    squares = [torch.zeros(2 * (layer.in_features,), dtype=torch.float64) for layer in layers]
     counts: dict[int, int] = {}
     seen: dict[int, Tensor] = {}
 
@@ -84,6 +95,8 @@ def class_means(module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]
     try:
         for inputs, labels in batches:
             module(inputs)
+            for place, square in enumerate(squares):
+                square += seen[place].T @ seen[place]
             for at, label in enumerate(labels):
                 counts[label] = counts.get(label, 0) + 1
                 for place, total in enumerate(sums):
@@ -91,19 +104,25 @@ def class_means(module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]
     finally:
         for handle in hooks:
             handle.remove()
-    return [{label: total / counts[label] for label, total in layer.items()} for layer in sums]
+    found = []
+    for square, total in zip(squares, sums, strict=True):
+        means = {label: value / counts[label] for label, value in total.items()}
+        between = torch.stack([mean * sqrt(counts[label]) for label, mean in means.items()])
+        found.append(Fed(means, (square - between.T @ between) / sum(counts.values())))
+    return found
 
 
 def begin(
-    weight: Tensor, bias: Tensor, old: Mapping[int, Tensor], new: Sequence[Tensor]
+    weight: Tensor, bias: Tensor, old: Mapping[int, Tensor], new: Sequence[Tensor], within: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New rows of a classifier, from class means of what it is fed.
 
     A softmax does not change when one vector is added to all rows, so that rows mean something only beside
     their mean ``w`` (over the old ones); and features do not have mean zero, so that a class mean taken as
-    it is would score high on every image. So with ``m`` the mean of all class means, ``u = (mean - m) /
-    |mean - m|`` and ``s`` the old rows' mean distance from ``w``, the new row is ``w + s * u``: its direction
-    is where its class lies, its length is what old rows have.
+    it is would score high on every image. So with ``m`` the mean of all class means, ``S`` the covariance
+    inside classes and ``r`` the mean of its diagonal, the direction is Fisher's, ``d = (S + r I)^-1 (mean -
+    m)``: towards its class, most where images of a class agree. With ``s`` the old rows' mean distance from
+    ``w``, the new row is ``w + s * d / |d|``: as long as old rows are.
 
     Its bias puts the border half-way between its own class and the old class that comes nearest: its lead
     over the best old row at its own class mean is as large as its lag at the nearest old class mean. Where no
@@ -113,6 +132,7 @@ def begin(
         weight, bias: the old rows, float [K, C] and [K].
         old: means by row, float [C], of those old classes that have images.
         new: means of the new classes, float [C] each.
+        within: S, float [C, C].
 
     Returns:
         Weights float64 [len(new), C] and biases float64 [len(new)].
@@ -122,7 +142,11 @@ def begin(
     middle = torch.cat([known, means]).mean(0) if old else torch.zeros_like(means[0])
     common = weight.mean(0)
     length = (weight - common).norm(dim=1).mean() if len(weight) > 1 else weight.norm()
-    rows = common + length * nn.functional.normalize(means - middle, dim=1)
+    ridge = within.diag().mean() * torch.eye(len(within), dtype=torch.float64)
+    if not ridge.any():  # one image a class: nothing is known of how they scatter
+        ridge = torch.eye(len(within), dtype=torch.float64)
+    direction = torch.linalg.solve(within.double() + ridge, (means - middle).T).T
+    rows = common + length * nn.functional.normalize(direction, dim=1)
 
     def best_old(features: Tensor) -> Tensor:
         parts = features.split(CHUNK)  # 100,000 classes against as many means would not fit
@@ -137,24 +161,24 @@ def begin(
 
 @torch.no_grad()
 def grow(
-    module: nn.Module, grown: nn.Module, kept: Sequence[int], means: Sequence[Means], new: Sequence[int]
+    module: nn.Module, grown: nn.Module, kept: Sequence[int], statistics: Sequence[Fed], new: Sequence[int]
 ) -> None:
     """Fill ``grown`` with the network ``module`` and a classifier of its rows ``kept``, then one a new class.
 
     Args:
         kept: rows of ``module``, in the order that they have in ``grown``.
-        means: of each layer, by the label that a class has in ``grown``.
+        statistics: of each layer, by the label that a class has in ``grown``.
         new: labels of the new classes: they follow the kept rows.
     """
     tensors = grown.state_dict()
     for name, tensor in module.state_dict().items():
         if tensors[name].shape == tensor.shape:
             tensors[name].copy_(tensor)
-    for old, layer, mean in zip(classifiers(module), classifiers(grown), means, strict=True):
+    for old, layer, found in zip(classifiers(module), classifiers(grown), statistics, strict=True):
         weight = old.weight[list(kept)]
         bias = weight.new_zeros(len(kept)) if old.bias is None else old.bias[list(kept)]
-        known = {label: mean[label] for label in range(len(kept)) if label in mean}
-        rows, biases = begin(weight, bias, known, [mean[label] for label in new])
+        known = {label: found.means[label] for label in range(len(kept)) if label in found.means}
+        rows, biases = begin(weight, bias, known, [found.means[label] for label in new], found.within)
         layer.weight.copy_(torch.cat([weight, rows.to(weight.dtype)]))
         if old.bias is not None:
             layer.bias.copy_(torch.cat([bias, biases.to(bias.dtype)]))

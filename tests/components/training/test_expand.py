@@ -94,7 +94,7 @@ def test_new_rows_by_hand() -> None:
     weight, bias = torch.tensor([[1.0, 0.5], [-1.0, 0.5]]), torch.tensor([0.0, 0.0])
     old = {0: torch.tensor([4.0, 10.0]), 1: torch.tensor([-4.0, 10.0])}
     new = torch.tensor([0.0, 16.0])
-    row, shift = rows.begin(weight, bias, old, [new])
+    row, shift = rows.begin(weight, bias, old, [new], torch.eye(2))
     # w = (0, 0.5); s = 1; m = (0, 12), so u = (0, 1)
     assert row[0].tolist() == pytest.approx([0.0, 1.5])
     grown = torch.cat([weight.double(), row]), torch.cat([bias.double(), shift])
@@ -108,10 +108,31 @@ def test_new_rows_by_hand() -> None:
     assert shift[0] < 0, "a plain mean with no bias would win everywhere: 16 * 1.5 is 24"
 
 
+def test_new_rows_look_where_images_of_a_class_agree() -> None:
+    weight, bias = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(2)
+    old = {0: torch.tensor([3.0, 0.0]), 1: torch.tensor([-3.0, 0.0])}
+    within = torch.tensor([[3.0, 0.0], [0.0, 1.0]])  # the ridge is 2: images scatter along the first axis
+    row, _ = rows.begin(weight, bias, old, [torch.tensor([3.0, 3.0])], within)
+    # m = (1, 1); (2 / (3 + 2), 2 / (1 + 2)) = (0.4, 0.667): turned towards the second axis
+    assert row[0, 1] / row[0, 0] == pytest.approx(5 / 3)
+    assert float(row[0].norm()) == pytest.approx(1.0)
+
+
+def test_the_statistics_are_those_of_what_the_classifier_is_fed() -> None:
+    module = build.create(Arch(name=ARCH), 3).eval()
+    images, labels = torch.randn(7, 3, SIZE, SIZE), [0, 0, 0, 1, 1, 1, 1]
+    with torch.inference_mode():
+        inputs = module.forward_head(module.forward_features(images), pre_logits=True).double().numpy()
+    (found,) = rows.fed(module, [(images[:3], labels[:3]), (images[3:], labels[3:])])
+    np.testing.assert_allclose(found.means[1], inputs[3:].mean(axis=0), rtol=1e-5, atol=1e-7)
+    inner = [np.cov(part.T, bias=True) * len(part) for part in (inputs[:3], inputs[3:])]
+    np.testing.assert_allclose(found.within, sum(inner) / 7, rtol=1e-3, atol=1e-6)
+
+
 def test_new_rows_when_nothing_is_known_of_old_classes() -> None:
     weight, bias = torch.tensor([[1.0, 0.5], [-1.0, 0.5]]), torch.tensor([0.3, -0.2])
     means = [torch.tensor([0.5, 8.0]), torch.tensor([-0.5, 2.0])]
-    row, shift = rows.begin(weight, bias, {}, means)
+    row, shift = rows.begin(weight, bias, {}, means, torch.eye(2))
     for at, mean in enumerate(means):
         two = torch.stack([(weight @ mean + bias).max().double(), row[at] @ mean.double() + shift[at]])
         assert two.softmax(0)[1] == pytest.approx(0.9)
@@ -132,8 +153,8 @@ def test_old_rows_are_kept_on_every_kind_of_head(arch: Arch, layers: int) -> Non
     kept, new = [0, 1, 3], range(3, 5)
     images = torch.randn(10, 3, SIZE, SIZE) + torch.linspace(-2, 2, 5).repeat(2)[:, None, None, None]
     labels = [0, 1, 2, 3, 4] * 2
-    means = rows.class_means(module, [(images[:5], labels[:5]), (images[5:], labels[5:])])
-    rows.grow(module, grown, kept, means, new)
+    statistics = rows.fed(module, [(images[:5], labels[:5]), (images[5:], labels[5:])])
+    rows.grow(module, grown, kept, statistics, new)
     with torch.inference_mode():
         before, after = module(images), grown(images)
     assert torch.equal(after[:, :3], before[:, kept]), "the same logits, bit by bit"
