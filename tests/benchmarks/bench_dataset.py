@@ -1,4 +1,4 @@
-"""Data: validate, drift and the imbalance audit up to 43 million rows; near-duplicates; image checks; copies.
+"""Data: ingest, validate, drift, imbalance audit up to 43 million rows; near-duplicates; images; copies.
 
 The planted benchmark wants Fashion-MNIST (Debian's package ``dataset-fashion-mnist``, or the folder that
 ``RETORT_FASHION_MNIST`` names); without it, it is left out and said so.
@@ -79,13 +79,20 @@ def _scale(sizes: tuple[int, ...]) -> list[Row]:
             folder = Path(name)
             (folder / "data").mkdir()
             (folder / "params.yaml").write_text("{}\n", encoding="utf-8")
-            generate(size, folder / "data" / "manifest.parquet")
+            generate(size, folder / "source.parquet")
+            ingest = _retort(folder, "-o", "data.source=source.parquet", "-o", "data.root=.", "ingest")
+            (folder / "source.parquet").unlink()
             _earlier_counts(folder, size)
             validate = _retort(folder, *VALIDATE, "-o", "validate.baseline=earlier.parquet", "validate")
             rows += _exact(folder, size)
             audit = _retort(folder, "audit", "imbalance")
         both, peak = validate.seconds + audit.seconds, max(validate.peak_bytes, audit.peak_bytes)
         curve[size] = both
+        title = f"ingest of a manifest of {size / 1e6:.0f} M rows"
+        rows += [
+            at_most(title, ingest.seconds, 300, "s"),
+            at_most("  peak memory", ingest.peak_bytes / GIB, 4, "GiB"),
+        ]
         note = f"validate and drift {validate.seconds:.1f} s, audit {audit.seconds:.1f} s"
         title = f"validate, drift, imbalance audit at {size / 1e6:.0f} M rows"
         if size == max(SIZES):
