@@ -23,7 +23,7 @@ from components.training.finetune import finetune
 from components.training.params import ExpandParams, FinetuneParams
 from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
-from tests.benchmarks.measure import Row, at_least
+from tests.benchmarks.measure import Row
 
 KNOWN = 8
 SUBSET = ["digit 0", "digit 1", "digit 2", "digit 3"]
@@ -53,14 +53,13 @@ def measure(seeds: int) -> list[Row]:
             for key in ("before", "start", "after") if part == "old" else ("start", "after"):
                 values = [each[part][key] for each in numbers]
                 rows.append(_row(f"{way}: {part} classes, {key}", values))
-    loss = [each["old"]["difference"] for each in found["whole network"]]
-    learnt = [each["new"]["after"] for each in found["whole network"]]
-    rows += [
-        at_least("whole network: change on old classes, worst seed", min(loss), -0.01, ""),
-        at_least("whole network: new classes after, mean", mean(learnt), 0.94, ""),
-    ]
+    change = [each["old"]["difference"] for each in found["whole network"]]
     gains = [each["gain"]["val_top1"] for each in found["whole network"]]
-    return [*rows, _row("whole network over new rows only, all classes", gains)]
+    return [
+        *rows,
+        _row("whole network: change on old classes", change),
+        _row("whole network over new rows only, all classes", gains),
+    ]
 
 
 def _once(seed: int, found: dict[str, list[dict[str, Any]]]) -> None:
