@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.common.errors import RetortError
-from components.common.storage import state_dir
 from components.dataset import manifest as manifests
+from components.dataset.database import database
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,19 +44,6 @@ class Counts:
     def made(self) -> NDArray[np.int64]:
         """Synthetic and semi-synthetic training images, int64 [C]."""
         return self.train[:, 1:].sum(axis=1)
-
-
-@contextmanager
-def database() -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with bounded memory, on the cores that this process may use."""
-    import duckdb
-
-    with duckdb.connect() as db:
-        db.execute(f"set threads = {len(os.sched_getaffinity(0))}")
-        db.execute("set memory_limit = '2GB'")
-        db.execute(f"set temp_directory = '{state_dir('cache', 'duckdb')}'")
-        db.execute("set enable_progress_bar = false")
-        yield db
 
 
 def view(db: duckdb.DuckDBPyConnection, manifest: Path) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from components.audit.counts import Counts, database, view
+from components.audit.counts import Counts, view
 from components.audit.features import Backbone, extract, gradients
 from components.audit.params import AuditParams
 from components.audit.probe import compressed, standardised
 from components.common.step import Run
+from components.dataset.database import database
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
