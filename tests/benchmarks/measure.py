@@ -14,6 +14,9 @@ from typing import Any
 import psutil
 
 
+SAMPLE_SECONDS = 2.0  # reading the memory maps of a tree of large processes takes a tenth of a second
+
+
 @dataclass
 class Row:
     """One measured number, beside the one that is wanted (``None``: nothing is asked, it is for reading)."""
@@ -45,7 +48,7 @@ class Command:
 
 
 def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], echo: bool = False) -> Command:
-    """Run a command to its end; memory is the sum of PSS over its process tree, sampled twice a second."""
+    """Run a command to its end; memory is the sum of PSS over its process tree, sampled now and then."""
     started = time.monotonic()
     process = subprocess.Popen(
         command, cwd=cwd, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -56,7 +59,7 @@ def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], echo: bool = 
     def watch() -> None:
         nonlocal peak
         root = psutil.Process(process.pid)
-        while not over.wait(0.5):
+        while not over.wait(SAMPLE_SECONDS):
             total = 0
             try:
                 tree = [root, *root.children(recursive=True)]
