@@ -57,7 +57,7 @@ def write(root: Path, splits: Splits, seed: int) -> None:
             f"{root}: data.source is 'digits', but this folder (data.root) holds other files; "
             "set data.source to the folder, or data.root to an empty one"
         )
-    need_disk(root, 20_000_000, "the digits")
+    need_disk(root, 20_000_000, "the data set")
     (root / MARK).touch()
     wanted = dict(files(splits, seed))
     for path in sorted(root.rglob("*")):
