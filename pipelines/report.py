@@ -189,9 +189,9 @@ def _notes(count: int) -> str:
 
 
 STYLE = """
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:16px 0}
-.figurecard{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-.figurecard .value{font-size:1.35rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(156px,1fr));gap:12px;margin:16px 0}
+.figurecard{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
+.figurecard .value{font-size:1.25rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}
 .figurecard .label{color:var(--soft);font-size:.85rem}
 .steps{list-style:none;display:flex;flex-wrap:wrap;gap:8px;padding:0;margin:18px 0}
 .chip{display:inline-block;padding:4px 12px;border-radius:99px;border:1px solid var(--line);
