@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 
-
 SAMPLE_SECONDS = 2.0  # reading the memory maps of a tree of large processes takes a tenth of a second
 
 
