@@ -180,13 +180,16 @@ def _components() -> list[psutil.Process]:
 
 
 def _ask_to_end(processes: list[psutil.Process]) -> None:
-    """An interrupt for the component itself; Ray's processes below it are the component's to stop."""
+    """Tell the component itself; Ray's processes below it are the component's to stop.
+
+    By SIGTERM: in a shell's background job components, like all of it, ignore SIGINT.
+    """
     import psutil
 
     for process in processes:
         try:
             if "kfp.dsl.executor_main" in process.cmdline() and "sh" not in process.name():
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
         except psutil.NoSuchProcess:
             continue
 
