@@ -155,7 +155,8 @@ def _surveyed(found: Found, rules: _Rules) -> _Survey:
         if not len(path):
             continue
         survey.rows += len(path)
-        rising = pc.all(pc.greater(path[1:], path[:-1])).as_py() and (last is None or path[0].as_py() > last)
+        above = last is None or path[0].as_py() > last
+        rising = above and pc.all(pc.greater(path[1:], path[:-1]), min_count=0).as_py()  # one row rises
         survey.in_order &= rising
         last = path[-1].as_py()
         _remember_stores(path, rules.data)
