@@ -130,7 +130,8 @@ def test_mlflow_has_one_parent_with_a_child_a_step(outputs: Path, checkout: Chec
     from mlflow.tracking import MlflowClient
 
     database = checkout.folder / ".retort" / "mlflow" / "mlflow.db"
-    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+    uri = f"sqlite:///{database}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = client.get_experiment_by_name("retort-digits")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -7,6 +7,7 @@ registered model, ``promotion.0001`` and on: only ever added, so that it can be 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -128,16 +129,34 @@ def opened(registry: Registry, command: str) -> Iterator[Versions]:
             client = connect(uri)
         except Exception as error:
             raise _away(uri, command, error) from error
-        import mlflow
         from mlflow.exceptions import MlflowException
 
-        # MLflow looks up the model behind a version in its global store, whatever client asks
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
         try:
-            yield Versions(client, uri, registry.name)
+            with _global_store(uri):
+                yield Versions(client, uri, registry.name)
         except MlflowException as error:
             raise _away(uri, command, error) from error
+
+
+@contextmanager
+def _global_store(uri: str) -> Iterator[None]:
+    """Make ``uri`` MLflow's global store inside the block, and what it was before afterwards.
+
+    MLflow looks up the model behind a version there, whatever client asks.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])  # type: ignore[arg-type]  # None unsets it
+        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"] or "")
+        if before["MLFLOW_REGISTRY_URI"] is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 def _away(uri: str, command: str, error: Exception) -> RetortError:

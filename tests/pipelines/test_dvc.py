@@ -169,7 +169,8 @@ def test_every_section_of_params_yaml_is_known_to_dvc() -> None:
     assert sections - tracked == {"kubeflow", "report", "expand", "compare_weights"}
 
 
-def test_dvc_reads_the_dag_and_leaves_the_kubeflow_face_out(checkout: Checkout) -> None:
+def test_dvc_reads_the_dag_and_leaves_the_kubeflow_face_out(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)  # its own: in the one that tests share the main job may have run
     shown = checkout.run("dvc", "stage", "list", "--name-only")
     assert shown.stdout.split() == list(STAGES), shown.stderr
     ignored = checkout.run("dvc", "check-ignore", "components/training/component.py")

@@ -406,8 +406,9 @@ def test_missing_empty_and_one_class(tmp_path: Path, steps: Steps) -> None:
         steps.ingest("empty", "empty")
     for number in range(20):
         put(tmp_path / "one" / "only" / f"{number}.png", encoded(digit(number)))
-    with pytest.raises((RetortError, FindingsError), match="at least two classes"):
-        steps.ingest("one", "one")
+        if number in (0, 19):  # a single image is the same mistake as many
+            with pytest.raises((RetortError, FindingsError), match="at least two classes"):
+                steps.ingest("one", "one")
     assert not steps.manifest.exists()
     (tmp_path / "bad.txt").write_bytes(b"")
     with pytest.raises(RetortError, match="list is empty"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,27 @@ def aliases() -> set[str]:
 
 
 @pytest.fixture
-def loads_from() -> Any:
+def loads_from(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Point MLflow's own functions at a store, as a person who deploys the model does."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, "")  # so that what MLflow sets there is taken back
 
     def point(uri: str) -> None:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
 
     yield point
-    point("")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    mlflow.set_registry_uri("")
+
+
+def test_mlflow_is_left_pointing_where_it_pointed(project: Any) -> None:
+    """A later step, test or script of the same process must not find this project's store by accident."""
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    before = (mlflow.is_tracking_uri_set(), mlflow.get_registry_uri())
+    project.register()
+    assert (mlflow.is_tracking_uri_set(), mlflow.get_registry_uri()) == before
+    assert "MLFLOW_REGISTRY_URI" not in os.environ
 
 
 @pytest.mark.parametrize("where", ["file", "server"])
