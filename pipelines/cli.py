@@ -407,20 +407,25 @@ def compare_weights(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Files, and folders of images.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Files, folders, or a manifest.parquet.")
+    ],
     model: Annotated[Path, typer.Option(help="A model.onnx, or the folder it lies in.")] = EXPORT,
     threads: Annotated[int, typer.Option(help="Of ONNX Runtime; 0: as it thinks right.")] = 0,
 ) -> None:
-    """Classify images by an exported model; needs no params.yaml.
+    """Classify images by an exported model; needs no params.yaml, but for a manifest's data.root.
 
     Writes outputs/predict/predictions.csv and .parquet.
 
+    \b
     Examples: retort predict photos/new
               retort predict cat.jpg --model outputs/export/teacher
+              retort predict data/clean.parquet
     """
     from components.export.predict import predict as classify
 
-    found = classify(model, images, out=OUTPUTS / "predict", threads=threads)
+    root = params().data.root if any(place.suffix == ".parquet" for place in images) else ""
+    found = classify(model, images, root=root, out=OUTPUTS / "predict", threads=threads)
     for prediction in found[:20]:
         said = prediction.error or f"{prediction.class_name}  {prediction.score:.3f}"
         print(f"{prediction.path}  {said}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from components.dataset.images import EXTENSIONS, ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
 
 @dataclass
@@ -27,24 +29,30 @@ class Named:
     manifests: list[Path] = field(default_factory=list)
     count: int = 0
 
-    def read(self, size: int) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
-        """Each image's path, and its pixels uint8 [size, size, 3]; or the reason why it has none.
+    def decoded(self) -> Iterator[tuple[str, Image | str]]:
+        """Each image's path, and the whole image in RGB; or the reason why it has none.
 
         Memory does not grow with the number of images.
         """
         for path in self.files:
-            try:
-                yield str(path), images.central_square(images.decode(path.read_bytes()), size)
-            except (ImageError, OSError) as error:
-                yield str(path), str(error).splitlines()[0]
+            yield str(path), _decoded(path.read_bytes)
         for place in self.manifests:
             with pq.ParquetFile(place) as rows:
                 for batch in rows.iter_batches(batch_size=4096, columns=["path"]):
                     for name in batch.column(0).to_pylist():
-                        try:
-                            yield name, images.load_rgb(self.root, name, size)
-                        except ImageError as error:
-                            yield name, str(error).splitlines()[0]
+                        yield name, _decoded(partial(images.read_bytes, self.root, name))
+
+    def read(self, size: int) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
+        """The same with the central square, uint8 [size, size, 3], in place of the whole image."""
+        for name, image in self.decoded():
+            yield name, image if isinstance(image, str) else images.central_square(image, size)
+
+
+def _decoded(read: Callable[[], bytes]) -> Image | str:
+    try:
+        return images.decode(read())
+    except (ImageError, OSError) as error:
+        return str(error).splitlines()[0]
 
 
 def find(places: Sequence[Path], root: str) -> Named:

@@ -1,21 +1,25 @@
-"""``retort predict``: run an exported model on files or folders."""
+"""``retort predict``: run an exported model on files, folders or the rows of a manifest."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.common.errors import RetortError
 from components.common.progress import say, track
 from components.common.storage import atomic_path
-from components.dataset import images as reader
-from components.dataset.images import EXTENSIONS, ImageError
+from components.dataset import named
+from components.dataset.images import central_square
 from components.export import exported
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BATCH = 32
 COLUMNS = ("path", "class", "score", "error")
@@ -32,13 +36,19 @@ class Prediction:
 
 
 def predict(
-    model: Path, images: Sequence[Path], *, out: Path = Path("outputs/predict"), threads: int = 0
+    model: Path,
+    images: Sequence[Path],
+    *,
+    root: str = "",
+    out: Path = Path("outputs/predict"),
+    threads: int = 0,
 ) -> list[Prediction]:
     """Classify images; write ``predictions.parquet`` and ``predictions.csv`` into ``out``.
 
     Args:
         model: an exported ``model.onnx`` (or the folder it lies in).
-        images: files, and folders that are searched for images.
+        images: files, folders that are searched for images, and manifests.
+        root: the folder that a manifest's paths are relative to.
         threads: of ONNX Runtime; 0: as many as it thinks right.
 
     Files that cannot be read are named, counted, and listed with their reason; the rest goes on.
@@ -57,10 +67,11 @@ def predict(
             "finetune it ('retort finetune'), export that, and predict with the result"
         )
     about = exported.describe(session, model)
-    paths = _find(images)
+    found = named.find(images, root)
+    decoded = found.decoded()
     predictions: list[Prediction] = []
-    for start in track(range(0, len(paths), BATCH), "predicting", -(-len(paths) // BATCH)):
-        predictions += _classify(session, about, paths[start : start + BATCH])
+    for _ in track(range(0, found.count, BATCH), "predicting", -(-found.count // BATCH)):
+        predictions += _classify(session, about, list(islice(decoded, BATCH)))
     bad = [prediction for prediction in predictions if prediction.error]
     for prediction in bad[:10]:
         say(f"{prediction.path}: {prediction.error}")
@@ -70,42 +81,27 @@ def predict(
     return predictions
 
 
-def _find(images: Sequence[Path]) -> list[Path]:
-    """The files given, and the images in the folders given, sorted within each."""
-    found: list[Path] = []
-    for path in images:
-        if path.is_dir():
-            inside = [
-                file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()
-            ]
-            found += sorted(inside)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise RetortError(f"{path}: no such file or folder")
-    if not found:
-        named = ", ".join(str(path) for path in images) or "nothing"
-        raise RetortError(f"{named}: no image in there ({', '.join(EXTENSIONS)})")
-    return list(dict.fromkeys(found))
-
-
-def _classify(session: Any, about: exported.Exported, paths: Sequence[Path]) -> Iterator[Prediction]:
+def _classify(
+    session: Any, about: exported.Exported, images: Sequence[tuple[str, Image | str]]
+) -> list[Prediction]:
     """One batch; with preprocessing in the graph image by image, since their sizes differ."""
-    results: dict[Path, Prediction] = {}
-    pixels: dict[Path, np.ndarray] = {}
-    for path in paths:
-        try:
-            image = reader.decode(path.read_bytes())
-            pixels[path] = np.asarray(image) if about.in_graph else reader.central_square(image, about.size)
-        except (ImageError, OSError) as error:
-            results[path] = Prediction(str(path), None, None, str(error).splitlines()[0])
-    groups = [[path] for path in pixels] if about.in_graph else [list(pixels)] if pixels else []
+    results = {
+        place: Prediction(name, None, None, said)
+        for place, (name, said) in enumerate(images)
+        if isinstance(said, str)
+    }
+    pixels = {
+        place: np.asarray(image) if about.in_graph else central_square(image, about.size)
+        for place, (_, image) in enumerate(images)
+        if not isinstance(image, str)
+    }
+    groups = [[place] for place in pixels] if about.in_graph else [list(pixels)] if pixels else []
     for group in groups:
-        scores = exported.run(session, about.feed(np.stack([pixels[path] for path in group])))
-        for path, row in zip(group, scores, strict=True):
+        scores = exported.run(session, about.feed(np.stack([pixels[place] for place in group])))
+        for place, row in zip(group, scores, strict=True):
             best = int(row.argmax())
-            results[path] = Prediction(str(path), about.class_names[best], float(row[best]))
-    return (results[path] for path in paths)
+            results[place] = Prediction(images[place][0], about.class_names[best], float(row[best]))
+    return [results[place] for place in range(len(images))]
 
 
 def _write(predictions: Sequence[Prediction], out: Path) -> None:

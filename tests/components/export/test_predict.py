@@ -29,6 +29,12 @@ def test_a_folder_is_classified_as_export_measured(
         assert [row["path"] for row in csv.DictReader(file)] == [item.path for item in found]
 
 
+def test_the_rows_of_a_manifest_are_classified(digits: Digits, exported_folder: Path, tmp_path: Path) -> None:
+    found = predict(exported_folder, [digits.manifest], root=str(digits.root), out=tmp_path)
+    assert [item.path for item in found] == pq.read_table(digits.manifest)["path"].to_pylist()
+    assert all(item.class_name in NAMES for item in found)
+
+
 def test_unreadable_files_are_named_and_the_rest_goes_on(
     digits: Digits, exported_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
