@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +138,9 @@ def _write(
     run.tracker.summary(results.headline(student))
 
 
-def paired_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Difference of top-1 of two networks on the same images, and half its 95 % interval.
-
-    Args:
-        actual, ours, other: classes int64 [n].
-    """
-    difference = (ours == actual).astype(float) - (other == actual).astype(float)
-    return float(difference.mean()), 1.96 * float(difference.std()) / sqrt(max(1, len(difference)))
-
-
 def _gain(run: Run, actual: dict[str, np.ndarray], said: dict[str, Any]) -> dict[str, float]:
     """What distillation gained over the same student without a teacher, at the end of the schedule."""
-    gain, half = paired_gain(actual["val"], said["student"]["val"], said[CONTROL]["val"])
+    gain, half = results.paired_gain(actual["val"], said["student"]["val"], said[CONTROL]["val"])
     worse = gain + half < 0
     run.find(
         "distill.gain", "warning" if worse else "info", "student",
@@ -161,6 +150,6 @@ def _gain(run: Run, actual: dict[str, np.ndarray], said: dict[str, Any]) -> dict
         advice="The teacher does not help here: use more unlabelled images, more epochs, or no teacher."
         if worse else "",
     )  # fmt: skip
-    test, test_half = paired_gain(actual["test"], said["student"]["test"], said[CONTROL]["test"])
+    test, test_half = results.paired_gain(actual["test"], said["student"]["test"], said[CONTROL]["test"])
     run.tracker.summary({"gain_val": gain, "gain_test": test})
     return {"val_top1": gain, "val_half_width": half, "test_top1": test, "test_half_width": test_half}

@@ -24,7 +24,6 @@ from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net
 from components.training import engine, loader, results, rows, sampling, session
-from components.training.distill import paired_gain
 from components.training.params import ExpandParams
 
 WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
@@ -383,7 +382,7 @@ def _parts(
         values: Sequence[float | None] = [None] * len(keys)
         if at.any():
             tops = [float((said == actual[at]).mean()) for said in (first, before["start"][at], after[at])]
-            values = [*tops, *paired_gain(actual[at], after[at], first)]
+            values = [*tops, *results.paired_gain(actual[at], after[at], first)]
         found[part] = {**entry, **dict(zip(keys, values, strict=True))}
     return found
 
@@ -395,7 +394,7 @@ def _gain(
     gain: dict[str, float] = {}
     for part, at in {"val": np.full(len(actual), True), **parts}.items():
         if at.any():
-            value, half = paired_gain(actual[at], everything[at], new_rows[at])
+            value, half = results.paired_gain(actual[at], everything[at], new_rows[at])
             gain |= {f"{part}_top1": value, f"{part}_half_width": half}
     return gain
 

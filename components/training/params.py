@@ -85,29 +85,21 @@ class FinetuneParams(StepParams):
     ray: Ray = Field(default_factory=Ray)
 
 
-class CheckParams(StepParams):
-    data: Data = Field(default_factory=Data)
-    teacher: Net = Field(default_factory=Net)
+class _TwoNets(FinetuneParams):
     student: Net = Field(default_factory=Net)
+
+
+class CheckParams(_TwoNets):
     distill: Distill = Field(default_factory=Distill)
-    ray: Ray = Field(default_factory=Ray)
 
 
 class DistillParams(CheckParams):
     """The same as the gate reads: what passed it is what is distilled."""
 
 
-class ExpandParams(StepParams):
-    data: Data = Field(default_factory=Data)
-    teacher: Net = Field(default_factory=Net)
-    student: Net = Field(default_factory=Net)
+class ExpandParams(_TwoNets):
     expand: Expand = Field(default_factory=Expand)
-    ray: Ray = Field(default_factory=Ray)
 
 
-class CompareWeightsParams(StepParams):
-    data: Data = Field(default_factory=Data)
-    teacher: Net = Field(default_factory=Net)
-    student: Net = Field(default_factory=Net)
+class CompareWeightsParams(_TwoNets):
     compare_weights: CompareWeights = Field(default_factory=CompareWeights)
-    ray: Ray = Field(default_factory=Ray)

@@ -21,7 +21,7 @@ from components.common.storage import sha256_file
 from components.models import checkpoint
 from components.training.check import check
 from components.training.cluster import running
-from components.training.distill import distill, paired_gain
+from components.training.distill import distill
 from components.training.finetune import finetune
 from components.training.params import CheckParams, DistillParams, FinetuneParams, Ray
 
@@ -125,18 +125,6 @@ def test_an_address_that_does_not_answer(address: str, message: str) -> None:
         running(Ray(address=address)),
     ):
         pass
-
-
-def test_paired_gain() -> None:
-    import numpy as np
-
-    actual = np.zeros(100, dtype=np.int64)
-    ours, other = actual.copy(), actual.copy()
-    ours[:5], other[3:15] = 1, 1  # wrong: ours 5, other 12, both 2
-    gain, half = paired_gain(actual, ours, other)
-    assert gain == pytest.approx(0.07)
-    # 10 images speak for us, 3 against: variance (13/100 - 0.07^2)
-    assert half == pytest.approx(1.96 * (0.13 - 0.07**2) ** 0.5 / 10)
 
 
 @pytest.mark.slow
