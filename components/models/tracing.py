@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,15 @@ def trace(network: nn.Module, example: torch.Tensor, names: Sequence[str]) -> on
         path = Path(folder) / "network.onnx"
         shared: dict[str, Any] = {"input_names": [given], "output_names": results, "opset_version": OPSET}
         try:
-            torch.onnx.export(
-                network,
-                (example,),
-                path,
-                dynamo=False,
-                dynamic_axes={name: {0: "N"} for name in names},
-                **shared,
-            )
+            with _graph_unprinted():
+                torch.onnx.export(
+                    network,
+                    (example,),
+                    path,
+                    dynamo=False,
+                    dynamic_axes={name: {0: "N"} for name in names},
+                    **shared,
+                )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as traced:
             batch = torch.export.Dim("N", min=1)
             try:
@@ -70,6 +72,24 @@ def trace(network: nn.Module, example: torch.Tensor, names: Sequence[str]) -> on
                     f"and with the newer exporter: {_first_line(error)}"
                 ) from error
         return _simplified(path)
+
+
+@contextmanager
+def _graph_unprinted() -> Iterator[None]:
+    """Keep the tracing exporter from printing a graph of hundreds of lines when an operator is beyond it.
+
+    torch means to print it only when asked to, but asks a function's truth where it should call the function
+    (``setup_onnx_logging``), so there is no other switch.
+    """
+    import torch
+
+    bindings: Any = torch._C
+    original = bindings._jit_onnx_log
+    bindings._jit_onnx_log = lambda *graph: None
+    try:
+        yield
+    finally:
+        bindings._jit_onnx_log = original
 
 
 def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str], name: str) -> None:
