@@ -22,9 +22,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29
+PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the chunk that ends every PNG
 
 # decode() judges the size by itself, from the header
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# what is wrong with an image is said in a finding, which names the file
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(RetortError):
@@ -84,6 +87,9 @@ def open_header(content: bytes) -> Image.Image:
         raise ImageError("image.unreadable", "not an image of a known format") from None
     except Exception as error:  # noqa: BLE001 - a hostile header may raise anything; it is one bad image
         raise ImageError("image.unreadable", f"{type(error).__name__}: {error}") from None
+    # Pillow asks for no end of a PNG once it has all rows
+    if image.format == "PNG" and content.rfind(PNG_END) < 0:
+        raise ImageError("image.unreadable", "the end of the file is missing")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError("image.bomb", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} in all")

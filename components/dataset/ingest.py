@@ -46,7 +46,7 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
         found = sources.read(params)
         rules = _Rules(data)
         survey = _surveyed(found, rules)
-        names = _named(survey, data)
+        names = _named(run, survey, data)
         _correct(run, survey, rules, names)
         _report_rejected(run, found, out)
         _need_classes(run, survey, names, found)
@@ -204,7 +204,7 @@ def _classes(columns: Columns) -> tuple[dict[int, str | None], set[str]]:
     return labels, {name or "" for name in unnumbered}
 
 
-def _named(survey: _Survey, data: Data) -> dict[int, str]:
+def _named(run: Run, survey: _Survey, data: Data) -> dict[int, str]:
     """The names of classes by label; settles the labels of those that come without.
 
     Class folders are numbered in the order of ``data.class_names``, else in the order of their names.
@@ -215,6 +215,15 @@ def _named(survey: _Survey, data: Data) -> dict[int, str]:
     if unknown := [name for name in without if name not in listed] if listed else []:
         raise RetortError(f"{file}: class '{unknown[0]}' of the data is not in this file; add it as a line")
     names = dict(enumerate(listed or without))
+    nameless = sorted(label for label, name in survey.named.items() if label >= len(listed) and not name)
+    if file and nameless:
+        run.find(
+            "labels.names", "warning", str(file),
+            f"{len(listed):,} classes are named, but {len(nameless):,} labels lie beyond them: "
+            f"{', '.join(map(str, nameless[:5]))}{', ...' if len(nameless) > 5 else ''}. Numbers name those.",
+            measured=nameless[-1] + 1, limit=len(listed),
+            advice="Check data.class_names: line n names label n, beginning with 0.", row="2.1",
+        )  # fmt: skip
     for label, name in survey.named.items():
         names.setdefault(label, name or str(label))
     order = _numbers(names)
@@ -280,7 +289,8 @@ def _correct(run: Run, survey: _Survey, rules: _Rules, names: dict[int, str]) ->
 def _read_corrections(file: Path) -> dict[str, str]:
     """Path and verdict (a class, or 'drop') of each line."""
     try:
-        lines = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
+        with file.open(encoding="utf-8-sig", newline="") as text:  # a path may hold line breaks
+            lines = list(csv.reader(text))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RetortError(f"{file}: cannot be read ({error}); check data.corrections") from None
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
@@ -289,9 +299,9 @@ def _read_corrections(file: Path) -> dict[str, str]:
     for number, cells in enumerate(lines[1 if columns else 0 :], start=2 if columns else 1):
         if not cells:
             continue
-        named = dict(zip(columns or ["path", "label"], (cell.strip() for cell in cells), strict=False))
-        drop = named.get("drop", "").lower()
-        verdict = "drop" if drop in ("1", "true", "yes", "drop") else named.get("label", "")
+        named = dict(zip(columns or ["path", "label"], cells, strict=False))
+        drop = named.get("drop", "").strip().lower()
+        verdict = "drop" if drop in ("1", "true", "yes", "drop") else named.get("label", "").strip()
         if not verdict and drop in ("0", "false", "no", ""):
             if columns and "drop" in columns and drop:
                 continue  # an explicit 'no'
@@ -385,7 +395,7 @@ def _inspected(columns: Columns, root: str, etags: dict[str, str], where: str) -
 
 
 def _sorted(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows by path, split and label, and as they came where these are equal; on disk, beyond 2 GB."""
+    """The rows by what they say, so that the order of a source does not matter; on disk, beyond 2 GB."""
     with tempfile.TemporaryDirectory(prefix="ingest-", dir=state_dir("cache")) as folder:
         file = Path(folder) / "unsorted.parquet"
         with pq.ParquetWriter(file, manifests.SCHEMA, compression="lz4") as writer:
@@ -394,7 +404,8 @@ def _sorted(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         with database() as db:
             table = db.read_parquet(str(file), file_row_number=True)
             names = ", ".join(f'"{name}"' for name in manifests.SCHEMA.names)
-            ordered = table.order("path, split, label, file_row_number").project(names)
+            by = 'path, split, label, source, class_name, "group", file_row_number'
+            ordered = table.order(by).project(names)
             for batch in ordered.to_arrow_reader(sources.PORTION):
                 yield batch.cast(manifests.SCHEMA)
 

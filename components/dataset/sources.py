@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -163,7 +164,7 @@ def _folder(data: Data, folder: Path) -> Found:
     before = "" if root == place else os.path.relpath(place, root) + "/"
     found = Found()
     below = []
-    for name in walk(os.fsencode(place)):
+    for name in walk(os.fsencode(place), found.rejected):
         if os.path.splitext(name)[1].lower() in {extension.encode() for extension in EXTENSIONS}:  # noqa: PTH122
             below.append(name)
         else:
@@ -177,11 +178,11 @@ def _folder(data: Data, folder: Path) -> Found:
     return found
 
 
-def walk(top: bytes) -> Iterator[bytes]:
+def walk(top: bytes, lost: Rejected) -> Iterator[bytes]:
     """Names of all ordinary files below ``top``, sorted; links are followed, but never in a circle.
 
-    Hidden files and folders, and those that archivers add, are left out. A folder that may not be read
-    is an error: silence would lose a class.
+    What leads to no file goes into ``lost``, with the reason. Hidden files and folders, and those that
+    archivers add, are left out. A folder that may not be read is an error: silence would lose a class.
     """
 
     def below(folder: bytes, ancestors: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
@@ -192,13 +193,25 @@ def walk(top: bytes) -> Iterator[bytes]:
         for entry in entries:
             if entry.name.startswith(b".") or entry.name == b"__MACOSX":
                 continue
-            if entry.is_file():
+            if entry.is_file(follow_symlinks=False):
                 yield entry.path[len(top) + 1 :]
-            elif entry.is_dir():
+                continue
+            try:
                 status = entry.stat()
-                identity = (status.st_dev, status.st_ino)
-                if identity not in ancestors and len(ancestors) < DEEPEST:
-                    yield from below(entry.path, (*ancestors, identity))
+            except OSError as error:  # a link into the void, or to itself
+                lost.append((encode(entry.path[len(top) + 1 :]), str(error.strerror).lower()))
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if stat.S_ISREG(status.st_mode):
+                yield entry.path[len(top) + 1 :]
+            elif not stat.S_ISDIR(status.st_mode):
+                lost.append((encode(entry.path[len(top) + 1 :]), "not an ordinary file"))
+            elif identity in ancestors:
+                lost.append((encode(entry.path[len(top) + 1 :]), "a link back to a folder above it"))
+            elif len(ancestors) == DEEPEST:
+                lost.append((encode(entry.path[len(top) + 1 :]), f"more than {DEEPEST} folders deep"))
+            else:
+                yield from below(entry.path, (*ancestors, identity))
 
     status = os.stat(top)  # noqa: PTH116
     return below(top, ((status.st_dev, status.st_ino),))
@@ -376,13 +389,15 @@ def _judged(
     """The rows that can be used, and why each other one cannot; ``start`` is the first one's number."""
     path, label, split, source = (columns[name] for name in ("path", "label", "split", "source"))
     no_path = pc.fill_null(pc.equal(path, ""), True)
+    foreign = pc.and_(pc.match_substring(path, "://"), pc.invert(pc.starts_with(path, "s3://")))
+    foreign = pc.fill_null(foreign, False)
     free = equals(split, "unlabeled")
     no_label = pc.and_(pc.fill_null(pc.less(label, 0), True), pc.invert(free))
     if unlabeled and pc.any(no_label).as_py():
         no_label = pc.and_(no_label, pc.invert(matches(unlabeled, pc.fill_null(path, ""))))
     no_split = pc.and_(split.is_valid(), pc.invert(pc.is_in(split, pa.array(manifest.SPLITS))))
     no_source = pc.and_(source.is_valid(), pc.invert(pc.is_in(source, pa.array(manifest.SOURCES))))
-    bad = pc.or_(pc.or_(no_path, no_label), pc.or_(no_split, no_source))
+    bad = pc.or_(pc.or_(pc.or_(no_path, foreign), no_label), pc.or_(no_split, no_source))
     places = np.flatnonzero(bad)
     if not len(places):
         return columns, []
@@ -391,6 +406,8 @@ def _judged(
         where = f"{file}, row {start + place + 1}: {path[place]}"
         if no_path[place].as_py():
             rejected.append((where, "the path is missing"))
+        elif foreign[place].as_py():
+            rejected.append((where, "only files and s3:// can be read"))
         elif no_split[place].as_py():
             rejected.append((where, f"the split '{split[place]}' is unknown"))
         elif no_source[place].as_py():

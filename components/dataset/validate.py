@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,11 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
             _near(run, db, params.validation.near_duplicate_bits)
         _report_cases(run, db)
         _labels(run, db, params)
+        _names(run, db)
         _groups_apart(run, db)
         counts = _quarantined(run, db, params)
         clean_counts = _clean_counts(db)
+        _lost_classes(run, db, clean_counts)
         drift.write_counts(clean_counts, out / "counts.parquet")
         if baseline and before is not None:
             drift.report(run, db, baseline, before, clean_counts.to_pandas(), out)
@@ -224,7 +227,8 @@ def _same_content(db: duckdb.DuckDBPyConnection, looked: bool) -> None:
         f"""create table same as
         with often as (select hash({content}) as h from {rows} group by h having count(*) > 1)
         select row, m.path, label, split, source, {content} as sha256 from {rows}
-        where hash({content}) in (select h from often)"""  # noqa: S608
+        where hash({content}) in (select h from often)
+            and row not in (select row from cases where rule in ('image.unreadable', 'image.bomb'))"""  # noqa: S608
     )
     db.execute(
         "delete from same where sha256 in (select sha256 from same group by sha256 having count(*) = 1)"
@@ -413,9 +417,7 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     missing = highest - lowest + 1 - len(found)
     if missing:
         known = set(found)
-        first = [label for label in range(lowest, min(highest, lowest + 10_000_000)) if label not in known][
-            :5
-        ]
+        first = list(islice((label for label in range(lowest, highest) if label not in known), 5))
         run.find(
             "labels.contiguous", "warning",
             f"labels {', '.join(map(str, first))}{', ...' if missing > 5 else ''}",
@@ -444,6 +446,45 @@ def _cost(rows: int) -> str:
         f"{rows:,} rows of the last FC layer are never trained, {human_bytes(rows * bytes_each)} as float32 "
         f"with {FEATURES:,} features."
     )
+
+
+def _names(run: Run, db: duckdb.DuckDBPyConnection) -> None:
+    """Labels that go by two names, and names that stand for two labels."""
+    db.execute(
+        """create view named as
+        select label, class_name as name from groups where split <> 'unlabeled' and label >= 0
+        union select label, last_name from groups where split <> 'unlabeled' and label >= 0"""
+    )
+    for one, other, what in (("label", "name", "labels go by several names"),
+                             ("name", "label", "class names stand for several labels")):  # fmt: skip
+        torn = db.execute(
+            f"select {one}, min({other}), max({other}) from named where name is not null "  # noqa: S608
+            f"group by 1 having count(distinct {other}) > 1 order by 1"
+        ).fetchall()
+        if torn:
+            first, low, high = torn[0]
+            run.find(
+                "labels.names", "warning", f"{one} {', '.join(repr(key) for key, _, _ in torn[:WORST])}",
+                f"{len(torn):,} {what}, such as {first!r}: {low!r} and {high!r}.",
+                measured=len(torn), limit=0, advice="Give each label one name of its own.", row="2.1",
+            )  # fmt: skip
+
+
+def _lost_classes(run: Run, db: duckdb.DuckDBPyConnection, clean_counts: pa.Table) -> None:
+    """Classes that have rows, but no clean one: training would count them and never see them."""
+    clean = set(clean_counts["label"].to_pylist())
+    rows = db.execute(
+        "select label, min(class_name), sum(rows) from groups where split <> 'unlabeled' and label >= 0 "
+        "group by 1 order by 1"
+    ).fetchall()
+    lost = [(name or str(label), int(count)) for label, name, count in rows if label not in clean]
+    if lost:
+        run.find(
+            "labels.classes", "warning", ", ".join(f"class '{name}'" for name, _ in lost[:WORST]),
+            f"{len(lost):,} of {len(rows):,} classes have no clean row left, such as '{lost[0][0]}' "
+            f"({lost[0][1]:,} rows, all quarantined).",
+            measured=len(lost), limit=0, advice="Mend these images, or take the class out.", row="2.1",
+        )  # fmt: skip
 
 
 def _groups_apart(run: Run, db: duckdb.DuckDBPyConnection) -> None:

@@ -53,7 +53,7 @@ def test_the_first_frame_of_an_animation_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95, 0.9995])
 def test_a_truncated_file_is_unreadable(kind: str, share: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     content = encoded(noise, kind)

@@ -137,6 +137,18 @@ def test_class_names_file(photos: Path, steps: Steps, tmp_path: Path) -> None:
     source = listed(tmp_path, "list.txt", [f"{name} {'abc'.index(name[0])}" for name in names])
     rows = steps.ingest(source, photos, class_names=listed(tmp_path, "names.txt", ["ant", "bee", "cat"]))
     assert {row["class_name"] for row in rows} == {"ant", "bee", "cat"}
+    assert "labels.names" not in steps.findings("ingest")
+    steps.ingest(source, photos, class_names=listed(tmp_path, "names.txt", ["ant", "bee"]))
+    assert "1 labels lie beyond them: 2." in steps.findings("ingest")["labels.names"].message
+
+
+def test_the_order_of_a_list_does_not_matter(photos: Path, steps: Steps, tmp_path: Path) -> None:
+    names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    lines = [f"{name} {'abc'.index(name[0])}{kind}" for name in names for kind in ("", " synthetic")]
+    steps.ingest(listed(tmp_path, "list.txt", lines), photos)
+    content = steps.manifest.read_bytes()
+    steps.ingest(listed(tmp_path, "list.txt", lines[::-1]), photos)
+    assert steps.manifest.read_bytes() == content
 
 
 def test_bad_lines_are_named_and_the_rest_goes_on(photos: Path, steps: Steps, tmp_path: Path) -> None:
@@ -218,6 +230,19 @@ def test_odd_names_and_circles_of_links(photos: Path, steps: Steps) -> None:
     } <= paths
     assert len(rows) == 60 + len(odd) + 1 + 21, "what is linked counts once more, the circle not at all"
     assert all(row["sha256"] for row in rows)
+    assert steps.findings("ingest")["ingest.rejected"].measured == 1, "the circle is named"
+
+
+def test_what_leads_to_no_image_is_named_and_stops_nothing(photos: Path, steps: Steps) -> None:
+    (photos / "a" / "itself.png").symlink_to("itself.png")
+    (photos / "a" / "nowhere.png").symlink_to("nowhere.jpg")
+    os.mkfifo(photos / "b" / "pipe.png")
+    deep = photos / "c" / "/".join("d" * sources.DEEPEST)
+    put(deep / "deep.png", encoded(digit(0)))
+    assert len(steps.ingest(str(photos), photos)) == 60
+    assert steps.findings("ingest")["ingest.rejected"].measured == 4
+    rejected = Path("outputs/ingest/rejected.csv").read_text(encoding="utf-8")
+    assert all(name in rejected for name in ("a/itself.png", "a/nowhere.png", "b/pipe.png", "c/d/d"))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +282,10 @@ def test_corrections_relabel_and_drop(photos: Path, steps: Steps, tmp_path: Path
     assert len(rows) == len(before) - 1
     assert manifests.fingerprint(steps.manifest) != first
     assert "gone.png" in steps.findings("ingest")["ingest.corrections"].message
+    put(photos / "a" / "new\nline.png", encoded(digit(300)))
+    csv = listed(tmp_path, "verdicts.csv", ["path,label", '"a/new\nline.png",b'])
+    rows = {row["path"]: row for row in steps.ingest(str(photos), photos, corrections=csv)}
+    assert rows["a/new\nline.png"]["class_name"] == "b"
 
 
 def test_an_existing_manifest_comes_through_unchanged(photos: Path, steps: Steps, tmp_path: Path) -> None:
@@ -335,6 +364,7 @@ def test_rows_of_a_table_that_cannot_be_used_are_named(steps: Steps, tmp_path: P
         {"path": "b.jpg", "label": -4},
         {"path": "c.jpg", "label": 0, "split": "holdout"},
         {"path": "d.jpg", "label": 0, "source": "drawn"},
+        {"path": "http://photos.example/e.jpg", "label": 0},
     ]
     unlabeled = [
         {"path": "free/e.jpg", "label": None},
@@ -352,6 +382,7 @@ def test_rows_of_a_table_that_cannot_be_used_are_named(steps: Steps, tmp_path: P
         "the label is missing or negative",
         "the split 'holdout' is unknown",
         "the source 'drawn' is unknown",
+        "only files and s3:// can be read",
     ]
     assert "row 42: a.jpg" in lines[1]
 

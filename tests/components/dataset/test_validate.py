@@ -411,6 +411,19 @@ def test_groups_on_both_sides_and_labels_with_two_names_are_said(steps: Steps) -
     found = steps.findings("validate")
     assert set(found) == {"leakage.group", "labels.names", "image.unreadable"}
     assert (found["leakage.group"].subject, found["leakage.group"].measured) == ("film 7", 1)
+    assert found["labels.names"].message == "1 labels go by several names, such as 0: 'a' and 'c'."
+
+
+def test_a_class_that_quarantine_empties_is_said(photos: Path, steps: Steps) -> None:
+    for place, name in enumerate(("d", "e")):
+        put(photos / name / "bad.png", b"no image")
+        put(photos / "a" / f"empty{place}.png", b"")
+    steps.ingest(str(photos), photos)
+    steps.validate(photos)
+    found = steps.findings("validate")
+    assert (found["labels.classes"].level, found["labels.classes"].measured) == ("warning", 2)
+    assert "duplicates.exact" not in found, "files without a content repeat none"
+    assert "duplicates.labels" not in found
 
 
 def test_one_class_or_no_validation_is_an_error(steps: Steps) -> None:
