@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -39,6 +40,8 @@ STATE = "state.pt"  # in each checkpoint
 TIMED_STEPS = 4  # after the first, which warms up
 TELL_SECONDS = 0.4  # between two signs of progress
 FLAT = 0.98  # a loss that keeps more than this share has not moved
+STALE = 1e-3  # share of the statistics that a network began with, left when its training ends
+JUDGED_STEPS = 50  # before so many steps a validation loss says little
 
 # what a random stream is for: part of its key, so that no two uses share their numbers
 DRAW, ORDER, NOISE, INITIAL = range(4)
@@ -83,6 +86,7 @@ class Job:
     workers: int
     whole: bool = False  # ``start`` holds every tensor of the network, its head and blocks too
     patient: bool = False  # a loss that stays flat is a result, not a reason to stop
+    waived: bool = False  # ... is said, and training goes on
     teacher: Path | None = None
     distill: Distill | None = None
     soft_labels: Path | None = None  # the folder of their cache
@@ -145,6 +149,18 @@ def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=0.0, momentum=params.momentum, nesterov=params.momentum > 0)
 
 
+def forget_within(module: nn.Module, steps: int) -> None:
+    """Let batch norms' running statistics keep no more than ``STALE`` of their first values after ``steps``.
+
+    At the usual momentum of 0.1 that takes 66 steps; a small data set has fewer, and would be judged by
+    statistics of other images.
+    """
+    momentum = 1 - STALE ** (1 / steps)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
+            part.momentum = max(part.momentum, momentum)
+
+
 def create_network(
     arch: Arch, class_num: int, start: Path | None, seed: int, whole: bool = False
 ) -> nn.Module:
@@ -190,6 +206,25 @@ def looks_flat(first_loss: float, loss: float, top1: float, labels: np.ndarray) 
     return bool(loss > FLAT * max(first_loss, guessing) and top1 <= 1.1 * shares.max())
 
 
+def learns_nothing(rows: Sequence[dict[str, Any]], epochs: int, steps: int, labels: np.ndarray) -> bool:
+    """Whether a phase can be stopped after ``rows``, its epochs so far: at its end, or when it is past hope.
+
+    Before the end one epoch that did better than guessing will do: a bad one after it is not a flat loss.
+
+    Args:
+        epochs, steps: of the whole phase, and of each epoch.
+        labels: of the validation split, int64 [n].
+    """
+    if len(rows) == epochs:
+        judged = rows[-1:]
+    elif len(rows) > 1 and len(rows) * steps >= JUDGED_STEPS:
+        judged = rows
+    else:
+        return False
+    first = rows[0]["val_loss"]
+    return all(looks_flat(first, row["val_loss"], row["val_top1"], labels) for row in judged)
+
+
 class Stop(Exception):  # noqa: N818
     """Training makes no sense any more; ``rule`` is the finding that says why."""
 
@@ -229,7 +264,6 @@ class Worker:
             "nets": {},
             "optimizer": None,
             "history": [],
-            "first_loss": None,
             "predictions": {},
             "chosen": 0,
         }
@@ -345,6 +379,7 @@ class Worker:
             optimizer.load_state_dict(state["optimizer"])
         count = len(self._drawn(phase, 0))
         steps = sampling.steps_per_epoch(count, self.job.train.batch_size, self.world)
+        forget_within(module, steps * sum(p.epochs for p in self.job.phases if p.net == phase.net))
         self.tell(
             "phase", name=phase.name, total=steps * phase.epochs, unit="steps",
             epochs=phase.epochs, done=steps * state["epoch"],
@@ -357,7 +392,7 @@ class Worker:
             state["optimizer"] = optimizer.state_dict()
             self.tell("epoch", row=row)
             if state["epoch"] == phase.epochs:
-                state.update(phase=state["phase"] + 1, epoch=0, optimizer=None, first_loss=None)
+                state.update(phase=state["phase"] + 1, epoch=0, optimizer=None)
                 self._save()
                 return
             self._save()
@@ -446,7 +481,7 @@ class Worker:
         self._need_finite(val_loss, phase, steps)
         if not all(torch.isfinite(p).all() for p in module.parameters()):
             self._need_finite(math.nan, phase, steps)
-        self._need_progress(phase, row, actual)
+        self._need_progress(phase, row, steps, actual)
         return row
 
     def _views(self, phase: Phase, rows: np.ndarray, number: int) -> np.ndarray:
@@ -518,27 +553,29 @@ class Worker:
         raise Stop(
             "train.finite",
             f"{phase.name}: the loss became {loss} in epoch {self.state['epoch'] + 1}, step {step + 1}; "
-            + self._kept(),
+            f"{self._kept()}.",
             "Lower lr.initial, or lengthen lr.warmup_epochs.",
             loss,
         )
 
-    def _need_progress(self, phase: Phase, row: dict[str, Any], actual: np.ndarray) -> None:
-        if self.state["first_loss"] is None:
-            self.state["first_loss"] = row["val_loss"]
-        # with two epochs and more the second must show something
-        if self.job.patient or self.state["epoch"] + 1 < min(2, phase.epochs):
+    def _need_progress(self, phase: Phase, row: dict[str, Any], steps: int, actual: np.ndarray) -> None:
+        rows = [*(past for past in self.state["history"] if past["phase"] == phase.name), row]
+        if self.job.patient or not learns_nothing(rows, phase.epochs, steps, actual):
             return
-        first = self.state["first_loss"]
-        if looks_flat(first, row["val_loss"], row["val_top1"], actual):
-            raise Stop(
-                "train.learns",
-                f"{phase.name}: validation loss stays flat ({first:.3f} at first, {row['val_loss']:.3f} in "
-                f"epoch {self.state['epoch'] + 1}) and top-1 is {row['val_top1']:.1%}, as by guessing; "
-                + self._kept(),
-                "Check labels and weights; change lr.initial.",
-                row["val_loss"],
-            )
+        taken = len(rows) * steps
+        stop = Stop(
+            "train.learns",
+            f"{phase.name}: validation loss stays flat or rises ({rows[0]['val_loss']:.3f} at first, "
+            f"{row['val_loss']:.3f} in epoch {len(rows)}) and top-1 is {row['val_top1']:.1%}, as by "
+            f"guessing; {self._kept()}.",
+            "Check labels and weights; change lr.initial."
+            if taken >= JUDGED_STEPS
+            else f"It took {taken} steps in all: give more epochs or a smaller batch_size.",
+            row["val_loss"],
+        )
+        if not self.job.waived:
+            raise stop
+        self.tell("stopped", **stop.told)  # a person wants it trained to its end all the same
 
     def _kept(self) -> str:
         finished = len(self.state["history"])

@@ -66,6 +66,34 @@ def test_flat_means_no_better_than_guessing(first: float, loss: float, top1: flo
     assert engine.looks_flat(first, loss, top1, labels) is flat
 
 
+@pytest.mark.parametrize(
+    ("top1s", "epochs", "steps", "stops"),
+    [
+        ([0.1], 3, 40, False),  # the second epoch must show something
+        ([0.1, 0.1], 3, 40, True),
+        ([0.1, 0.1], 10, 2, False),  # four steps on a small data set
+        ([0.6, 0.1], 10, 40, False),  # it learnt; one bad epoch
+        ([0.6, 0.1], 2, 40, True),  # ... that is the last
+        ([0.1], 1, 2, True),
+    ],
+)
+def test_training_stops_when_it_is_past_hope(
+    top1s: list[float], epochs: int, steps: int, stops: bool
+) -> None:
+    rows = [{"val_loss": 4.0 + epoch, "val_top1": top1} for epoch, top1 in enumerate(top1s)]
+    assert engine.learns_nothing(rows, epochs, steps, np.arange(100) % 10) is stops
+
+
+def test_batch_norms_forget_other_images_within_few_steps() -> None:
+    few, many = (torch.nn.Sequential(torch.nn.BatchNorm2d(1)).train() for _ in range(2))
+    engine.forget_within(few, 5)
+    engine.forget_within(many, 500)
+    for _ in range(5):
+        few(torch.full((2, 1, 1, 1), 100.0))
+    assert float(few[0].running_mean) == pytest.approx(100, rel=0.002)
+    assert many[0].momentum == 0.1, "long trainings are as they were"
+
+
 def make_job(data: SimpleNamespace, params: DistillParams, start: Path | None) -> engine.Job:
     return session.make_job(
         params, params.teacher, params.ray, params.data, data.manifest, read_plan(data.plan), start,

@@ -171,6 +171,11 @@ def test_a_loss_that_stays_flat_stops_the_run(data: SimpleNamespace, params: Dis
         run_finetune(params, data, Path("out"), teacher={"lr": {"initial": 1e-12}, "weights": "none"})
     assert list(Path(".retort/checkpoints").glob("*/checkpoint_*")), "the last good checkpoint is kept"
 
+    flat = {"teacher": {"lr": {"initial": 1e-12}, "weights": "none"}, "checks": {"waive": ["train.learns"]}}
+    run_finetune(params, data, Path("out"), **flat)
+    waived = [finding for finding in read_report(Path("out/report.json")).findings if finding.waived]
+    assert [finding.rule for finding in waived] == ["train.learns"], "it went on in spite of it, and says so"
+
 
 @pytest.mark.slow
 def test_loader_processes_change_nothing(data: SimpleNamespace, params: DistillParams) -> None:
