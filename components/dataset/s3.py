@@ -88,7 +88,12 @@ def _client(bucket: str) -> Any:
                 read_timeout=60,
             )
             session = boto3.session.Session()
-            _clients[key] = session.client("s3", endpoint_url=key[0], region_name=key[1], config=config)
+            try:
+                _clients[key] = session.client("s3", endpoint_url=key[0], region_name=key[1], config=config)
+            except ValueError as error:
+                raise RetortError(
+                    f"data.s3: {error}; endpoint_url is a URL such as http://store.example:9000"
+                ) from None
         return _clients[key]
 
 

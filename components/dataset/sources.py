@@ -253,7 +253,7 @@ def _bucket(data: Data, uri: str) -> Found:
     files = []
     for item in s3.listing(uri):
         if item.key.lower().endswith(EXTENSIONS):
-            files.append((item.uri, item.key.removeprefix(prefix)))
+            files.append((item.uri, encode(item.key.removeprefix(prefix).encode())))
             found.etags[item.uri] = item.etag
         else:
             found.other_files += 1

@@ -94,7 +94,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
                 server.put(f"flowers/{'abc'[label]}/{number:02d}.png", encoded(digit(number)))
         server.put("flowers/a/with space+plus%20ü.png", encoded(digit(999)))
         server.put("flowers/notes.txt", b"not an image")
-        server.put("elsewhere/a/1.png", encoded(digit(1)))
+        for number in range(40):
+            server.put(f"elsewhere/{('a b', 'a%20b')[number % 2]}/{number}.png", encoded(digit(number)))
         yield server
     finally:
         server.stop()
@@ -133,6 +134,11 @@ def test_a_bucket_is_read_like_a_folder(store: Store, steps: Steps, photos: Path
     assert read_bytes("images", odd) == encoded(digit(999))
 
 
+def test_prefixes_that_look_encoded_are_classes_of_their_own(store: Store, steps: Steps) -> None:
+    rows = ingest(steps, store.url, "s3://photos/elsewhere")
+    assert {row["class_name"] for row in rows} == {"a b", "a%20b"}
+
+
 def test_validate_reads_the_same_bucket(store: Store, steps: Steps) -> None:
     ingest(steps, store.url)
     assert steps.validate("images", data={"root": "images", "s3": {"endpoint_url": store.url}}) == []
@@ -155,6 +161,11 @@ def test_a_bucket_that_is_missing_or_empty_below_the_prefix(store: Store, steps:
         ingest(steps, store.url, "s3://nowhere/flowers")
     with pytest.raises(RetortError, match="no image below this prefix"):
         ingest(steps, store.url, "s3://photos/flow")
+
+
+def test_an_endpoint_that_is_no_url_is_named(steps: Steps) -> None:
+    with pytest.raises(RetortError, match=r"data\.s3: Invalid endpoint: store; endpoint_url is a URL"):
+        ingest(steps, "store")
 
 
 def test_wrong_keys_are_refused_in_one_line(
