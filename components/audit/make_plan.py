@@ -53,7 +53,7 @@ def make_plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Pat
                 by_source=sources.by_source,
                 counts=by_label(labels, before.sum(axis=1)),
                 expected=by_label(labels, found.expected),
-                finding=sizes.sampling.finding or ("synthetic.blow_up" if sources.by_source else ""),
+                finding=_asked_for_by(sizes, sources, found),
             ),
             loss=found.loss.model_copy(update={"finding": sizes.loss.finding}),
             leave_out=[LeaveOut(path=row.path, finding=row.finding) for row in sources.leave_out],
@@ -78,6 +78,15 @@ def _weights(sources: SyntheticPart, labels: np.ndarray) -> np.ndarray:
         for source, weight in by_source.items():
             result[_place(labels, label), SOURCES.index(source)] = weight
     return result
+
+
+def _asked_for_by(sizes: ImbalancePart, sources: SyntheticPart, found: Balance) -> str:
+    """The finding behind the weights: of the classes' sizes where these are balanced, else of sources."""
+    if found.distribution != "natural" and sizes.sampling.finding:
+        return sizes.sampling.finding
+    rules = ("synthetic.blow_up", "synthetic.recognisable", "synthetic.degradation")
+    named = {finding.rule for finding in sources.findings if finding.level == "warning"}
+    return next((rule for rule in rules if rule in named), "") if sources.by_source else ""
 
 
 def _place(labels: np.ndarray, label: int) -> int:

@@ -328,8 +328,11 @@ def domain_gap(run: Run, counts: Counts, rows: Rows, classes: list[Class], shrin
 def same_order(run: Run, counts: Counts, classes: list[Class]) -> None:
     """Rule 2's first half: synthetic images of the same order as the other classes need no balancing."""
     named = [one for one in classes if not one.named]
+    real = counts.train[:, 0] + counts.val + counts.test
     for one in named[:WORST]:
-        if one.recognised is None:
+        if not real[one.place]:
+            tried = "It has no real image: nothing can say whether they are recognisable, or judge the class."
+        elif one.recognised is None:
             tried = "Whether they are recognisable was not tried."
         else:
             tried = f"A classifier of real images recognises {one.recognised:.0%} of them."

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WORST = 10  # files that a report names one by one
+FEWEST = 10  # real images of a class below which the probe cannot know it
 FEW = 0.005  # share of suspect labels up to which they are a note, not a warning
 
 
@@ -70,6 +71,12 @@ def suspects(
     best = probabilities.argmax(axis=1)
     wrong = best != given
     suspect = wrong & (quality < below)
+    # where most images of a class seem to be of another one, it is the probe that does not know the class
+    number = len(counts.labels)
+    images, doubted = np.bincount(given, minlength=number), np.bincount(given[suspect], minlength=number)
+    unknown = (doubted > 0) & ((images < FEWEST) | (2 * doubted > images))
+    suspect &= ~unknown[given]
+    unjudged = _unjudged([counts.names[c] for c in np.flatnonzero(unknown).tolist()])
     order = np.argsort(quality, kind="stable")
     samples = [
         sample(
@@ -87,7 +94,7 @@ def suspects(
         run.find(
             "labels.suspect", "info", "labels",
             f"No label of {len(real):,} real images is suspect. The probe recognises "
-            f"{1 - wrong.mean():.1%} of them; the other {int(wrong.sum()):,} are in samples.parquet.",
+            f"{1 - wrong.mean():.1%} of them; the other {int(wrong.sum()):,} are in samples.parquet.{unjudged}",
             measured=0, limit=0, row="4.1",
         )  # fmt: skip
         return samples
@@ -96,13 +103,23 @@ def suspects(
     run.find(
         "labels.suspect", "warning" if share > FEW else "info", ", ".join(one.path for one in found[:WORST]),
         f"{len(found):,} of {len(real):,} real images ({share:.1%}) are rather of another class than their "
-        f"label says: {shown}{'; ...' if len(found) > 3 else ''}. All of them: samples.parquet.",
+        f"label says: {shown}{'; ...' if len(found) > 3 else ''}. All of them: samples.parquet.{unjudged}",
         measured=len(found), limit=0,
         advice="Look at them; proposed_corrections.csv, edited, is what data.corrections reads. "
         "audit.drop_suspects: true leaves them out of training.",
         row="4.1",
     )  # fmt: skip
     return samples
+
+
+def _unjudged(names: list[str]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(f"'{name}'" for name in names[:WORST]) + (", ..." if len(names) > WORST else "")
+    return (
+        f" Of {len(names):,} classes ({shown}) no label is called suspect: they have fewer than {FEWEST} real "
+        "images, or the probe takes most of them for others."
+    )
 
 
 def _normalised(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -47,6 +47,16 @@ def test_a_blown_up_class_is_not_made_smaller_twice(audits: Audits) -> None:
     assert plan.sampling.counts == {0: 100, 1: 500}
 
 
+def test_weights_by_source_alone_are_asked_for_by_the_synthetic_audit(audits: Audits) -> None:
+    audits.write(rows_of(FLOODED))
+    audits.imbalance()
+    blown = {"rule": "synthetic.blow_up", "level": "warning", "subject": "class 'b'", "message": ""}
+    part(audits, by_source={1: {"synthetic": 0.25}}, findings=[blown])
+    plan = audits.plan()
+    assert plan.sampling.distribution == "natural", "the weights of sources are enough"
+    assert plan.sampling.finding == "synthetic.blow_up"
+
+
 def test_rows_left_out_count_no_more(audits: Audits) -> None:
     audits.write(rows_of({"a": {"real": 100, "val": 20}, "b": {"real": 90, "val": 20}}))
     audits.imbalance()

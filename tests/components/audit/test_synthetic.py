@@ -68,6 +68,28 @@ def test_right_labels_are_not_suspected(done: Audits) -> None:
     assert finding.measured <= 3, "of 1,537 digits"
 
 
+def test_a_class_that_the_probe_cannot_know_has_no_suspect_labels(cached: Audits) -> None:
+    kept = 0
+
+    def thin(row: dict[str, Any]) -> dict[str, Any] | None:
+        nonlocal kept
+        if row["source"] != "real" or row["label"] != 8:
+            return row if row["source"] == "real" else None
+        kept += 1
+        return row if kept <= 4 else None
+
+    cached.change(thin)
+    (finding,) = cached.synthetic()["labels.suspect"]
+    assert "Of 1 classes ('8') no label is called suspect" in finding.message
+    assert "8" not in {row["class_name"] for row in cached.samples() if row["rule"] == "labels.suspect"}
+
+
+def test_synthetic_images_without_a_real_one_are_said(cached: Audits) -> None:
+    cached.change(lambda row: None if row["class_name"] == TOPPED_UP and row["source"] == "real" else row)
+    (finding,) = cached.synthetic()["synthetic.same_order"]
+    assert "It has no real image" in finding.message
+
+
 def test_a_class_degrades_by_images_of_another_under_its_name(cached: Audits) -> None:
     # nines of the pool stand as synthetic fours among good ones: real fours suffer
     fours = 0
