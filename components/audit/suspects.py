@@ -94,7 +94,8 @@ def suspects(
         run.find(
             "labels.suspect", "info", "labels",
             f"No label of {len(real):,} real images is suspect. The probe recognises "
-            f"{1 - wrong.mean():.1%} of them; the other {int(wrong.sum()):,} are in samples.parquet.{unjudged}",
+            f"{1 - wrong.mean():.1%} of them; the other {int(wrong.sum()):,} are in samples.parquet."
+            + unjudged,
             measured=0, limit=0, row="4.1",
         )  # fmt: skip
         return samples
@@ -103,7 +104,8 @@ def suspects(
     run.find(
         "labels.suspect", "warning" if share > FEW else "info", ", ".join(one.path for one in found[:WORST]),
         f"{len(found):,} of {len(real):,} real images ({share:.1%}) are rather of another class than their "
-        f"label says: {shown}{'; ...' if len(found) > 3 else ''}. All of them: samples.parquet.{unjudged}",
+        f"label says: {shown}{'; ...' if len(found) > 3 else ''}. All of them: samples.parquet."
+        + unjudged,
         measured=len(found), limit=0,
         advice="Look at them; proposed_corrections.csv, edited, is what data.corrections reads. "
         "audit.drop_suspects: true leaves them out of training.",
