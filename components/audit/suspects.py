@@ -119,8 +119,8 @@ def _unjudged(names: list[str]) -> str:
         return ""
     shown = ", ".join(f"'{name}'" for name in names[:WORST]) + (", ..." if len(names) > WORST else "")
     return (
-        f" Of {len(names):,} classes ({shown}) no label is called suspect: they have fewer than {FEWEST} real "
-        "images, or the probe takes most of them for others."
+        f" Of {len(names):,} classes ({shown}) no label is called suspect: they have fewer than {FEWEST} "
+        "real images, or the probe takes most of them for others."
     )
 
 
