@@ -14,6 +14,7 @@ from components.weights.coverage import COUNTER, Shape, compare, shapes, some
 from components.weights.positions import by_position
 from components.weights.readers.stored import Array, Stored
 
+FLOATS = (".weight", ".bias", ".running_mean", ".running_var")
 TENSORFLOW = "tf_efficientnet"  # timm's networks with TensorFlow's padding and norms
 
 
@@ -72,6 +73,7 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
             notes.append(f"{count:,} tensors converted from {plural} to float32")
     needed = {n: t for n, t in {**backbone, **head}.items() if n in target.backbone or n in head}
     need_finite(needed, path)
+    _need_floats(needed, path)
     return Converted(_float32(backbone, needed), _float32(head, needed), how, notes)
 
 
@@ -129,6 +131,16 @@ def _float32(tensors: Mapping[str, Array], needed: Mapping[str, Array]) -> dict[
         name: tensor.astype(np.float32, copy=False) if name in needed and tensor.dtype.kind == "f" else tensor
         for name, tensor in tensors.items()
     }
+
+
+def _need_floats(tensors: Mapping[str, Array], path: Path) -> None:
+    """Raises RetortError that names the first tensors that hold integers where a network has floats."""
+    whole = [name for name, tensor in tensors.items() if name.endswith(FLOATS) and tensor.dtype.kind != "f"]
+    if whole:
+        raise RetortError(
+            f"{path}: integers in {some(whole)} (of {len(tensors)} tensors): a quantised network's; "
+            "give the weights that it was made from"
+        )
 
 
 def need_finite(tensors: Mapping[str, Array], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,21 @@ class Coverage:
     def share(self) -> float:
         """Share of the network's values that the file fills, 0..1; exactly 1.0 only when it fills all."""
         return self.covered / self.parameters if self.parameters else 0.0
+
+    def deeper(self) -> list[str]:
+        """Unexpected tensors of blocks behind the network's last: ``layer1.2`` where it ends at ``layer1.1``.
+
+        They are what tells a deeper network's weights, which fill this one to the last tensor.
+        """
+        highest: dict[str, int] = {}
+        for name in (*self.matched, *self.missing, *(name for name, _, _ in self.wrong_shape)):
+            for above, number in _numbered(name):
+                highest[above] = max(highest.get(above, 0), number)
+        return [
+            name
+            for name in self.unexpected
+            if any(number > highest.get(above, number) for above, number in _numbered(name))
+        ]
 
     def faults(self) -> str:
         """What is wrong, with the first tensors at fault; empty when there is nothing."""
@@ -79,6 +94,14 @@ def some(names: Sequence[str], count: int = NAMED) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(shown(name) for name in names[:count]) + more
+
+
+def _numbered(name: str) -> Iterator[tuple[str, int]]:
+    """``layers.1.blocks.0.weight``: (``layers``, 1) and (``layers.1.blocks``, 0)."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part.isdecimal() and len(part) < 6:
+            yield ".".join(parts[:at]), int(part)
 
 
 def _size(shape: Shape) -> int:

@@ -29,6 +29,7 @@ ATTEMPTS = 6
 PAUSE_SECONDS = 0.5  # before the second attempt, then twice as long each time
 TIMEOUT_SECONDS = 30
 PORTION = 1 << 20
+RECORD = "record.json"
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -49,7 +50,7 @@ class _Place:
 
     @property
     def record(self) -> Path:
-        return self.folder / "record.json"
+        return self.folder / RECORD
 
     def known(self) -> dict[str, Any]:
         return read_json(self.record) if self.record.exists() else {}
@@ -76,8 +77,14 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
     Raises:
         RetortError: when it cannot be fetched, or is not what it must be.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "http" and parts.hostname not in LOCAL and not expected and label.startswith("http"):
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host:
+        raise RetortError(f"weights: {label}: no address of a file; expected https://host/path")
+    if parts.scheme == "http" and host not in LOCAL and not expected and label.startswith("http"):
         raise RetortError(
             f"weights: {label}: anybody on the way may change what comes over http; use https, or give "
             "weights_sha256"
@@ -105,6 +112,12 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     place.note(source=label, sha256=digest, bytes=place.content.stat().st_size, fetched=when)
     return place.content, digest, when
+
+
+def forget(content: Path) -> None:
+    """Remove what ``fetch`` gave, and the record that later downloads are held to."""
+    remove(content)
+    remove(content.with_name(RECORD))
 
 
 def _download(place: _Place, label: str, url: str) -> None:
@@ -139,7 +152,8 @@ def _refused(error: urllib.error.HTTPError) -> str:
         return f"the server refuses ({error.code}); check the keys or the address"
     if error.code == 404:
         return "there is no such file (404); check the address"
-    return f"the server says {error.code} {error.reason}"
+    reason = str(error.reason).partition("\n")[0]
+    return f"the server says {error.code} {reason}"
 
 
 def _go_on(place: _Place, label: str, url: str) -> None:

@@ -18,12 +18,13 @@ from components.common.storage import atomic_path, sha256_file, write_json
 from components.dataset.params import S3
 from components.models import build, features, heads
 from components.models.params import Net
-from components.weights import write
+from components.weights import download, write
 from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, Shape, compare, shapes, some
 from components.weights.load import LIMIT, load_backbone
 from components.weights.params import WeightsParams
 from components.weights.readers import read
+from components.weights.readers.stored import Array, Stored
 from components.weights.source import Source, locate, public
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path) -> Prepared:
     module = build.plain(net.arch, 0)
     own = shapes(module.state_dict())
     source = locate(net.weights, net.weights_sha256, s3)
-    stored = read(source.path)
+    stored = _read(source)
     converted = convert(stored, Target(net.arch.name, own, heads.names(module)), source.path)
     found = shapes(converted.backbone)
     coverage = compare(own, found)
@@ -113,6 +114,17 @@ def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path) -> Prepared:
         _prove(module, path, converted)
         _write_record(run, out, who, net, sha256_file(path), [lineage], converted.classes)
     return Prepared(module, rows, path)
+
+
+def _read(source: Source) -> Stored:
+    """What a source holds; a download that is no weights is not kept: the next run fetches it again."""
+    try:
+        return read(source.path)
+    except RetortError as error:
+        if not source.fetched:
+            raise
+        download.forget(source.path)
+        raise RetortError(f"weights: {source.spec}: {error}; what came was not kept") from None
 
 
 # --- what is found --------------------------------------------------------------------------------------
@@ -138,6 +150,25 @@ def _find_values(
             "same tensors and compute differently (paddings, norms, activations)",
             measured=claimed, limit=name, row=ROW, advice=f"Set {who}.arch.name to '{claimed}'.",
         )  # fmt: skip
+    negative = [
+        name for name in coverage.matched
+        if name.endswith("running_var") and (converted.backbone[name] < 0).any()
+    ]  # fmt: skip
+    if negative:
+        run.find(
+            "weights.source", "error", who,
+            f"negative variances in {some(negative)} (of {len(coverage.matched)} tensors): no norm can take "
+            "their root; they are damaged, or another tensor's",
+            measured=len(negative), limit=0, row=ROW, advice="Look for another file of these weights.",
+        )  # fmt: skip
+    empty = [name for name in coverage.matched if _holds_nothing(name, converted.backbone[name])]
+    if empty:
+        run.find(
+            "weights.source", "error", who,
+            f"nothing but zeros in {some(empty)} (of {len(coverage.matched)} tensors): no training leaves "
+            "a kernel or all variances of a norm at zero",
+            measured=len(empty), limit=0, row=ROW, advice="Look for another file of these weights.",
+        )  # fmt: skip
     vectors = [t for n in coverage.matched if (t := converted.backbone[n]).ndim == 1 and t.size > 1]
     constant = sum(bool((vector == vector[0]).all()) for vector in vectors) / max(1, len(vectors))
     if constant > UNTRAINED:
@@ -147,6 +178,12 @@ def _find_values(
             measured=round(constant, 4), limit=UNTRAINED, row=ROW,
             advice="Is this the file of a finished training?",
         )  # fmt: skip
+
+
+def _holds_nothing(name: str, tensor: Array) -> bool:
+    """Whether a kernel, a matrix, or the variances of a norm are zero throughout."""
+    judged = name.endswith("running_var") or (name.endswith("weight") and tensor.ndim > 1)
+    return judged and tensor.size > 1 and not tensor.any()
 
 
 def _find_head(run: Run, who: str, converted: Converted) -> None:
@@ -162,9 +199,12 @@ def _find_head(run: Run, who: str, converted: Converted) -> None:
 
 def _find_coverage(run: Run, who: str, net: Net, coverage: Coverage) -> bool:
     """Whether as much is covered as is asked for, or a person waived it."""
-    good = coverage.share >= net.coverage
+    deeper = coverage.deeper()
+    good = coverage.share >= net.coverage and not deeper
     message = f"{coverage.share:.2%} of the backbone's {coverage.parameters:,} values are in the weights"
     faults = coverage.faults()
+    if deeper:
+        faults += f"; {some(deeper)} continue the network's own blocks: these are a deeper network's weights"
     level = ("warning" if faults else "info") if good else "error"
     found = run.find(
         "weights.coverage", level, who, f"{message}: {faults}" if faults else message,  # type: ignore[arg-type]
@@ -230,13 +270,18 @@ def _shape(shape: Shape | None) -> str:
 
 def _save(module: nn.Module, converted: Converted, coverage: Coverage, path: Path) -> None:
     """Write what matched, and the norms' counters (zero if the file has none)."""
-    tensors = {name: converted.backbone[name] for name in coverage.matched}
+    tensors = {name: _writable(converted.backbone[name]) for name in coverage.matched}
     for name, tensor in module.state_dict().items():
         if name.endswith(COUNTER):
             count = converted.backbone.get(name)
             fits = count is not None and count.shape == () and count.dtype.kind in "iu"
             tensors[name] = np.asarray(count if fits else tensor.numpy(), np.int64)
     write.safetensors(path, tensors, {LIMIT: repr(coverage.share)} if coverage.share < 1 else {})
+
+
+def _writable(tensor: Array) -> Array:
+    """Integers as int64: tables of positions, which some files have as int32."""
+    return tensor if tensor.dtype.kind == "f" else tensor.astype(np.int64, copy=False)
 
 
 def _prove(module: nn.Module, path: Path, converted: Converted) -> None:

@@ -19,12 +19,16 @@ SUFFIXES = (".pth", ".pt", ".safetensors", ".pdparams", ".tar")
 
 @dataclass(frozen=True)
 class Source:
-    """Weights on this machine: ``spec`` as given, but for passwords; ``origin`` is for a person to read."""
+    """Weights on this machine: ``spec`` as given, but for passwords; ``origin`` is for a person to read.
+
+    ``fetched``: whether ``path`` is a download, which can be had again.
+    """
 
     spec: str
     path: Path
     sha256: str
     origin: str
+    fetched: bool = False
 
 
 def locate(spec: str, expected: str | None, s3: S3) -> Source:
@@ -109,7 +113,7 @@ def _package(spec: str) -> Source:
 
 def _fetched(spec: str, url: str, expected: str | None) -> Source:
     path, digest, when = download.fetch(public(spec), url, expected)
-    return Source(public(spec), path, digest, f"downloaded {when}")
+    return Source(public(spec), path, digest, f"downloaded {when}", fetched=True)
 
 
 def _signed(spec: str, s3: S3) -> str:

@@ -12,7 +12,17 @@ import numpy as np
 from components.common.errors import RetortError
 from components.weights.readers import numpy_pickles, pickles
 from components.weights.readers.pickles import Buildable, Global, PickleError
-from components.weights.readers.stored import MAX_DIMS, Array, Stored, array, mapped, shown, unwrap, widened
+from components.weights.readers.stored import (
+    MAX_DIMS,
+    WIDENED,
+    Array,
+    Stored,
+    array,
+    mapped,
+    shown,
+    unwrap,
+    widened,
+)
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -37,12 +47,16 @@ def read(path: Path) -> Stored:
         RetortError: naming the file, when it is none of the two forms, or wants to run something.
     """
     data = mapped(path)
+    storages = _Storages()
     try:
-        content = _read_zip(path, data) if bytes(data[:2]) == b"PK" else _read_row(data)
+        content = _read_zip(path, data, storages) if bytes(data[:2]) == b"PK" else _read_row(data, storages)
         content = numpy_pickles.resolved(content, _finished)
     except (PickleError, RetortError) as error:
         raise RetortError(f"{path}: not a readable .pth: {error}") from None
-    return unwrap(content, ".pth", path)
+    stored = unwrap(content, ".pth", path)
+    if any(storage.dtype == BF16 for storage in storages.by_key.values()):
+        stored.notes.append(WIDENED)
+    return stored
 
 
 @dataclass
@@ -151,7 +165,7 @@ class _Storages:
         return found
 
 
-def _read_row(data: memoryview) -> Any:
+def _read_row(data: memoryview, storages: _Storages) -> Any:
     """Pickles of magic number, protocol, system, content, keys; then each storage: int64 count, values."""
     at = 0
     heads = []
@@ -165,7 +179,6 @@ def _read_row(data: memoryview) -> Any:
         or system.get("little_endian") is not True
     ):
         raise PickleError("its first words are not those of torch.save on a little-endian machine")
-    storages = _Storages()
     content, at = pickles.load(data, at, _calls(data), storages)
     keys, at = pickles.load(data, at, {})
     if not isinstance(keys, list):
@@ -181,7 +194,7 @@ def _read_row(data: memoryview) -> Any:
     return content
 
 
-def _read_zip(path: Path, data: memoryview) -> Any:
+def _read_zip(path: Path, data: memoryview, storages: _Storages) -> Any:
     """``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage; all stored, none compressed."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -197,7 +210,6 @@ def _read_zip(path: Path, data: memoryview) -> Any:
     order = entries.get(f"{root}byteorder")
     if order is not None and bytes(_member(data, order)) != b"little":
         raise PickleError("it is not little-endian")
-    storages = _Storages()
     main_pickle = _member(data, entries[main[0]])
     content, _ = pickles.load(main_pickle, 0, _calls(main_pickle), storages)
     for key, storage in storages.by_key.items():

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import RetortError
-from components.weights.readers.stored import Array, Stored, array, mapped, shown, unprefixed, widened
+from components.weights.readers.stored import (
+    WIDENED,
+    Array,
+    Stored,
+    array,
+    mapped,
+    shown,
+    unprefixed,
+    widened,
+)
 
 MAX_HEADER = 10_000_000  # bytes; those of large networks have some hundred thousand
 DTYPES = {
@@ -37,11 +46,13 @@ def read(path: Path) -> Stored:
         raise RetortError(f"{path}: not a .safetensors file: its header is no JSON") from None
     if not isinstance(entries, dict):
         raise RetortError(f"{path}: not a .safetensors file: its header is no table of tensors")
+    widens = any(isinstance(entry, dict) and entry.get("dtype") == "BF16" for entry in entries.values())
     metadata = entries.pop("__metadata__", None)
     data = content[8 + length :]
     stored = Stored(
         tensors=_tensors(path, entries, data),
         kind=".safetensors",
+        notes=[WIDENED] if widens else [],
         metadata={k: str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {},
     )
     return unprefixed(stored)

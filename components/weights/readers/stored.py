@@ -76,13 +76,20 @@ def shown(name: str) -> str:
     return name if len(name) <= 120 and name.isprintable() else f"{name[:100]!a}..."
 
 
+WIDENED = "bfloat16 converted to float32"
+
+
 def widened(bits: Array) -> NDArray[np.float32]:
     """float32 [...] of bfloat16 given as its bits, uint16: the upper half of a float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params")
+# the first of equals is taken: averaged weights only where there are no others
+WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "model_state", "net", "network", "params",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema",
+)  # fmt: skip
 
 
 def unwrap(content: Any, kind: str, path: Path) -> Stored:
@@ -105,9 +112,12 @@ def unwrap(content: Any, kind: str, path: Path) -> Stored:
         if not inside:
             break
         name = max(inside, key=lambda name: _arrays(inside[name]))
-        notes.append(f"taken from inside '{name}'")
+        others = [f"'{other}'" for other in inside if other != name and _arrays(inside[other])]
+        notes.append(f"taken from inside '{name}'" + (f", not {', '.join(others)}" if others else ""))
         content = inside[name]
-    raise RetortError(f"{path}: holds no table of tensors by name (a 'state dict'), nor one in 'model'")
+    keys = ", ".join(shown(str(key)) for key in list(content)[:5]) if isinstance(content, dict) else ""
+    has = f"; it has {keys}" if keys else ""
+    raise RetortError(f"{path}: holds no table of tensors by name (a 'state dict'), nor one in 'model'{has}")
 
 
 def _arrays(table: Mapping[Any, Any]) -> int:

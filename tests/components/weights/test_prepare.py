@@ -206,3 +206,35 @@ def test_values_that_are_no_numbers_stop_the_step(weights: Path) -> None:
     with pytest.raises(RetortError, match=r"NaN or infinity in conv_stem\.weight"):
         run({"weights": str(weights)})
     assert not list(OUT.glob("*.safetensors"))
+
+
+def test_a_deeper_networks_weights_fill_every_tensor_and_still_stop_the_step(weights: Path) -> None:
+    tensors = trained()
+    block = {name: t for name, t in tensors.items() if name.startswith("blocks.1.0.")}
+    more = {name.replace("blocks.1.0.", "blocks.1.7."): t.clone() for name, t in block.items()}
+    save_file({**tensors, **more, "queue.3": torch.zeros(2)}, str(weights))
+    with pytest.raises(FindingsError, match=r"blocks\.1\.7\.\S+ .*a deeper network's weights"):
+        run({"weights": str(weights)})
+    coverage = found(read_report(OUT / "report.json").findings, "coverage")
+    assert (coverage.level, coverage.measured) == ("error", 1.0)
+    save_file({**tensors, "queue.3": torch.zeros(2)}, str(weights))
+    assert found(run({"weights": str(weights)}), "coverage").level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "error", "message"),
+    [
+        ("bn1.running_var", lambda t: -t, FindingsError, r"negative variances in bn1\.running_var"),
+        ("bn1.running_var", torch.zeros_like, FindingsError, r"nothing but zeros in bn1\.running_var"),
+        ("conv_stem.weight", torch.zeros_like, FindingsError, r"nothing but zeros in conv_stem\.weight"),
+        ("conv_stem.weight", lambda t: t.to(torch.int8), RetortError, r"integers in conv_stem\.weight"),
+    ],
+)
+def test_values_that_no_training_leaves_stop_the_step(
+    weights: Path, name: str, values: Any, error: type[Exception], message: str
+) -> None:
+    tensors = trained()
+    save_file({**tensors, name: values(tensors[name])}, str(weights))
+    with pytest.raises(error, match=message):
+        run({"weights": str(weights)})
+    assert not list(OUT.glob("*.safetensors"))

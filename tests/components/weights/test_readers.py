@@ -107,7 +107,9 @@ def test_torch_files_with_views_types_and_arguments(zipped: bool) -> None:
     }
     stored = read(put(torch_file(content, zipped)))
     assert stored.arch == "resnet18"
-    assert stored.notes == ["taken from inside 'state_dict'", "'module.' taken off every name"]
+    assert stored.notes == [
+        "taken from inside 'state_dict'", "'module.' taken off every name", "bfloat16 converted to float32"
+    ]  # fmt: skip
     for name, tensor in content["state_dict"].items():
         values = (
             tensor.detach().float().numpy() if tensor.dtype == torch.bfloat16 else tensor.detach().numpy()
@@ -119,10 +121,22 @@ def test_safetensors_of_all_types() -> None:
     base = torch.arange(6.0).view(2, 3)
     types = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool]
     content = {str(kind): base.to(kind) for kind in types}
-    found = read(put(save_safetensors(content))).tensors
+    stored = read(put(save_safetensors(content)))
+    assert stored.notes == ["bfloat16 converted to float32"]
+    found = stored.tensors
     for name, tensor in content.items():
         values = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
         np.testing.assert_array_equal(found[name], values, strict=True)
+
+
+def test_averaged_weights_are_taken_only_where_there_are_no_others() -> None:
+    own, averaged = {"a.weight": torch.zeros(2)}, {"a.weight": torch.ones(2)}
+    stored = read(put(torch_file({"model_ema": averaged, "model": own})))
+    assert stored.notes == ["taken from inside 'model', not 'model_ema'"]
+    assert not stored.tensors["a.weight"].any()
+    assert read(put(torch_file({"model_ema": averaged}))).tensors["a.weight"].all()
+    with pytest.raises(RetortError, match=r"no table of tensors .*; it has teacher, epoch"):
+        read(put(torch_file({"teacher": own, "epoch": 3})))
 
 
 # --- what is refused --------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from components.common.errors import RetortError
 from components.common.storage import sha256_file
 from components.dataset.params import S3
 from components.weights import download
+from components.weights.params import WeightsParams
+from components.weights.prepare import prepare
 from components.weights.source import locate, public
 
 CONTENT = os.urandom(300_000)
@@ -178,6 +180,24 @@ def test_what_a_server_says(server: Server, status: int, message: str, attempts:
 def test_plain_http_from_elsewhere_needs_a_hash() -> None:
     with pytest.raises(RetortError, match=r"use https, or give weights_sha256"):
         locate("http://models.example/net.tar", None, S3())
+
+
+def test_a_web_page_in_place_of_weights_is_not_kept(server: Server) -> None:
+    """The next run fetches again, and is not held to the page's hash."""
+    page = b"<html>Sorry, too many requests</html>"
+    server.content = page
+    params = WeightsParams.model_validate({"student": {"weights": server.url}})
+    with pytest.raises(RetortError, match=r"/models/net\.pdparams: .*a web page.*not kept"):
+        prepare(params, out=Path("out"))
+    server.content = CONTENT
+    path = locate(server.url, None, S3()).path
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("url", ["https://", "https://[::1", "https:///net.pth"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(RetortError, match="no address of a file"):
+        locate(url, None, S3())
 
 
 def test_a_server_that_is_not_there(server: Server) -> None:
