@@ -53,6 +53,7 @@ def trace(network: nn.Module, example: torch.Tensor, names: Sequence[str]) -> on
                     dynamic_axes={name: {0: "N"} for name in names},
                     **shared,
                 )
+            return _simplified(path)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as traced:
             batch = torch.export.Dim("N", min=1)
             try:
@@ -66,12 +67,12 @@ def trace(network: nn.Module, example: torch.Tensor, names: Sequence[str]) -> on
                     verbose=False,
                     **shared,
                 )
+                return _simplified(path)
             except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
                 raise RetortError(
                     f"{type(network).__name__} cannot be written as ONNX: {_first_line(traced)}; "
                     f"and with the newer exporter: {_first_line(error)}"
                 ) from error
-        return _simplified(path)
 
 
 @contextmanager
@@ -114,7 +115,10 @@ def _simplified(path: Path) -> onnx.ModelProto:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no other base
+        raise RuntimeError(f"ONNX Runtime refuses the file: {_first_line(error)}") from error
     return onnx.load(target)
 
 

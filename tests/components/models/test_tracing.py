@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from components.common.errors import RetortError
 from components.models import tracing
 
 
@@ -42,3 +43,22 @@ def test_what_one_exporter_lacks_the_other_writes_and_no_graph_is_printed(
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     (given,) = session.run(None, {"images": images[:1].numpy()})
     assert given.shape == (1, 3, 8, 8), "of any batch size"
+
+
+def test_a_traced_graph_that_no_runtime_takes_is_written_by_the_newer_exporter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an EVA-02's, whose positions are traced with a wrong shape."""
+    honest = torch.onnx.export
+
+    def damaged(module: nn.Module, inputs: object, path: Path, **settings: object) -> object:
+        if settings["dynamo"]:
+            return honest(module, inputs, path, **settings)  # type: ignore[arg-type]
+        return path.write_bytes(b"no graph")
+
+    monkeypatch.setattr(torch.onnx, "export", damaged)
+    graph = tracing.trace(nn.Conv2d(3, 4, 3), torch.rand(2, 3, 8, 8), ("images", "maps"))
+    assert {node.op_type for node in graph.graph.node} == {"Conv"}
+    monkeypatch.setattr(torch.onnx, "export", lambda module, inputs, path, **_: path.write_bytes(b"no graph"))
+    with pytest.raises(RetortError, match="cannot be written as ONNX: ONNX Runtime refuses the file"):
+        tracing.trace(nn.Conv2d(3, 4, 3), torch.rand(2, 3, 8, 8), ("images", "maps"))
