@@ -127,9 +127,20 @@ def fits(conv: nn.Module) -> bool:
     return d == other and d > 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
+def _folds(block: nn.Module) -> bool:
+    return any(callable(getattr(block, way, None)) for way in ("reparameterize", "fuse"))
+
+
 def widen(module: nn.Module) -> int:
-    """Replace every square convolution of a network by a block, in place; returns how many."""
-    found = [(name, conv) for name, conv in module.named_modules() if fits(conv)]
+    """Replace every square convolution of a network by a block, in place; returns how many.
+
+    Those inside blocks that timm folds (RepVGG's, MobileOne's, ...) stay: these blocks have branches of their
+    own, and their folding takes a convolution without a bias for granted, which a folded block has.
+    """
+    folded = tuple(f"{name}." for name, block in module.named_modules() if name and _folds(block))
+    found = [
+        (name, conv) for name, conv in module.named_modules() if fits(conv) and not name.startswith(folded)
+    ]
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
         parent, _, child = name.rpartition(".")

@@ -37,9 +37,16 @@ def plain(arch: Arch, class_num: int) -> nn.Module:
 
 
 def with_blocks(module: nn.Module, arch: Arch) -> nn.Module:
-    """Turn a plain network's convolutions into the blocks of ``arch``; its outputs stay the same."""
-    if arch.blocks == "acb":
-        acb.widen(module)
+    """Turn a plain network's convolutions into the blocks of ``arch``; its outputs stay the same.
+
+    Raises:
+        RetortError: when there is none that they can stand for.
+    """
+    if arch.blocks == "acb" and not acb.widen(module):
+        raise RetortError(
+            f"arch.blocks: {arch.name} has no square convolution that an ACB block can stand for "
+            "(or only in blocks with branches of their own); set it to plain"
+        )
     return module
 
 

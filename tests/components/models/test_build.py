@@ -5,7 +5,8 @@ import timm
 import torch
 
 from components.common.errors import RetortError
-from components.models import build, heads
+from components.export import graph
+from components.models import acb, build, heads
 from components.models.params import Arch, Head
 
 
@@ -73,3 +74,21 @@ def test_a_bottleneck_that_narrows_nothing_is_refused(width: int, classes: int) 
     arch = Arch(name="test_efficientnet", head=Head(bottleneck=width))
     with pytest.raises(RetortError, match=rf"bottleneck: {width} narrows nothing"):
         build.create(arch, classes)
+
+
+def test_convolutions_in_blocks_with_branches_of_their_own_stay() -> None:
+    """An ACB block inside a MobileOne block folds into a bias that the outer one forgets when it is folded."""
+    torch.manual_seed(0)
+    module = build.create(Arch(name="fastvit_t8", blocks="acb"), 3)
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    folded, count = graph.fold(module.eval())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before, after = module(images), folded(images)
+    assert count > sum(isinstance(block, acb.ACB) for block in module.modules()) > 0
+    assert float((before - after).abs().max() / before.abs().max()) < 1e-5
+    with pytest.raises(RetortError, match=r"arch\.blocks: repvgg_a0 has no square convolution"):
+        build.create(Arch(name="repvgg_a0", blocks="acb"), 3)
