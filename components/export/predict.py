@@ -17,6 +17,7 @@ from components.common.storage import atomic_path
 from components.dataset import named
 from components.dataset.images import central_square
 from components.export import exported
+from components.weights.unfit import why_no_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,8 +57,12 @@ def predict(
     Raises:
         RetortError: when the model is missing or has no classes (a backbone), or no image is found.
     """
-    if model.is_dir():
-        model = model / exported.FILES["fp32"]
+    file = model / exported.FILES["fp32"] if model.is_dir() else model
+    if model.exists() and (file.suffix != ".onnx" or not file.exists()):
+        unfit = why_no_model(model)
+        if unfit is not None:
+            raise RetortError(f"{model}: {unfit}")
+    model = file
     session = exported.session(model, threads)
     outputs = session.get_outputs()
     if [output.name for output in outputs] != [exported.OUTPUT]:

@@ -6,9 +6,11 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from components.common.errors import RetortError
 from components.export import exported
@@ -86,6 +88,26 @@ def test_a_backbone_without_a_head_cannot_predict(
     onnx.save(model, tmp_path / "features.onnx")
     with pytest.raises(RetortError, match="a backbone without a head cannot predict"):
         predict(tmp_path / "features.onnx", [digits.root / "val"], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("conv1.weight",), r"weights \(\.safetensors\), without a head, so they cannot predict: finetune"),
+        (
+            ("conv1.weight", "fc.weight"),
+            r"weights .*, not an exported model, so they cannot predict: finetune",
+        ),
+    ],
+)
+def test_weights_cannot_predict(digits: Digits, tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    path = tmp_path / "teacher.safetensors"
+    save_file({name: np.zeros((2, 2), np.float32) for name in names}, path)
+    with pytest.raises(RetortError, match=said):
+        predict(path, [digits.root], out=tmp_path)
+    (tmp_path / "features.onnx").touch()
+    with pytest.raises(RetortError, match="start weights, without a head, so they cannot predict"):
+        predict(tmp_path, [digits.root], out=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_bottleneck_that_narrows_nothing_is_refused(width: int, classes: int) 
 
 
 def test_convolutions_in_blocks_with_branches_of_their_own_stay() -> None:
-    """An ACB block inside a MobileOne block folds into a bias that the outer one forgets when it is folded."""
+    """An ACB block inside a MobileOne block folds into a bias that the outer one forgets when it folds."""
     torch.manual_seed(0)
     module = build.create(Arch(name="fastvit_t8", blocks="acb"), 3)
     for norm in module.modules():
