@@ -152,7 +152,9 @@ def _prepare(
         if weights != "none":
             pinned = net.weights_sha256 if name == CONFIGURED else None
             own = net.model_copy(update={"weights": weights, "weights_sha256": pinned})
-            path = prepare_net(staging, params.data.s3, name, own, folder).path
+            path = prepare_net(
+                staging, params.data.s3, name, own, folder, section=params.compare_weights.of
+            ).path
             start = None if path is None else path.resolve()
         candidates.append(Candidate(name, public(weights), start))
     run.stop_on_errors()

@@ -89,8 +89,13 @@ def prepare(params: WeightsParams, *, out: Path) -> None:
         _write_features(run, params, ready, out)
 
 
-def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path) -> Prepared:
-    """Fetch, convert and prove ``net.weights``; writes ``{who}.safetensors`` and its record into ``out``."""
+def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path, section: str | None = None) -> Prepared:
+    """Fetch, convert and prove ``net.weights``; writes ``{who}.safetensors`` and its record into ``out``.
+
+    Args:
+        section: that of params.yaml whose network it is, for advice; None: ``who``.
+    """
+    section = section or who
     module = build.plain(net.arch, 0)
     own = shapes(module.state_dict())
     source = locate(net.weights, net.weights_sha256, s3)
@@ -99,9 +104,9 @@ def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path) -> Prepared:
     found = shapes(converted.backbone)
     coverage = compare(own, found)
     _find_source(run, who, source, [stored.kind, converted.how, *stored.notes, *converted.notes])
-    _find_values(run, who, converted, coverage, stored.arch, net)
+    _find_values(run, who, section, converted, coverage, stored.arch, net)
     _find_head(run, who, converted)
-    accepted = _find_coverage(run, who, net, coverage)
+    accepted = _find_coverage(run, who, section, net, coverage)
     rows = _rows(who, coverage, own, found)
     _show(run, who, coverage, rows)
     lineage = {"source": source.spec, "sha256": source.sha256, "coverage": coverage.share}
@@ -139,7 +144,7 @@ def _find_source(run: Run, who: str, source: Source, notes: list[str]) -> None:
 
 
 def _find_values(
-    run: Run, who: str, converted: Converted, coverage: Coverage, claimed: str | None, net: Net
+    run: Run, who: str, section: str, converted: Converted, coverage: Coverage, claimed: str | None, net: Net
 ) -> None:
     """Weights that fit and still may be wrong: another network's by their own words, or never trained."""
     name = net.arch.name
@@ -148,7 +153,7 @@ def _find_values(
             "weights.source", "warning", who,
             f"the file says of itself that it is of '{claimed}', not of {name}; two networks may have the "
             "same tensors and compute differently (paddings, norms, activations)",
-            measured=claimed, limit=name, row=ROW, advice=f"Set {who}.arch.name to '{claimed}'.",
+            measured=claimed, limit=name, row=ROW, advice=f"Set {section}.arch.name to '{claimed}'.",
         )  # fmt: skip
     negative = [
         name for name in coverage.matched
@@ -197,7 +202,7 @@ def _find_head(run: Run, who: str, converted: Converted) -> None:
     run.find("weights.head", "info", who, message, measured=converted.classes, row=ROW)
 
 
-def _find_coverage(run: Run, who: str, net: Net, coverage: Coverage) -> bool:
+def _find_coverage(run: Run, who: str, section: str, net: Net, coverage: Coverage) -> bool:
     """Whether as much is covered as is asked for, or a person waived it."""
     deeper = coverage.deeper()
     good = coverage.share >= net.coverage and not deeper
@@ -210,8 +215,8 @@ def _find_coverage(run: Run, who: str, net: Net, coverage: Coverage) -> bool:
         "weights.coverage", level, who, f"{message}: {faults}" if faults else message,  # type: ignore[arg-type]
         measured=coverage.share, limit=net.coverage, row=ROW,
         advice="" if good else (
-            f"Are they another architecture's? See {who}.arch.name. {who}.coverage is the share that must be "
-            "covered."
+            f"Are they another architecture's? See {section}.arch.name. {section}.coverage is the share that "
+            "must be covered."
         ),
     )  # fmt: skip
     return found.level != "error"

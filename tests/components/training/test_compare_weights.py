@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from components.common.errors import RetortError
+from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.common.step import Run
 from components.common.storage import read_json, write_json
@@ -120,6 +121,15 @@ def test_bad_candidates(
     given = given.model_copy(update={"teacher": given.teacher.model_copy(update={"weights": weights})})
     with pytest.raises(RetortError, match=message):
         compare(given, data)
+
+
+def test_weights_that_cover_too_little_name_the_networks_own_keys(
+    data: SimpleNamespace, params: DistillParams
+) -> None:
+    tensors = dict(list(load_file(str(data.weights / "teacher.safetensors")).items())[:5])
+    save_file(tensors, "part.safetensors")
+    with pytest.raises(FindingsError, match=r"See teacher\.arch\.name\. teacher\.coverage is the share"):
+        compare(of(params, data, seeds=1, candidates={"part": "part.safetensors"}), data)
 
 
 # --- on Ray ------------------------------------------------------------------------------------------------
