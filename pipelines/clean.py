@@ -26,8 +26,12 @@ def clean(params: Params, dry_run: bool) -> None:
 
 
 def _remakable(params: Params) -> list[Path]:
-    paths = [Path("outputs"), *Path("data").glob("*.parquet"), Path("pipeline.yaml"), Path(".dvc/cache")]
-    if params.data.source == "digits":
+    from components.dataset import digits
+
+    # by name: a person's own manifests may lie beside them
+    made = [Path("data") / f"{name}.parquet" for name in ("manifest", "clean", "quarantine")]
+    paths = [Path("outputs"), *made, Path("pipeline.yaml"), Path(".dvc/cache")]
+    if params.data.source == "digits" and (Path(params.data.root) / digits.MARK).exists():
         paths.append(Path(params.data.root))
     paths += [entry for entry in state_dir().iterdir() if entry.name not in KEPT]
     return [path for path in paths if path.exists()]

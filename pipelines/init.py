@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from components.common.errors import RetortError
 from components.common.storage import write_text
-from pipelines.params import Params
+from pipelines.params import Params, parse
 
 HOUSE = Path(__file__).resolve().parent.parent  # the checkout, or the image's folder
 
@@ -47,6 +46,7 @@ README = """\
 - `params.yaml`: every parameter, with its default and what it means.
 - `{images}`: one folder a class (`class/**`), or `train/class/**`, `val/class/**`, `test/class/**`.
   Images without a label go below `unlabeled/`, synthetic ones below a folder `synthetic/` in their class.
+- `components`: a link to the steps' code; what changes there runs again.
 
 `dvc repro` here runs every step that is not up to date; `retort report` writes `outputs/index.html`.
 """
@@ -63,6 +63,7 @@ def init(folder: Path, images: Path | None) -> None:
     if images is not None and not images.is_dir():
         raise RetortError(f"{images}: not a folder of images")
     folder.mkdir(parents=True, exist_ok=True)
+    _link_code(folder)
     if images is None:
         (folder / "images").mkdir(exist_ok=True)
         root = "images"
@@ -71,11 +72,12 @@ def init(folder: Path, images: Path | None) -> None:
     own = {**OWN_DATA, "data": {**OWN_DATA["data"], "source": root, "root": root}}
     own["registry"] = {"name": folder.resolve().name}
     write_text(folder / "params.yaml", commented(Params.model_validate(own)))
-    write_text(folder / "dvc.yaml", _dvc_yaml())
     write_text(folder / ".gitignore", ".retort/\n/outputs/\n/data/\n/images/\n/pipeline.yaml\n")
     write_text(folder / "README.md", README.format(images=root))
     (folder / "data").mkdir(exist_ok=True)
     _dvc_init(folder)
+    for name in ("dvc.yaml", ".dvcignore"):
+        write_text(folder / name, (HOUSE / name).read_text(encoding="utf-8"))
     print(
         f"{folder}/params.yaml: every parameter, explained\n"
         f"{root if images else folder / 'images'}/: one folder a class\n"
@@ -107,20 +109,23 @@ def _lines(section: BaseModel, depth: int) -> Iterator[str]:
 
 def _scalar(value: Any) -> str:
     # JSON is YAML; a plain word reads better without quotes, where YAML reads it back as the same word
-    if isinstance(value, str) and value and yaml.safe_load(value) == value and ": " not in value:
+    if isinstance(value, str) and value and parse(value) == value and ": " not in value:
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
-def _dvc_yaml() -> str:
-    """The DAG of the checkout; its code dependencies become absolute, since they lie elsewhere from here."""
-    dag = yaml.safe_load((HOUSE / "dvc.yaml").read_text(encoding="utf-8"))
-    for stage in dag["stages"].values():
-        stage["deps"] = [
-            os.fspath(HOUSE / dep) if dep.startswith(("components/", "pipelines/")) else dep
-            for dep in stage.get("deps", [])
-        ]
-    return yaml.safe_dump(dag, sort_keys=False, width=100)
+def _link_code(folder: Path) -> None:
+    """Make the steps' code a part of the project, for DVC: as a link, so that it is always the checkout's.
+
+    By its own path it would lie outside, where DVC knows no .dvcignore: caches of compiled Python would count
+    as changes of the code, and ``dvc repro`` would train anew.
+    """
+    link = folder / "components"
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise RetortError(f"{link}: stands where the link to Retort's code belongs; choose another folder")
+    link.symlink_to(HOUSE / "components", target_is_directory=True)
 
 
 def _dvc_init(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,15 @@ from components.models.params import Net
 from components.training.params import CompareWeights, Distill, Expand, Ray
 
 S = TypeVar("S", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as the number that it is in YAML 1.2, as DVC does; PyYAML takes it for a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class Kubeflow(Section):
@@ -87,7 +97,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Params:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; 'retort init DIR' writes a commented one, or give --params FILE"
@@ -104,12 +114,17 @@ def _read(path: Path) -> dict[str, Any]:
     return {key: {} if value is None else value for key, value in values.items()}
 
 
+def parse(text: str) -> Any:
+    """A YAML value; raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, but for numbers
+
+
 def _split(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"-o {override}: expected KEY=VALUE, such as -o student.train.epochs=8")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"-o {override}: the value is not YAML: {' '.join(str(error).split())}") from None
 

@@ -115,15 +115,28 @@ def test_init_makes_a_project_and_refuses_to_overwrite_it(
     assert cli.run(["init", "mine"]) == 0
     made = {entry.name for entry in (tmp_path / "mine").iterdir()}
     assert {"params.yaml", "dvc.yaml", "images", ".gitignore", "README.md", ".dvc"} <= made
+    assert (tmp_path / "mine/dvc.yaml").read_text() == (HOUSE / "dvc.yaml").read_text()
     assert cli.run(["--params", "mine/params.yaml", "report"]) == 0
     assert cli.run(["init", "mine"]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_compiled_python_is_no_change_of_a_projects_code(tmp_path: Path) -> None:
+    assert cli.run(["init", "mine"]) == 0
+    for name, ignored in (("__pycache__/ingest.cpython-311.pyc", 0), ("component.py", 0), ("ingest.py", 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "check-ignore", f"components/dataset/{name}"],
+            cwd=tmp_path / "mine", capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == ignored, name
 
 
 def test_clean_removes_what_can_be_remade_and_keeps_history(tmp_path: Path) -> None:
     for name in (
         "outputs/teacher/model.safetensors",
         "data/clean.parquet",
+        "data/mine.parquet",
+        "data/digits/mine.png",
         ".retort/cache/a",
         "photos/a.png",
     ):
@@ -133,6 +146,7 @@ def test_clean_removes_what_can_be_remade_and_keeps_history(tmp_path: Path) -> N
     history = tmp_path / ".retort" / "mlflow" / "mlflow.db"
     history.parent.mkdir()
     history.write_text("x")
+    (tmp_path / "params.yaml").write_text("data: {source: digits, root: data/digits}\n")
     assert cli.run(["clean", "--dry-run"]) == 0
     assert (tmp_path / "outputs").exists()
     assert cli.run(["clean"]) == 0
@@ -140,7 +154,8 @@ def test_clean_removes_what_can_be_remade_and_keeps_history(tmp_path: Path) -> N
     assert not (tmp_path / "data" / "clean.parquet").exists()
     assert not (tmp_path / ".retort" / "cache").exists()
     assert history.exists()
-    assert (tmp_path / "photos" / "a.png").exists()
+    for own in ("photos/a.png", "data/mine.parquet", "data/digits/mine.png"):
+        assert (tmp_path / own).exists(), f"{own} is nothing that a step made"
 
 
 def test_a_signal_ends_with_its_status(tmp_path: Path) -> None:

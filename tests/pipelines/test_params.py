@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from components.common.errors import ConfigError
 from components.training.params import FinetuneParams
 from pipelines.init import commented
-from pipelines.params import Params, keys, load
+from pipelines.params import Params, keys, load, parse
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -31,6 +30,13 @@ def test_an_override_wins_and_is_yaml(file: Path) -> None:
     assert params.student.train.epochs == 9
     assert params.data.synthetic == ["*/fake/**"]
     assert load(file).student.train.epochs == 3
+
+
+def test_a_power_of_ten_is_a_number(file: Path) -> None:
+    file.write_text("teacher: {lr: {initial: 1e-3}, weights: 1e-3.pth}\n")
+    params = load(file, ["student.lr.initial=5E-4"])
+    assert (params.teacher.lr.initial, params.student.lr.initial) == (0.001, 0.0005)
+    assert params.teacher.weights == "1e-3.pth"
 
 
 @pytest.mark.parametrize(
@@ -81,9 +87,9 @@ def test_every_key_has_an_explanation() -> None:
 
 
 def test_the_commented_file_of_init_reads_back_as_the_same_values() -> None:
-    params = Params.model_validate({"data": {"root": "a: b", "class_names": "yes"}})
+    params = Params.model_validate({"data": {"root": "a: b", "class_names": "yes", "group": "1e5"}})
     text = commented(params)
-    assert Params.model_validate(yaml.safe_load(text), strict=True) == params
+    assert Params.model_validate(parse(text), strict=True) == params
     assert all("#" in line for line in text.splitlines() if line.startswith("  ") and not line.endswith(":"))
 
 
