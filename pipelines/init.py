@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def init(folder: Path, images: Path | None) -> None:
     else:
         root = os.fspath(images.resolve())
     own = {**OWN_DATA, "data": {**OWN_DATA["data"], "source": root, "root": root}}
-    own["registry"] = {"name": folder.resolve().name}
+    own["registry"] = {"name": re.sub(r"""[/:'"]""", "-", folder.resolve().name) or "retort"}
     write_text(folder / "params.yaml", commented(Params.model_validate(own)))
     write_text(folder / ".gitignore", ".retort/\n/outputs/\n/data/\n/images/\n/pipeline.yaml\n")
     write_text(folder / "README.md", README.format(images=root))

@@ -95,8 +95,10 @@ def _headline(outputs: Path) -> list[tuple[str, str, str]]:
     for label, folder in (("Teacher, top-1", "teacher"), ("Student, top-1", "student")):
         metrics = _json(outputs / folder / "metrics.json")
         arch = _json(outputs / folder / "model.json").get("arch", {}).get("name", "")
-        if "test" in metrics:
-            lines.append((label, f"{metrics['test']['top1']:.1%}", f"{arch}, on real held-out test images"))
+        for split, note in (("test", "on real held-out test images"), ("val", "on the validation split")):
+            if "top1" in metrics.get(split, {}):  # own splits may have no test images
+                lines.append((label, f"{metrics[split]['top1']:.1%}", f"{arch}, {note}"))
+                break
     choice = _json(outputs / "benchmark" / "choice.json")
     compared = _json(outputs / "benchmark" / "metrics.json").get("student_to_teacher")
     if compared:

@@ -40,7 +40,11 @@ class Registry(Section):
         "sqlite:///.retort/mlflow/mlflow.db",
         description="MLflow: a server's URL, or a SQLite file (the default)",
     )
-    name: str = Field("retort", min_length=1, description="MLflow experiment and registered model")
+    name: str = Field(
+        "retort",
+        pattern=r"""^[^/:'"]+$""",  # MLflow refuses the first two, and cannot search for the others
+        description="MLflow experiment and registered model",
+    )
     tolerance: float = Field(
         0.0, ge=0, description="top-1 that a challenger may lose and still become champion"
     )

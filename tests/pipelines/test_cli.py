@@ -121,6 +121,22 @@ def test_init_makes_a_project_and_refuses_to_overwrite_it(
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_project_gets_a_name_that_mlflow_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["init", "bob's: photos"]) == 0
+    assert "name: bob-s- photos" in (tmp_path / "bob's: photos/params.yaml").read_text()
+    capsys.readouterr()
+    assert cli.run(["report", "-o", "registry.name=bob's"]) == 2
+    assert "registry.name" in capsys.readouterr().err
+
+
+def test_the_page_of_a_run_without_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "outputs/student"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"val": {"top1": 0.75, "images": 4}, "test": {"images": 0}}')
+    assert cli.run(["report"]) == 0
+    assert "75.0%" in capsys.readouterr().out
+
+
 def test_compiled_python_is_no_change_of_a_projects_code(tmp_path: Path) -> None:
     assert cli.run(["init", "mine"]) == 0
     for name, ignored in (("__pycache__/ingest.cpython-311.pyc", 0), ("component.py", 0), ("ingest.py", 1)):
