@@ -58,10 +58,14 @@ def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: l
     real = np.flatnonzero(rows.real)
     judged = Folded(rows.vectors[real], rows.place[real], len(counts.labels), params.general.seed)
     shrinkage, scores, calibration = judged.best()
-    run.tracker.summary({"probe_top1": float((scores.argmax(axis=1) == rows.place[real]).mean())})
+    right = scores.argmax(axis=1) == rows.place[real]
+    run.tracker.summary({"probe_top1": float(right.mean())})
     samples = suspects(run, counts, rows, real, calibration.probabilities(scores), calibration.suspect_below)
     if not rows.real.all():
-        samples += rules.recognisable(run, params, counts, rows, classes, shrinkage)
+        number = len(counts.labels)
+        images = np.bincount(rows.place[real], minlength=number)
+        recall = np.bincount(rows.place[real], weights=right, minlength=number) / np.maximum(images, 1)
+        samples += rules.recognisable(run, params, counts, rows, classes, shrinkage, recall)
         samples += rules.degradation(run, params, counts, rows, classes, shrinkage)
         rules.domain_gap(run, counts, rows, classes, shrinkage)
     return samples
