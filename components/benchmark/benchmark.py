@@ -19,7 +19,7 @@ from components.benchmark.products import main_pair, metrics, write
 from components.benchmark.sweep import Config, Sweep, ratio, sweep
 from components.common.errors import RetortError
 from components.common.step import Run, step
-from components.common.storage import human_bytes, read_json
+from components.common.storage import human_bytes, read_json, sha256_file
 from components.export import exported
 
 PROOF_IMAGES = 16  # on which an engine must agree before it is timed
@@ -48,11 +48,12 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
         RetortError: when a candidate has no exported model, or nothing could be measured at all.
     """
     settings = params.benchmark
-    folders = _candidates(settings.candidates, exports)
+    folders = {name: exports.get(name, Path(name)) for name in settings.candidates}
     inputs = {"data/clean.parquet": manifest}
     inputs |= {f"{_label(name)}/model.onnx": path / "model.onnx" for name, path in folders.items()}
     with step("benchmark", params, out, inputs=inputs) as run:
         started = time.perf_counter()
+        _need_models(folders)
         rows = exported.rows(manifest, "val")
         models = {name: _Model(name, folder) for name, folder in folders.items()}
         threads = _threads(run, settings.threads)
@@ -85,17 +86,13 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
         _track(run, results, chosen)
 
 
-def _candidates(names: Sequence[str], exports: Mapping[str, Path]) -> dict[str, Path]:
-    folders = {name: exports.get(name, Path(name)) for name in names}
+def _need_models(folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         if not (folder / "model.onnx").is_file():
             raise RetortError(
                 f"benchmark.candidates '{name}': {folder / 'model.onnx'}: no such file; run 'retort export"
                 f"{' --of teacher' if name == 'teacher' else ''}' first, or give a folder that export wrote"
             )
-    if not folders:
-        raise RetortError("benchmark.candidates is empty; name at least one, such as [student]")
-    return folders
 
 
 def _label(name: str) -> str:
@@ -107,14 +104,21 @@ class _Model:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
+        proof = read_json(folder / "parity.json")
+        proved = {file: about["sha256"] for file, about in proof.get("files", {}).items()}
         self.files = {
             (name, precision): folder / file
             for precision, file in exported.FILES.items()
-            if (folder / file).is_file()
+            # an int8 file of another export may have stayed behind: it is no output that DVC restores
+            if (folder / file).is_file() and proved.get(file) == sha256_file(folder / file)
         }
+        if (name, "fp32") not in self.files:
+            raise RetortError(
+                f"{folder / 'model.onnx'}: not the file of its parity.json; run 'retort export' again"
+            )
         self.about = exported.read(folder / "model.onnx")
         self.params, self.macs = cost(folder / "model.onnx")
-        compared = read_json(folder / "parity.json")["compared"]
+        compared = proof["compared"]
         self.top1 = {
             precision: float(compared[f"{file}, batches"]["top1"])
             for precision, file in exported.FILES.items()

@@ -115,7 +115,9 @@ def sweep(
                 done.refused[config] = opened
             else:
                 runs[config] = opened
-        _rounds(runs, done, budget_s - (time.perf_counter() - started), seed, progress)
+        # what a slow configuration took to open beyond its share is not taken from the others
+        left = max(budget_s - (time.perf_counter() - started), (1 - OPENING_SHARE) * budget_s)
+        _rounds(runs, done, left, seed, progress)
     done.seconds = time.perf_counter() - started
     return done
 
@@ -197,7 +199,7 @@ def _rounds(
         return sum((calls + 1) * single for _, single in runs.values())
 
     # the last ones are given up until the least that tells anything fits
-    while runs and MIN_ROUNDS * cost(MIN_CALLS) > max(seconds, 0):
+    while len(runs) > 1 and MIN_ROUNDS * cost(MIN_CALLS) > max(seconds, 0):
         given_up = max(runs)
         runs.pop(given_up)
         done.unmeasured.append(given_up)

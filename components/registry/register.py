@@ -59,20 +59,23 @@ def register(
         FindingsError: when the files do not belong together.
         RetortError: when a file is missing, or the tracker does not answer: this step needs it.
     """
-    files = {
-        "data/clean.parquet": need(manifest, "validate"),
-        "outputs/student/model.safetensors": need(student / "model.safetensors", "distill"),
-        "outputs/student/model.json": need(student / "model.json", "distill"),
-        "outputs/student/metrics.json": need(student / "metrics.json", "distill"),
-        "outputs/export/model.onnx": need(exported / "model.onnx", "export"),
-        "outputs/export/parity.json": need(exported / "parity.json", "export"),
-        "outputs/export/report.json": need(exported / "report.json", "export"),
-        "outputs/benchmark/choice.json": need(benchmark / "choice.json", "benchmark"),
-        "outputs/check/gate.json": need(check / "gate.json", "check"),
-        "outputs/check/report.json": need(check / "report.json", "check"),
-        "outputs/audit/plan.json": need(plan, "plan"),
+    made = {
+        "data/clean.parquet": (manifest, "validate"),
+        "outputs/student/model.safetensors": (student / "model.safetensors", "distill"),
+        "outputs/student/model.json": (student / "model.json", "distill"),
+        "outputs/student/metrics.json": (student / "metrics.json", "distill"),
+        "outputs/export/model.onnx": (exported / "model.onnx", "export"),
+        "outputs/export/parity.json": (exported / "parity.json", "export"),
+        "outputs/export/report.json": (exported / "report.json", "export"),
+        "outputs/benchmark/choice.json": (benchmark / "choice.json", "benchmark"),
+        "outputs/check/gate.json": (check / "gate.json", "check"),
+        "outputs/check/report.json": (check / "report.json", "check"),
+        "outputs/audit/plan.json": (plan, "plan"),
     }
+    files = {label: path for label, (path, _) in made.items()}
     with step("register", params, out, inputs=files) as run:
+        for path, maker in made.values():
+            need(path, maker)
         _check_proofs(run, files)
         run.stop_on_errors()
         with opened(params.registry, "register") as versions, tempfile.TemporaryDirectory() as scratch:

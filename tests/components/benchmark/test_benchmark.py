@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from components.benchmark import engines
 from components.benchmark.benchmark import benchmark, cost, family
+from components.benchmark.params import Benchmark
 from components.benchmark.sweep import Config, sweep
 from components.common.errors import RetortError
 from components.common.findings import Finding, read_report
@@ -120,6 +123,35 @@ def test_time_that_is_too_short_measures_the_first_and_names_the_rest(
     assert "512 images" in " ".join([missed.message, missed.subject]) or missed.measured > 3
     with (tmp_path / "benchmark" / "results.csv").open() as file:
         assert "1" in {row["batch"] for row in csv.DictReader(file)}
+
+
+def test_an_int8_file_that_stayed_behind_is_not_measured(exports: Exports, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exports.folders["student"], folder)
+    with (folder / "model.int8.onnx").open("ab") as file:
+        file.write(b" ")  # another file than parity.json proves
+    params = exports.params(candidates=["student"], precisions=["fp32", "int8"], time_budget_s=3)
+    benchmark(params, manifest=exports.digits.manifest, exports={"student": folder}, out=tmp_path / "out")
+    with (tmp_path / "out/results.csv").open() as file:
+        assert {row["precision"] for row in csv.DictReader(file)} == {"fp32"}
+
+
+def test_one_huge_batch_does_not_keep_the_others_from_being_measured(
+    exports: Exports, tmp_path: Path
+) -> None:
+    params = exports.params(candidates=["student"], batch_sizes=[1, 20_000], threads=[1], time_budget_s=1)
+    benchmark(params, manifest=exports.digits.manifest, exports=exports.folders, out=tmp_path / "out")
+    with (tmp_path / "out/results.csv").open() as file:
+        assert "1" in {row["batch"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("key", ["threads", "batch_sizes", "engines", "precisions", "candidates"])
+def test_an_empty_sweep_is_refused(key: str) -> None:
+    with pytest.raises(ValidationError):
+        Benchmark.model_validate({key: []})
+    if key in ("threads", "batch_sizes"):
+        with pytest.raises(ValidationError):
+            Benchmark.model_validate({key: [0]})
 
 
 def test_a_candidate_without_an_export_is_named(exports: Exports, tmp_path: Path) -> None:

@@ -197,3 +197,13 @@ def test_without_the_tracker_there_is_no_registration(project: Any) -> None:
             rollback(params)
     report = read_json(project.folder / "outputs/register/report.json")
     assert report["passed"] is False
+
+
+def test_a_missing_proof_fails_the_step_and_leaves_nothing_of_the_run_before(project: Any) -> None:
+    project.register()
+    (project.folder / "plan.json").unlink()
+    with pytest.raises(RetortError, match=r"plan\.json: no such file; run 'retort plan' first"):
+        project.register()
+    out = project.folder / "outputs/register"
+    assert not read_json(out / "report.json")["passed"]
+    assert not (out / "registered.json").exists()
