@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import getpass
 import json
+import logging
 import os
 import posixpath
 import re
@@ -45,6 +46,7 @@ MAX_ARTIFACT_BYTES = 10_000_000
 ARTIFACTS = (".json", ".html", ".csv", ".png", ".svg")
 NOT_ARTIFACTS = ("page.json", "run.json")  # the page's sections are in report.html; run.json comes later
 REMEMBERED_RUNS = 50
+NOT_THE_CAUSE = "(raised as a result of"  # how SQLAlchemy begins what a database says while it flushes
 ENDED_BADLY = ("FAILED", "KILLED")
 
 
@@ -275,6 +277,8 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    # it logs the traceback of what it raises; whoever catches that says it in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri.startswith("sqlite:///"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     from filelock import FileLock
@@ -850,5 +854,6 @@ def public_uri(uri: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, short, without passwords."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(NOT_THE_CAUSE)]
+    lines = lines or [type(error).__name__]
     return re.sub(r"//[^/@\s]*@", "//", lines[0])[:160]

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -247,6 +248,22 @@ def broken_server() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def test_a_store_that_fails_costs_a_line_that_names_the_cause(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(project / ".retort/mlflow/mlflow.db") as database:
+        database.execute("DROP TABLE latest_metrics")  # as on a full disk: it fails in the middle of a flush
+    run_step(params())
+    said = capfd.readouterr().err
+    assert "latest_metrics" in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 2, "the warning, and that the step is done"
+    reason = (
+        "(raised as a result of autoflush)\n(sqlite3.OperationalError) database or disk is full\n[SQL: x]"
+    )
+    assert tracking.first_line(RuntimeError(reason)).endswith("database or disk is full")
 
 
 def test_a_server_that_answers_500_counts_as_away(
