@@ -132,7 +132,7 @@ def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
     parameters = sum(tensor.numel() for tensor in module.state_dict().values())
     moments = 2 if job.optimizer.name == "adamw" else 1
     nets = len({phase.net for phase in job.phases})
-    wanted = 2 * 4 * parameters * (nets + moments)  # the new checkpoint is written before the old one goes
+    wanted = 3 * 4 * parameters * (nets + moments)  # Ray removes an old checkpoint after the next but one
     need_disk(state_dir("checkpoints"), wanted, "checkpoints")
     say(f"{run.name}: checkpoints take up to {human_bytes(wanted)} of disk until the step is done")
 
