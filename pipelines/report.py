@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.common.findings import Report, read_report
 from components.common.page import findings_html, read_sections, render
-from components.common.storage import human_bytes, write_text
+from components.common.storage import human_bytes, read_json, write_text
 from pipelines.params import Params
 
 # Each step of the DAG in its order: name, folder below outputs/, what a person calls it.
@@ -56,7 +55,7 @@ def report(params: Params, outputs: Path) -> None:
     """Write ``outputs/index.html`` (self-contained, no network) and print the run's summary.
 
     Raises:
-        RetortError: when a report in ``outputs`` is damaged; missing ones are shown as not run.
+        RetortError: when a file in ``outputs`` is damaged; missing ones are shown as not run.
     """
     steps = [_read(outputs, *step) for step in STEPS]
     headline = _headline(outputs)
@@ -86,7 +85,7 @@ def _read(outputs: Path, name: str, folder: str, title: str) -> Step:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _headline(outputs: Path) -> list[tuple[str, str, str]]:

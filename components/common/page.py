@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.storage import write_json, write_text
+from components.common.storage import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +73,7 @@ class Page:
 def read_sections(folder: Path) -> list[dict[str, str]]:
     """The sections that a step wrote into its folder; none if it wrote no page."""
     path = folder / "page.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path) if path.exists() else []
 
 
 def figure_svg(figure: Figure) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,7 @@ import numpy as np
 from components.common.errors import RetortError
 from components.common.progress import track
 from components.common.step import Run, step
-from components.common.storage import human_bytes, sha256_file, write_json, write_text
+from components.common.storage import human_bytes, read_json, sha256_file, write_json, write_text
 from components.export import exported
 from components.export.params import ExportParams
 from components.export.parity import Comparison, Proof, prove, run_into
@@ -348,7 +347,7 @@ def _trained_top1(model: Path) -> float | None:
     path = model / "metrics.json"
     if not path.is_file():
         return None
-    value = json.loads(path.read_text(encoding="utf-8")).get("val", {}).get("top1")
+    value = read_json(path).get("val", {}).get("top1")
     return None if value is None else float(value)
 
 

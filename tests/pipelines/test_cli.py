@@ -137,6 +137,18 @@ def test_the_page_of_a_run_without_test_images(tmp_path: Path, capsys: pytest.Ca
     assert "75.0%" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["report.json", "metrics.json", "page.json"])
+def test_the_page_of_a_run_with_a_damaged_file_names_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "outputs/student"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text('{"step": "distill"}')
+    (folder / name).write_text('{"val":')
+    assert cli.run(["report"]) == 1
+    assert f"outputs/student/{name}: not valid JSON" in capsys.readouterr().err
+
+
 def test_compiled_python_is_no_change_of_a_projects_code(tmp_path: Path) -> None:
     assert cli.run(["init", "mine"]) == 0
     for name, ignored in (("__pycache__/ingest.cpython-311.pyc", 0), ("component.py", 0), ("ingest.py", 1)):
