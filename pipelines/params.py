@@ -21,6 +21,7 @@ from components.models.params import Net
 from components.training.params import CompareWeights, Distill, Expand, Ray
 
 S = TypeVar("S", bound=BaseModel)
+QUANTITY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # bytes as Kubernetes and kfp write them: 8Gi, 500M
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,8 +44,10 @@ class Kubeflow(Section):
         None, description="image without torch, for ingest, validate and the audits; null: the same image"
     )
     experiment: str = Field("retort", description="KFP experiment")
-    memory: str = Field("16Gi", description="memory of the training pods, /dev/shm included")
-    shm: str = Field("8Gi", description="memory-backed /dev/shm of the training pods")
+    memory: str = Field(
+        "16Gi", pattern=QUANTITY, description="memory of the training pods, /dev/shm included"
+    )
+    shm: str = Field("8Gi", pattern=QUANTITY, description="memory-backed /dev/shm of the training pods")
     gpu: str | None = Field(None, description="accelerator resource, such as nvidia.com/gpu; null: none")
     s3_secret: str | None = Field(
         None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

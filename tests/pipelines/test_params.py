@@ -50,6 +50,7 @@ def test_a_power_of_ten_is_a_number(file: Path) -> None:
         ("student=3", "student"),
         ("student.train.epochs.x=3", "'epochs' is a value, not a section"),
         ("student.train.epochs", "expected KEY=VALUE"),
+        ("kubeflow.shm=lots", "kubeflow.shm: string should match pattern"),
         ("student.weights=[", "not YAML"),
     ],
 )
