@@ -573,10 +573,8 @@ def run(arguments: list[str]) -> int:
         if result == 130:  # what Typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted; the next run goes on from what was finished", 130)
-    except Terminated:
-        return _failed("terminated; the next run goes on from what was finished", 143)
+    except (KeyboardInterrupt, Terminated, typer.Abort) as error:
+        return _stopped(error)
     except TyperException as error:  # an unknown command or option, or a wrong value
         return _failed(f"{error} ('retort --help' lists the commands)", 2)
     except RetortError as error:
@@ -587,7 +585,15 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _failed(_explain(error), 1)
     except Exception as error:  # noqa: BLE001 - the last resort: an error of ours, without a traceback
+        stopped = signals.stopped_by(error)
+        if stopped is not None:  # a library made something else of what the handler raised
+            return _stopped(stopped)
         return _failed(f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _stopped(error: BaseException) -> int:
+    word, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    return _failed(f"{word}; the next run goes on from what was finished", status)
 
 
 def _explain(error: OSError) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from components.audit.plan import read_plan
-from components.common.errors import RetortError, Terminated
+from components.common.errors import RetortError
 from components.common.progress import say
+from components.common.signals import stopped_by
 from components.common.step import Run, step
 from components.common.storage import (
     human_bytes,
@@ -247,8 +248,9 @@ def _tracked(
     try:
         yield tracker
         status = "FINISHED"
-    except (KeyboardInterrupt, Terminated):
-        status = "KILLED"
+    except BaseException as error:
+        if stopped_by(error) is not None:
+            status = "KILLED"
         raise
     finally:
         tracker.finish(status, time.monotonic() - started, place)

@@ -202,6 +202,22 @@ def test_a_signal_ends_with_its_status(tmp_path: Path) -> None:
     assert "terminated" in ended.stderr
 
 
+def test_a_signal_that_a_library_swallowed_still_ends_with_its_status(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from pipelines import cli\n"
+        "def wait():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except BaseException:\n"
+        "        raise RuntimeError('a query was broken off') from None\n"
+        "cli.params = wait\n"
+        "cli.main(['report'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (143, 1)
+
+
 @pytest.mark.parametrize(
     "words",
     [
