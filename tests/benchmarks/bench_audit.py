@@ -1,12 +1,10 @@
 """The audits on planted data: Fashion-MNIST with flipped labels and five classes of synthetic images.
 
-Synthetic images are made by a declared process (``synthesised``) from images that are in no split. Wants
-what ``bench_dataset`` wants: Debian's package ``dataset-fashion-mnist``, or ``RETORT_FASHION_MNIST``.
+Synthetic images are made by a declared process (``synthesised``) from images that are in no split.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
@@ -29,7 +27,7 @@ from components.common.findings import read_report
 from components.dataset import manifest as manifests
 from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
-from tests.benchmarks.bench_dataset import FASHION
+from tests.benchmarks import fashion
 from tests.benchmarks.measure import Row, at_least, at_most
 
 NAMES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
@@ -51,10 +49,9 @@ LITE1 = {"arch": {"name": "tf_efficientnet_lite1"}, "weights": "package:efficien
 
 def measure(seeds: int) -> list[Row]:
     """Every seed draws, flips and synthesises anew; the worst of the seeds counts."""
-    if not (FASHION / "train-images-idx3-ubyte.gz").exists():
-        print(f"planted audits: left out, {FASHION} is not there", file=sys.stderr)
+    if not fashion.there("planted audits"):
         return []
-    pixels, labels = _fashion()
+    pixels, labels = (part[: fashion.TRAIN] for part in fashion.read())
     found: dict[str, list[float]] = {}
     for seed in range(1, seeds + 1):
         with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, _inside(Path(name)):
@@ -73,18 +70,6 @@ def measure(seeds: int) -> list[Row]:
     rows.append(Row("audit synthetic, first time", max(found["seconds"]), "s"))
     rows.append(Row("audit synthetic, again", max(found["again"]), "s", note="features come from the cache"))
     return rows
-
-
-def _fashion() -> tuple[np.ndarray, np.ndarray]:
-    """The 60,000 training images uint8 [n, 28, 28], and their labels."""
-
-    def read(name: str, header: int) -> np.ndarray:
-        return np.frombuffer(gzip.decompress((FASHION / name).read_bytes()), np.uint8, offset=header)
-
-    return (
-        read("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28),
-        read("train-labels-idx1-ubyte.gz", 8).astype(np.int64),
-    )
 
 
 @contextmanager

@@ -1,12 +1,7 @@
-"""Data: ingest, validate, drift, imbalance audit up to 43 million rows; near-duplicates; images; copies.
-
-The planted benchmark wants Fashion-MNIST (Debian's package ``dataset-fashion-mnist``, or the folder that
-``RETORT_FASHION_MNIST`` names); without it, it is left out and said so.
-"""
+"""Data: ingest, validate, drift, imbalance audit up to 43 million rows; near-duplicates; images; copies."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
@@ -21,10 +16,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.benchmarks import fashion
 from tests.benchmarks.measure import Command, Row, at_least, at_most, run
 
 HOUSE = Path(__file__).resolve().parents[2]
-FASHION = Path(os.environ.get("RETORT_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 GIB = 1 << 30
 CLASSES = 100_000
 SIZES = (1_000_000, 4_000_000, 16_000_000, 43_000_000)
@@ -237,22 +232,10 @@ def _images(count: int = 3_000, repeats: int = 3) -> list[Row]:
 # -- planted copies
 
 
-def _fashion() -> tuple[np.ndarray, np.ndarray]:
-    """All 70,000 images, uint8 [n, 28, 28], and their labels; the 10,000 test images come last."""
-
-    def read(name: str, header: int) -> np.ndarray:
-        return np.frombuffer(gzip.decompress((FASHION / name).read_bytes()), np.uint8, offset=header)
-
-    pixels = [read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28) for part in ("train", "t10k")]
-    labels = [read(f"{part}-labels-idx1-ubyte.gz", 8) for part in ("train", "t10k")]
-    return np.concatenate(pixels), np.concatenate(labels)
-
-
 def _planted(seeds: int, train: int = 20_000, held: int = 10_000) -> list[Row]:
-    if not (FASHION / "train-images-idx3-ubyte.gz").exists():
-        print(f"planted copies: left out, {FASHION} is not there", file=sys.stderr)
+    if not fashion.there("planted copies"):
         return []
-    pixels, labels = _fashion()
+    pixels, labels = fashion.read()
     rows = []
     recalls: dict[str, list[float]] = {"duplicates": [], "leakage": []}
     false: list[float] = []

@@ -14,6 +14,7 @@ from components.export import graph
 from components.models import acb, build
 from components.models.params import Arch
 from tests.benchmarks.measure import Row, at_most
+from tests.components.models.test_acb import stir
 
 CLASSES, WIDTH = 100_000, 256
 BACKBONE = "resnet50d"
@@ -33,17 +34,6 @@ def measure(seeds: int) -> list[Row]:
     return _blocks(seeds) + _networks(seeds) + _heads()
 
 
-def _stir(module: nn.Module) -> nn.Module:
-    """Batch norms as training leaves them: fresh ones would hide mistakes in folding them."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.normal_(part.weight, 1, 0.5)
-            nn.init.normal_(part.bias)
-            nn.init.normal_(part.running_mean)
-            nn.init.uniform_(part.running_var, 0.3, 3)
-    return module.eval()
-
-
 @torch.inference_mode()
 def _apart(module: nn.Module, images: torch.Tensor) -> tuple[float, int]:
     """max|a - b| / max|b| of a network folded and not, and how many blocks were folded."""
@@ -60,7 +50,7 @@ def _blocks(seeds: int) -> list[Row]:
             torch.manual_seed(seed)
             for groups, stride in ((1, 1), (1, 2), (32, 1)):
                 conv = nn.Conv2d(32, 64, d, stride=stride, padding=d // 2, groups=groups)
-                apart, _ = _apart(nn.Sequential(_stir(acb.ACB(conv))), torch.randn(4, 32, 28, 28))
+                apart, _ = _apart(nn.Sequential(stir(acb.ACB(conv))), torch.randn(4, 32, 28, 28))
                 worst = max(worst, apart)
         rows.append(at_most(f"ACB block folded, d = {d}: max|a-b| / max|b|", worst, 1e-5, ""))
     return rows
@@ -72,7 +62,7 @@ def _networks(seeds: int) -> list[Row]:
         worst, count = 0.0, 0
         for seed in range(seeds):
             torch.manual_seed(seed)
-            module = _stir(build.create(Arch(name=name, blocks=blocks), 100))
+            module = stir(build.create(Arch(name=name, blocks=blocks), 100))
             apart, count = _apart(module, torch.randn(4, 3, 96, 96))
             worst = max(worst, apart)
         what = f"{name}, ACB" if blocks == "acb" else name
