@@ -40,6 +40,7 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
         few = _few(run, counts, params.audit.min_per_class)
         _write_classes(run.product(out / "classes.parquet"), counts, found, few)
         part = ImbalancePart(
+            manifest=run.report.inputs["data/clean.parquet"],
             labels=counts.labels.tolist(),
             names=counts.names,
             train={source: counts.train[:, column].tolist() for column, source in enumerate(SOURCES)},

@@ -27,7 +27,7 @@ def make_plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Pat
         imbalance, synthetic: the folders that the audits wrote.
 
     Raises:
-        RetortError: a part is missing or damaged, or the two are not of the same classes.
+        RetortError: a part is missing or damaged, or the two are not of the same data.
     """
     inputs = {
         "outputs/audit/imbalance/part.json": imbalance / FILE,
@@ -36,6 +36,10 @@ def make_plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Pat
     with step("plan", params, out, inputs, keep=("imbalance", "synthetic")) as run:
         sizes = read_part(ImbalancePart, imbalance, "audit imbalance")
         sources = read_part(SyntheticPart, synthetic, "audit synthetic")
+        if sizes.manifest and sources.manifest and sizes.manifest != sources.manifest:
+            raise RetortError(
+                f"{imbalance} and {synthetic}: are of different clean manifests; run 'retort audit' again"
+            )
         labels = np.array(sizes.labels, np.int64)
         before = np.stack([np.array(sizes.train[source], np.int64) for source in SOURCES], axis=1)
         rows = before - _left_out(sources, labels)
@@ -47,6 +51,7 @@ def make_plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Pat
         for finding in (*sizes.findings, *sources.findings):
             run.report.add(finding, params.checks.waive)
         plan = Plan(
+            manifest=sizes.manifest,
             sampling=Sampling(
                 distribution=found.distribution,
                 by_class=_by_class(labels, found),

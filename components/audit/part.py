@@ -17,11 +17,15 @@ FILE = "part.json"
 
 
 class Part(BaseModel):
-    """What both parts have: the audit's findings, so that the plan can say who asked for what."""
+    """What both parts have: the audit's findings, so that the plan can say who asked for what.
+
+    ``manifest`` is the sha256 of the clean manifest that was audited.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
+    manifest: str = ""
     findings: list[Finding] = []
 
     def write(self, path: Path) -> None:

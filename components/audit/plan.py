@@ -46,11 +46,16 @@ class LeaveOut(BaseModel):
 
 
 class Plan(BaseModel):
-    """What training carries out. An unknown key is refused: a person may have edited the file."""
+    """What training carries out. An unknown key is refused: a person may have edited the file.
+
+    ``manifest`` is the sha256 of the clean manifest that was audited: labels and paths mean nothing in
+    another. Empty: of whatever is trained on.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
+    manifest: str = ""
     sampling: Sampling = Sampling()
     loss: Loss = Loss()
     leave_out: list[LeaveOut] = []
@@ -59,8 +64,16 @@ class Plan(BaseModel):
         write_json(path, self.model_dump(mode="json"))
 
 
-def read_plan(path: Path) -> Plan:
-    """Raises RetortError naming file and key, so that a person who edited the plan finds the mistake."""
+def read_plan(path: Path, manifest: str = "") -> Plan:
+    """Read ``plan.json``.
+
+    Args:
+        manifest: sha256 of the clean manifest that is to be trained on; empty: any.
+
+    Raises:
+        RetortError: naming file and key, so that a person who edited the plan finds the mistake; or when it
+            was made for another manifest.
+    """
     try:
         plan = Plan.model_validate(read_json(path))
     except ValidationError as error:
@@ -69,4 +82,9 @@ def read_plan(path: Path) -> Plan:
         raise RetortError(f"{path}: {key}: {first['msg']}") from None
     if plan.schema_version > SCHEMA_VERSION:
         raise RetortError(f"{path}: schema_version {plan.schema_version} is newer than {SCHEMA_VERSION}")
+    if manifest and plan.manifest and plan.manifest != manifest:
+        raise RetortError(
+            f"{path}: was made for another clean manifest, whose labels may be others; run 'retort audit' "
+            "again (or, where a person wrote the plan for this data, set its key 'manifest' to \"\")"
+        )
     return plan

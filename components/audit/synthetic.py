@@ -85,7 +85,12 @@ def _write(
         for one in samples
         if params.audit.drop_suspects and one.split == "train" and one.rule != "hard"
     ]
-    part = SyntheticPart(by_source=by_source, leave_out=leave_out, findings=run.report.findings)
+    part = SyntheticPart(
+        manifest=run.report.inputs["data/clean.parquet"],
+        by_source=by_source,
+        leave_out=leave_out,
+        findings=run.report.findings,
+    )
     part.write(run.product(out / FILE))
     names = [counts.names[one.place] for one in classes]
     columns = {field.name: [getattr(one, field.name) for one in classes] for field in fields(Class)}

@@ -83,9 +83,11 @@ def summary(report: Report, out: Path) -> str:
     errors = report.errors()
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     first = errors[0]
-    advice = f" {first.advice}" if first.advice else ""
+    message = first.message
+    if first.advice:
+        message += f"{'' if message.endswith(('.', '!', '?')) else '.'} {first.advice}"
     return (
-        f"{report.step}: {first.rule}: {first.message}{advice}{more}\n"
+        f"{report.step}: {first.rule}: {message}{more}\n"
         f"see {out / 'report.html'}; 'checks.waive: [{first.rule}]' goes on in spite of it"
     )
 

@@ -83,7 +83,7 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         counts = _quarantined(run, db, params)
         clean_counts = _clean_counts(db)
         _lost_classes(run, db, clean_counts)
-        drift.write_counts(clean_counts, out / "counts.parquet")
+        drift.write_counts(clean_counts, run.product(out / "counts.parquet"))
         if baseline and before is not None:
             drift.report(run, db, baseline, before, clean_counts.to_pandas(), out)
         _expect(run, db, params, counts, out)

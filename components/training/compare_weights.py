@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from components.audit.plan import read_plan
 from components.common.errors import RetortError
 from components.common.progress import say
 from components.common.signals import stopped_by
@@ -87,7 +86,7 @@ def compare_weights(
         need(manifest, "validate")
         epochs = settings.epochs or net.train.epochs
         phases = (engine.Phase("finetune", "net", epochs, net.lr),)
-        audited = read_plan(need(plan, "plan"))
+        audited = session.audited(run, plan)
         base = session.make_job(params, net, params.ray, params.data, manifest, audited, None, phases)
         actual = session.truth(base, settings.split)
         if not len(actual):

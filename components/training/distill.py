@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from components.audit.plan import read_plan
+from components.audit.plan import Plan
 from components.common.progress import say
 from components.common.step import Run, step
 from components.common.storage import human_bytes, need, need_disk, state_dir, write_json
@@ -53,7 +53,7 @@ def distill(
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         gate.demand(check, params, judged)
-        job = _job(params, manifest, plan, teacher, weights)
+        job = _job(params, manifest, session.audited(run, plan), teacher, weights)
         session.preflight(run, job, params.ray, "student")
         _say_disk(run, params, job)
         folder = session.checkpoints("distill", job)
@@ -62,7 +62,7 @@ def distill(
     session.forget(folder)
 
 
-def _job(params: DistillParams, manifest: Path, plan: Path, teacher: Path, weights: Path) -> engine.Job:
+def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> engine.Job:
     settings, student = params.distill, params.student
     epochs = settings.epochs or student.train.epochs
     short = student.lr.model_copy(
@@ -78,7 +78,7 @@ def _job(params: DistillParams, manifest: Path, plan: Path, teacher: Path, weigh
             Phase("control, labelled", CONTROL, settings.finetune_epochs, short),
         ]
     job = session.make_job(
-        params, student, params.ray, params.data, manifest, read_plan(need(plan, "plan")),
+        params, student, params.ray, params.data, manifest, plan,
         session.start_weights(weights, "student", student),
         tuple(phase for phase in phases if phase.epochs),
     )  # fmt: skip

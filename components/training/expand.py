@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from components.audit.plan import Plan, read_plan
+from components.audit.plan import Plan
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.step import Run, step
@@ -87,7 +87,7 @@ def expand(
             card,
             classes,
             folder / "clean.parquet",
-            relabel(read_plan(need(plan, "plan")), labels),
+            relabel(session.audited(run, plan), labels),
         )
         session.preflight(run, job, params.ray, of)
         samples = loader.open_samples(job.manifest, job.root, job.size, job.decoded)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.audit.plan import read_plan
 from components.common.step import step
 from components.common.storage import need, write_json
 from components.training import engine, results, session
@@ -31,7 +30,7 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
     with step("finetune", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         job = session.make_job(
-            params, params.teacher, params.ray, params.data, manifest, read_plan(need(plan, "plan")),
+            params, params.teacher, params.ray, params.data, manifest, session.audited(run, plan),
             session.start_weights(weights, "teacher", params.teacher),
             (engine.Phase("finetune", "teacher", params.teacher.train.epochs, params.teacher.lr),),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.audit.plan import Plan
+from components.audit.plan import Plan, read_plan
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.params import StepParams
@@ -66,6 +66,15 @@ def make_job(
         workers=ray.workers,
         waived="train.learns" in params.checks.waive,
     )
+
+
+def audited(run: Run, plan: Path) -> Plan:
+    """The plan, if it was made for the clean manifest that ``run`` lists among its inputs.
+
+    Raises:
+        RetortError: it is missing, damaged, or of other data.
+    """
+    return read_plan(need(plan, "plan"), run.report.inputs["data/clean.parquet"])
 
 
 def class_names(params: StepParams, manifest: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import pytest
 from components.audit.part import LeftOut, SyntheticPart
 from components.audit.plan import read_plan
 from components.common.errors import RetortError
+from components.common.storage import sha256_file
 from components.training import sampling
 from tests.components.audit.conftest import Audits, rows_of
 
@@ -96,4 +97,21 @@ def test_parts_of_different_data_are_refused(audits: Audits) -> None:
     audits.imbalance()
     part(audits, by_source={7: {"synthetic": 0.5}})
     with pytest.raises(RetortError, match=r"label 7 .* run 'retort audit' again"):
+        audits.plan()
+
+
+def test_a_plan_belongs_to_the_manifest_that_was_audited(audits: Audits) -> None:
+    audits.write(rows_of(FLOODED))
+    audits.imbalance()
+    part(audits)
+    audits.plan()
+    path = audits.out / "plan.json"
+    read_plan(path, sha256_file(audits.manifest))
+
+    audits.write(rows_of({"0": {"real": 50}, **FLOODED}))  # each label is another class's now
+    with pytest.raises(RetortError, match=r"another clean manifest.* run 'retort audit' again"):
+        read_plan(path, sha256_file(audits.manifest))
+    audits.imbalance()
+    part(audits, manifest="of the data as they were")
+    with pytest.raises(RetortError, match=r"different clean manifests; run 'retort audit' again"):
         audits.plan()

@@ -435,6 +435,7 @@ def test_one_class_or_no_validation_is_an_error(steps: Steps) -> None:
         "splits.empty",
         "labels.classes",
     }
+    assert not Path("outputs/validate/counts.parquet").exists(), "a failed step leaves no product"
 
 
 def test_a_file_that_is_no_manifest_is_named(steps: Steps) -> None:
