@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.common.progress import say
@@ -63,7 +64,7 @@ def submit_local(params: Params) -> tuple[Path, str]:
         # a component is a process of its own: it imports the code of this process, not another checkout's
         "PYTHONPATH": os.pathsep.join(filter(None, [os.fspath(HOUSE), os.environ.get("PYTHONPATH")])),
     }
-    with _environment(own), _components_end_with_us(), redirect_stdout(_Readable(sys.stdout)):
+    with environment(own), _components_end_with_us(), redirect_stdout(_Readable(sys.stdout)):
         student = Path(_run_here(params, root)) / "model.safetensors"
     digest = sha256_file(student)
     say(f"every step's products: {_relative(root)}/*/STEP/\nstudent: {_relative(student)}\nsha256: {digest}")
@@ -136,20 +137,6 @@ def _explained(message: str, root: Path) -> RetortError:
 
 def _relative(path: Path) -> str:
     return os.path.relpath(path)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -23,11 +23,12 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.progress import say
@@ -242,23 +243,14 @@ def tracking_uri(registry: Registry) -> str:
     return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
 
 
-@contextmanager
-def client_settings(request_seconds: int, retries: int) -> Iterator[None]:
+def client_settings(request_seconds: int, retries: int) -> AbstractContextManager[None]:
     """How long MLflow's client waits for one answer, and how often it tries, inside the block."""
-    wanted = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_seconds),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return environment(
+        {
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_seconds),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        }
+    )
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.tracking import client_settings, connect, first_line, public_uri, reach, tracking_uri
@@ -146,17 +147,15 @@ def _global_store(uri: str) -> Iterator[None]:
     """
     import mlflow
 
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name) for name in names}
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])  # type: ignore[arg-type]  # None unsets it
-        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"] or "")
-        if before["MLFLOW_REGISTRY_URI"] is None:
-            os.environ.pop("MLFLOW_REGISTRY_URI", None)
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    with environment(dict.fromkeys(before, uri)):  # MLflow sets both too, and unsets but one
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])  # type: ignore[arg-type]  # None unsets it
+            mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"] or "")
 
 
 def _away(uri: str, command: str, error: Exception) -> RetortError:

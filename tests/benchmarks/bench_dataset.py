@@ -81,6 +81,7 @@ def _scale(sizes: tuple[int, ...]) -> list[Row]:
             validate = _retort(folder, *VALIDATE, "-o", "validate.baseline=earlier.parquet", "validate")
             rows += _exact(folder, size)
             audit = _retort(folder, "audit", "imbalance")
+            loaded = _plan(folder) if size == max(sizes) else []
         both, peak = validate.seconds + audit.seconds, max(validate.peak_bytes, audit.peak_bytes)
         curve[size] = both
         title = f"ingest of a manifest of {size / 1e6:.0f} M rows"
@@ -92,6 +93,7 @@ def _scale(sizes: tuple[int, ...]) -> list[Row]:
         title = f"validate, drift, imbalance audit at {size / 1e6:.0f} M rows"
         if size == max(SIZES):
             rows += [at_most(title, both, 120, "s", note), at_most("  peak memory", peak / GIB, 4, "GiB")]
+            rows += loaded
         else:
             rows += [Row(title, both, "s", note=note), Row("  peak memory", peak / GIB, "GiB")]
     small, large = min(curve), max(curve)
@@ -99,6 +101,45 @@ def _scale(sizes: tuple[int, ...]) -> list[Row]:
         ratio = (curve[large] / curve[small]) / (large / small)
         rows.append(at_most("  time a row, largest to smallest", ratio, 1.1, "x", "1 is linear"))
     return rows
+
+
+LOAD = """
+import json, resource, time
+from pathlib import Path
+import numpy as np, pyarrow as pa
+from components.audit.plan import read_plan
+from components.training import sampling
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before, started = peak(), time.perf_counter()
+plan = read_plan(Path("outputs/audit/plan.json"))
+labels = pa.array(np.arange(CLASSES), pa.int32())
+table = pa.table({"label": labels, "source": pa.array(["synthetic"] * CLASSES)})
+sampling.weights(table, np.arange(CLASSES), plan)  # one row a class: every weight is looked up
+print(json.dumps({"seconds": time.perf_counter() - started, "bytes": peak() - before}))
+"""
+
+
+def _plan(folder: Path) -> list[Row]:
+    """The rest of the audits without their probe, and how long training takes to load what they ask for."""
+    _retort(folder, "weights")
+    synthetic = _retort(folder, "audit", "synthetic")
+    plan = _retort(folder, "plan", "-o", "audit.distribution=uniform")
+    env = {**os.environ, "PYTHONPATH": os.fspath(HOUSE)}
+    script = LOAD.replace("CLASSES", str(CLASSES))
+    done = run([sys.executable, "-c", script], folder, env)
+    if done.status:
+        raise RuntimeError(done.output)
+    found = json.loads(done.output.splitlines()[-1])
+    size = (folder / "outputs/audit/plan.json").stat().st_size
+    return [
+        Row("audit synthetic, the probe skipped", synthetic.seconds, "s"),
+        Row("plan", plan.seconds, "s", note=f"{CLASSES:,} classes, {size / 1e6:.0f} MB"),
+        at_most("the plan loads", found["seconds"], 5, "s"),
+        at_most("  memory above the bare process", found["bytes"] / GIB, 1, "GiB"),
+    ]
 
 
 def _earlier_counts(folder: Path, size: int) -> None:
