@@ -256,7 +256,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     children = psutil.Process(command.process.pid).children(recursive=True)
     command.process.send_signal(stop)
     assert command.finish() != 0
-    gone, alive = psutil.wait_procs(children, timeout=60)
+    # killed outright, Ray's agents notice at once, but try for a minute to tell a server that is gone too
+    gone, alive = psutil.wait_procs(children, timeout=120)
     assert gone
     assert not alive, "no process of Ray is left behind"
     assert not Path("out/model.safetensors").exists()
@@ -277,5 +278,5 @@ def test_a_lost_worker_is_replaced(data: SimpleNamespace, longer: DistillParams)
     assert len(workers) == 2
     workers[1].kill()
     assert command.finish() == 0, "".join(command.lines)
-    assert any("a worker was lost; going on" in line for line in command.lines)
+    assert any("a worker was lost; going on" in line for line in command.lines), "".join(command.lines)
     assert sha256_file(Path("out/model.safetensors")) == whole
