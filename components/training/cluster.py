@@ -21,13 +21,16 @@ from components.training.params import Ray
 CONNECT_SECONDS = 5.0  # for a cluster that should be there
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
-QUIET = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # a report waits until Ray has asked for the one before, every two seconds by default: longer than an
+    # epoch of a small data set takes, and until then its checkpoint is not known to Ray
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
 }
 
@@ -48,7 +51,7 @@ def running(params: Ray) -> Iterator[None]:
         )
     if params.address not in ("", "auto") and not params.address.startswith("ray://"):
         raise RetortError(f"ray.address: '{params.address}': expected '', auto, ray://HOST:PORT or kuberay")
-    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     if params.address.startswith("ray://"):
         _answers(params.address)
     import ray

@@ -304,6 +304,7 @@ class Worker:
 
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
+            self.tell("started")
             return
         with checkpoint.as_directory() as folder:
             self.state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)

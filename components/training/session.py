@@ -229,6 +229,10 @@ class Listener:
             f"will take about {duration(event['seconds'])}"
         )
 
+    def _on_started(self, event: cluster.Event) -> None:
+        if self._seen:
+            say(f"{self._run.name}: a worker was lost before Ray knew of a checkpoint; training starts over")
+
     def _on_resumed(self, event: cluster.Event) -> None:
         done = len(self._seen)
         why = "a worker was lost" if done else "an earlier run was interrupted"
