@@ -316,10 +316,12 @@ def _read_corrections(file: Path) -> dict[str, str]:
 
 @dataclass
 class _Tally:
-    """Rows that were written, by split and source, and synthetic ones that left validation or test."""
+    """Rows that were written, by split and source; synthetic ones that left validation or test; paths of rows
+    whose source gave something else as their sha256."""
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     moved: int = 0
+    hashed_anew: list[str] = field(default_factory=list)
 
     def by_split(self) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -354,6 +356,7 @@ def _finished(
         columns = _corrected(columns, rules, names)
         if rules.remapped:
             columns["label"] = by_value(columns["label"], renumbered, pa.int32())
+        columns = _digests(columns, tally)
         columns = _inspected(columns, rules.data.root, found.etags, f"up to row {start:,} of {survey.rows:,}")
         columns["split"] = _split(columns, rules.data, survey.given, tally)
         made = pa.table({"split": columns["split"], "source": columns["source"]})
@@ -378,6 +381,16 @@ def _corrected(columns: Columns, rules: _Rules, names: dict[int, str]) -> Column
         "split": put(split, again, None),
     }
     return kept(columns, pc.invert(pc.and_(judged, pc.is_null(columns["label"]))))
+
+
+def _digests(columns: Columns, tally: _Tally) -> Columns:
+    """Forget what is no sha256 in hexadecimal: it is worked out then."""
+    good = pc.match_substring_regex(columns["sha256"], "^[0-9a-fA-F]{64}$")
+    bad = pc.invert(pc.fill_null(good, True))
+    if not pc.any(bad).as_py():
+        return columns
+    tally.hashed_anew += columns["path"].filter(bad).to_pylist()
+    return {**columns, "sha256": put(columns["sha256"], bad, None)}
 
 
 def _inspected(columns: Columns, root: str, etags: dict[str, str], where: str) -> Columns:
@@ -447,6 +460,13 @@ def _report_splits(run: Run, tally: _Tally) -> None:
             "ingest.synthetic", "warning", "validation and test",
             f"{moved:,} synthetic images stood in validation or test; they are for training now.",
             measured=moved, limit=0, advice="Only real images can say how good a classifier is.", row="4.1",
+        )  # fmt: skip
+    if anew := tally.hashed_anew:
+        run.find(
+            "ingest.sha256", "warning", "; ".join(anew[:3]),
+            f"{len(anew):,} rows came with something in column sha256 that is none in hexadecimal; it was "
+            "worked out from the images.",
+            measured=len(anew), limit=0, advice="Leave the column out, or see what wrote it.",
         )  # fmt: skip
     if not counts["val"]:
         run.find(
