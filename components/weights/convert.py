@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,9 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
         published = paddle.recognise(tensors) or paddle.same_names(tensors, shapes(tensors))
         how = f"{published.name}, in Paddle's names"
         tensors = _paddle(tensors, published, target, path)
+    elif prefix := _prefix(tensors, target, path):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        notes.append(f"the network's names stand behind '{prefix}', which is left off")
     if stored.arch and _base(stored.arch) != _base(target.arch):
         notes.append(f"the file itself says that it is of '{stored.arch}'")
     head = {name: tensor for name, tensor in tensors.items() if _of_head(name, target)}
@@ -80,6 +84,27 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
 def _base(arch: str) -> str:
     """An architecture's name without the tag of its weights."""
     return arch.partition(".")[0]
+
+
+def _prefix(tensors: Mapping[str, Array], target: Target, path: Path) -> str:
+    """What stands before the names of a network that is a part of a larger one (``backbone.``); or nothing.
+
+    Raises:
+        RetortError: when the file holds several such networks: which one is meant only a person knows.
+    """
+    kernels = [name for name, shape in target.backbone.items() if len(shape) > 1]
+    if any(name in tensors for name in kernels):
+        return ""
+    counts: Counter[str] = Counter()
+    for kernel in kernels:
+        counts.update(name.removesuffix(kernel) for name in tensors if name.endswith(f".{kernel}"))
+    found = sorted(prefix for prefix, count in counts.items() if 2 * count > len(kernels))
+    if len(found) > 1:
+        raise RetortError(
+            f"{path}: holds {len(found)} such networks, behind {some([repr(p) for p in found])}; keep one of "
+            "them in a file of its own"
+        )
+    return found[0] if found else ""
 
 
 def _of_head(name: str, target: Target) -> bool:

@@ -198,6 +198,24 @@ def test_position_refuses_any_other_order(found: dict[str, tuple[int, ...]], mes
 # --- values -----------------------------------------------------------------------------------------------
 
 
+def test_a_network_that_is_part_of_a_larger_one_is_found_behind_its_prefix() -> None:
+    own = build.plain(Arch(name="test_efficientnet"), 5).state_dict()
+    inside = {f"encoder.backbone.{name}": tensor for name, tensor in own.items()}
+    torch.save({**inside, "decoder.weight": torch.ones(3, 3)}, "larger.pth")
+    wanted = target("test_efficientnet")
+    converted = convert(read(Path("larger.pth")), wanted, Path("larger.pth"))
+    coverage = compare(wanted.backbone, shapes(converted.backbone))
+    assert (coverage.share, coverage.unexpected, converted.classes) == (1.0, ("decoder.weight",), 5)
+    assert any("behind 'encoder.backbone.'" in note for note in converted.notes)
+
+
+def test_two_networks_in_a_file_are_told_apart_by_a_person() -> None:
+    own = build.plain(Arch(name="test_efficientnet"), 0).state_dict()
+    torch.save({f"{who}.{name}": t for who in ("online", "target") for name, t in own.items()}, "two.pth")
+    with pytest.raises(RetortError, match=r"two\.pth: holds 2 such networks, behind 'online\.', 'target\.'"):
+        convert(read(Path("two.pth")), target("test_efficientnet"), Path("two.pth"))
+
+
 def test_values_that_are_no_numbers_are_named() -> None:
     tensors = reference("resnet18_vd")[0]
     tensors["blocks.3.conv0.bn._variance"][5] = np.nan
