@@ -6,7 +6,6 @@ ICCV 2019; row 3.3 of the FAQ.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,20 +14,25 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.models.dataflow import norms_behind
+
 
 class ACB(nn.Module):
     """``d x d + 1 x d + d x 1``, each with a batch norm, in place of a ``d x d`` convolution.
 
     It begins as the convolution that it replaces: the square branch takes over its kernel, with a batch norm
-    that changes nothing as long as it uses its running statistics; the other two begin at zero. In training
-    the batch norm that follows in the network undoes the square branch's, but for rounding.
+    that changes nothing; the other two begin at zero.
 
     Args:
         conv: the convolution to replace: any d above 1, strides, dilation, groups, padding (also
             TensorFlow's SAME, which depends on the input's size).
+        behind: the batch norm that takes the convolution's output. It knows that output's statistics, which
+            the square branch's norm then begins with: it changes nothing in training either, and what
+            ``behind`` has learnt stays true. Without it, or before any training of it, only norms that use
+            their running statistics change nothing.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, behind: nn.BatchNorm2d | None = None) -> None:
         super().__init__()
         d = conv.kernel_size[0]
         options: dict[str, Any] = {
@@ -50,8 +54,11 @@ class ACB(nn.Module):
         self._class = type(conv)
         with torch.no_grad():
             self.square.weight.copy_(conv.weight)
-            # with running mean 0 and variance 1 this scale makes the norm the identity
-            self.square_bn.weight.fill_(math.sqrt(1 + self.square_bn.eps))
+            mean, variance = _statistics(behind, conv)
+            # scale and shift undo the statistics: the norm is the identity
+            scale = torch.sqrt(variance + self.square_bn.eps)
+            begin = {"running_mean": mean, "running_var": variance, "weight": scale, "bias": mean}
+            self.square_bn.load_state_dict(begin, strict=False)
             self.horizontal_bn.weight.zero_()
             self.vertical_bn.weight.zero_()
 
@@ -111,6 +118,14 @@ class ACB(nn.Module):
         return conv
 
 
+def _statistics(behind: nn.BatchNorm2d | None, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a convolution's outputs before its bias, float [Cout]; 0 and 1 if not known."""
+    if behind is None or behind.running_mean is None or behind.running_var is None:
+        return torch.zeros(conv.out_channels), torch.ones(conv.out_channels)
+    bias = 0 if conv.bias is None else conv.bias
+    return behind.running_mean - bias, behind.running_var
+
+
 def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Kernel and bias of a convolution and the batch norm after it, as one."""
     assert norm.running_mean is not None
@@ -141,8 +156,32 @@ def widen(module: nn.Module) -> int:
     found = [
         (name, conv) for name, conv in module.named_modules() if fits(conv) and not name.startswith(folded)
     ]
+    behind = norms_behind(module, nn.Conv2d) if found else {}
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, ACB(conv))
+        _replace(module, name, ACB(conv, behind.get(name)))
     return len(found)
+
+
+def narrow(module: nn.Module) -> int:
+    """Fold every block of a network to the plain convolution that it stands for, in place; returns how many.
+
+    The bias that folding leaves goes into the mean of the norm behind, so that the network has the tensors of
+    the plain one again. It computes the same with running statistics.
+    """
+    behind = norms_behind(module, ACB)
+    found = [(name, block) for name, block in module.named_modules() if isinstance(block, ACB)]
+    for name, block in found:
+        conv, norm = block.fold(), behind.get(name)
+        if block.bias is None and conv.bias is not None and norm is not None:
+            assert norm.running_mean is not None
+            with torch.no_grad():
+                norm.running_mean -= conv.bias
+            conv.bias = None
+        _replace(module, name, conv)
+    return len(found)
+
+
+def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, part)

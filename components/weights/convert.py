@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from components.common.errors import RetortError
+from components.models import acb, build
+from components.models.params import Arch
 from components.weights import paddle
 from components.weights.coverage import COUNTER, Shape, compare, shapes, some
 from components.weights.positions import by_position
@@ -64,6 +67,9 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
         published = paddle.recognise(tensors) or paddle.same_names(tensors, shapes(tensors))
         how = f"{published.name}, in Paddle's names"
         tensors = _paddle(tensors, published, target, path)
+    elif any(name.endswith(".square_bn.running_var") for name in tensors):
+        how = "the network's own names, ACB blocks folded"
+        tensors = _folded(tensors, target, path)
     elif prefix := _prefix(tensors, target, path):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         notes.append(f"the network's names stand behind '{prefix}', which is left off")
@@ -128,6 +134,19 @@ def _efficientnet(tensors: Mapping[str, Array], target: Target, path: Path) -> d
         **{new: rest[old] for old, new in names.items()},
         **{name.replace("_fc", classifier, 1): tensor for name, tensor in head.items()},
     }
+
+
+def _folded(tensors: Mapping[str, Array], target: Target, path: Path) -> dict[str, Array]:
+    """A student that trained with ACB blocks, as the plain network that computes the same."""
+    module = build.create(Arch(name=target.arch, blocks="acb"), 0)
+    backbone = {name: tensor for name, tensor in tensors.items() if not _of_head(name, target)}
+    coverage = compare(shapes(module.state_dict()), shapes(backbone))
+    if coverage.share < 1 or coverage.unexpected:
+        raise RetortError(f"{path}: holds ACB blocks, but not those of {target.arch}: {coverage.faults()}")
+    module.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in backbone.items()})
+    acb.narrow(module.double())  # sums of kernels would lose digits in float32
+    head = {name: tensor for name, tensor in tensors.items() if name not in backbone}
+    return {**{name: tensor.numpy() for name, tensor in module.float().state_dict().items()}, **head}
 
 
 def _paddle(

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from components.models.dataflow import image_size
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMAGES = 8
-SIZE = 128  # pixels, where the network does not ask for another
 CHANNELS = 16  # below which a correlation may come by chance
 # Measured on nine trained networks (ImageNet-1k, Fashion-MNIST; 20 to 64 norms each): behind its own kernel a
 # norm's means correlate by 0.31 at least, or its variances by 0.95 where only the image came before. With two
@@ -76,7 +77,7 @@ def norm_fits(module: nn.Module) -> list[Fit]:
     try:
         if judged:
             with torch.inference_mode():
-                module(_images(_size(module)))
+                module(_images(image_size(module)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -104,13 +105,6 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     """Pearson's; 0 where one of them is constant."""
     value = float(torch.corrcoef(torch.stack([one.double(), other.double()]))[0, 1])
     return value if np.isfinite(value) else 0.0
-
-
-def _size(module: nn.Module) -> int:
-    """Height and width in pixels of images that the network takes."""
-    config: Any = getattr(module, "pretrained_cfg", None) or {}
-    asks = config.get("fixed_input_size") or config.get("min_input_size")
-    return int(config["input_size"][-1]) if asks else SIZE
 
 
 def _images(size: int) -> Tensor:

@@ -71,6 +71,24 @@ def test_a_network_keeps_its_output_when_it_is_widened(name: str) -> None:
     assert apart(after, before) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["test_efficientnet", "tf_efficientnet_lite0", "resnet18d"])
+def test_what_a_trained_networks_norms_have_learnt_stays_true(name: str) -> None:
+    """Widening changes nothing in training either, least of all the statistics of the norms behind blocks."""
+    plain = build.plain(Arch(name=name), 5)
+    images = torch.randn(16, 3, 64, 64)
+    norms = [part for part in plain.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        before = plain.train()(images)  # the norms know these images now
+        known = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+        after = build.with_blocks(plain, Arch(name=name, blocks="acb")).train()(images)
+    assert apart(after, before) < 1e-2  # eps counts twice
+    for norm, (mean, variance) in zip(norms, known, strict=True):
+        assert torch.allclose(norm.running_mean, mean, rtol=0.02, atol=1e-3)
+        assert torch.allclose(norm.running_var, variance, rtol=0.02, atol=1e-3)
+
+
 def test_a_trained_network_folds_to_the_same_answers() -> None:
     arch = Arch(name="test_efficientnet", blocks="acb")
     module = build.create(arch, 5)
@@ -91,3 +109,24 @@ def test_a_trained_network_folds_to_the_same_answers() -> None:
     plain = {name: t.shape for name, t in build.plain(arch, 5).state_dict().items()}
     names = {name: t.shape for name, t in folded.state_dict().items()}
     assert plain.items() <= names.items(), "the plain network's names; folded convolutions have a bias too"
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "resnet18d", "resnetv2_18"])
+def test_a_widened_network_goes_back_to_plain_convolutions(name: str) -> None:
+    """With the plain network's own tensors, wherever a norm takes a block's output and nothing else does."""
+    module = stir(build.create(Arch(name=name, blocks="acb"), 5))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = module(images)
+        blocks = acb.narrow(module)
+        after = module(images)
+    assert blocks > 0
+    assert apart(after, before) < 1e-4
+    own = set(build.plain(Arch(name=name), 5).state_dict())
+    extra = set(module.state_dict()) - own
+    assert own <= set(module.state_dict())
+    if name == "resnetv2_18":  # sums of blocks' outputs go to the next norm and to the shortcut: biases stay
+        assert extra
+        assert all(tensor.endswith(".bias") for tensor in extra)
+    else:
+        assert not extra

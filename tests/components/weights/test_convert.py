@@ -209,6 +209,24 @@ def test_a_network_that_is_part_of_a_larger_one_is_found_behind_its_prefix() -> 
     assert any("behind 'encoder.backbone.'" in note for note in converted.notes)
 
 
+def test_a_student_trained_with_acb_blocks_starts_a_plain_network() -> None:
+    student = build.create(Arch(name="test_efficientnet", blocks="acb"), 5)
+    for part in student.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(part.weight, 1, 0.5)
+            torch.nn.init.normal_(part.running_mean)
+            torch.nn.init.uniform_(part.running_var, 0.3, 3)
+    torch.save(student.state_dict(), "student.pth")
+    plain = build.plain(Arch(name="test_efficientnet"), 5).eval()
+    assert load_classifier(plain, "test_efficientnet", Path("student.pth")).share == 1
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = student.eval()(images)
+        assert float((plain(images) - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    with pytest.raises(RetortError, match="holds ACB blocks, but not those of resnet18"):
+        convert(read(Path("student.pth")), target("resnet18"), Path("student.pth"))
+
+
 def test_two_networks_in_a_file_are_told_apart_by_a_person() -> None:
     own = build.plain(Arch(name="test_efficientnet"), 0).state_dict()
     torch.save({f"{who}.{name}": t for who in ("online", "target") for name, t in own.items()}, "two.pth")
