@@ -576,7 +576,8 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, Terminated, typer.Abort) as error:
         return _stopped(error)
     except TyperException as error:  # an unknown command or option, or a wrong value
-        return _failed(f"{error} ('retort --help' lists the commands)", 2)
+        command = getattr(getattr(error, "ctx", None), "command_path", "retort")
+        return _failed(f"{error} (see '{command} --help')", 2)
     except RetortError as error:
         return _failed(str(error), error.status)
     except BrokenPipeError:

@@ -26,7 +26,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "said"),
     [
         (["ingst"], "Did you mean 'ingest'"),
-        (["ingest", "--fast"], "--fast"),
+        (["ingest", "--fast"], "--fast (see 'retort ingest --help')"),
         (["ingest", "-o", "data.sorce=x"], "did you mean 'data.source'"),
         (["-o", "data.sorce=x", "ingest"], "did you mean 'data.source'"),
         (["--params", "none.yaml", "ingest"], "none.yaml: no such file"),
