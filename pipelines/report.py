@@ -164,20 +164,15 @@ def _marks(step: Step) -> str:
 
 def _step(step: Step) -> str:
     assert step.report is not None
-    loud = step.report.model_copy(update={"findings": [f for f in step.report.findings if f.level != "info"]})
-    quiet = step.report.model_copy(
-        update={"findings": [f for f in step.report.findings if f.level == "info"]}
-    )
+    loud, notes = step.report.loud(), step.report.notes()
     parts = [
         f'<article id="{step.name}"><h2 class="step">{html.escape(step.title)} '
         f'<span class="badge {step.verdict}">{step.verdict}</span></h2>'
     ]
-    if loud.findings:
+    if loud:
         parts.append(findings_html(loud))
-    if quiet.findings:
-        parts.append(
-            f"<details><summary>{_notes(len(quiet.findings))}</summary>{findings_html(quiet)}</details>"
-        )
+    if notes:
+        parts.append(f"<details><summary>{_notes(len(notes))}</summary>{findings_html(notes)}</details>")
     parts += [
         f"<section><h3>{html.escape(section['title'])}</h3>{section['html']}</section>"
         for section in step.sections

@@ -13,7 +13,7 @@ from components.common.storage import read_json, write_json
 
 SCHEMA_VERSION = 1
 Level = Literal["error", "warning", "info"]
-ORDER: dict[str, int] = {"error": 0, "warning": 1, "info": 2}
+ORDER: dict[str, int] = {"error": 0, "warning": 1}
 
 
 class Finding(BaseModel):
@@ -55,9 +55,14 @@ class Report(BaseModel):
         self.passed = self.passed and finding.level != "error"
         return finding
 
-    def sorted(self) -> list[Finding]:
-        """Errors first, then warnings, then the rest; in the order found within a level."""
-        return sorted(self.findings, key=lambda finding: ORDER[finding.level])
+    def loud(self) -> list[Finding]:
+        """Errors, then warnings; in the order found within a level."""
+        found = [finding for finding in self.findings if finding.level != "info"]
+        return sorted(found, key=lambda finding: ORDER[finding.level])
+
+    def notes(self) -> list[Finding]:
+        """What asks for nothing: measured numbers, and what was done."""
+        return [finding for finding in self.findings if finding.level == "info"]
 
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == "error"]

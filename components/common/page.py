@@ -13,7 +13,7 @@ from components.common.storage import read_json, write_json, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from components.common.findings import Report
+    from components.common.findings import Finding, Report
 
 
 class Page:
@@ -101,12 +101,10 @@ def _cell(value: Any) -> str:
     return f"<td>{html.escape(str(value))}</td>"
 
 
-def findings_html(report: Report) -> str:
-    """The findings as a list, errors first: level, rule, subject, message, advice."""
-    if not report.findings:
-        return '<p class="note">Nothing to report.</p>'
+def findings_html(findings: Sequence[Finding]) -> str:
+    """Findings as a list: level, rule, subject, message, advice."""
     items = []
-    for finding in report.sorted():
+    for finding in findings:
         level = "waived" if finding.waived else finding.level
         advice = f'<div class="advice">{html.escape(finding.advice)}</div>' if finding.advice else ""
         row = f' <span class="row">FAQ {html.escape(finding.row)}</span>' if finding.row else ""
@@ -119,15 +117,15 @@ def findings_html(report: Report) -> str:
 
 
 def step_html(report: Report, sections: Sequence[dict[str, str]]) -> str:
-    """One step's verdict, findings and sections."""
+    """One step: its verdict, what asks for attention, the sections, and what is only told."""
     verdict = "passed" if report.passed else "failed"
-    parts = [
-        f'<h1>{html.escape(report.step)} <span class="badge {verdict}">{verdict}</span></h1>',
-        "<h2>Findings</h2>",
-        findings_html(report),
-    ]
+    parts = [f'<h1>{html.escape(report.step)} <span class="badge {verdict}">{verdict}</span></h1>']
+    if loud := report.loud():
+        parts += ["<h2>Findings</h2>", findings_html(loud)]
     for section in sections:
         parts.append(f"<section><h2>{html.escape(section['title'])}</h2>{section['html']}</section>")
+    if notes := report.notes():
+        parts += ["<h2>Notes</h2>", findings_html(notes)]
     return "\n".join(parts)
 
 

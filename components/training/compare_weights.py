@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from components.common.errors import RetortError
+from components.common.page import Page
 from components.common.progress import say
 from components.common.signals import stopped_by
 from components.common.step import Run, step
@@ -95,13 +96,14 @@ def compare_weights(
             )
         wanted = choose(run, params, net, champion)
         session.preflight(run, base, params.ray, settings.of)
-        folder = state_dir(STATE, "weights")
+        folder, proofs = state_dir(STATE, "weights"), Page()
         try:
-            candidates = _prepare(run, params, net, wanted, folder)
+            candidates = _prepare(run, params, net, wanted, folder, proofs)
             outcomes = _run_all(run, params, base, candidates, epochs)
+            _write(run, params, candidates, outcomes, actual, base.class_names, out)
         finally:
             remove(folder)
-        _write(run, params, candidates, outcomes, actual, base.class_names, out)
+            run.page.sections += proofs.sections  # behind the answer that a person came for
 
 
 def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | None) -> dict[str, str]:
@@ -116,13 +118,15 @@ def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | No
         found[RANDOM] = "none"
     if champion is not None:
         arch = read_card(champion / CARD).arch
-        if (arch.name, arch.blocks) == (net.arch.name, "plain"):
+        if (
+            arch.name == net.arch.name
+        ):  # of other blocks or another head: the weights are its plain backbone's
             found[CHAMPION] = str(champion / FILE)
         else:
             run.find(
                 "weights.source", "info", CHAMPION,
-                f"the champion is a {arch.name} with {arch.blocks} blocks: its weights do not fit {of}.arch "
-                f"({net.arch.name}), so it is left out",
+                f"the champion is a {arch.name}: its weights do not fit {of}.arch ({net.arch.name}); "
+                "it is left out",
                 measured=arch.name, limit=net.arch.name, row=ROW,
             )  # fmt: skip
     for name, weights in given.items():
@@ -141,11 +145,11 @@ def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | No
 
 
 def _prepare(
-    run: Run, params: CompareWeightsParams, net: Net, wanted: Mapping[str, str], folder: Path
+    run: Run, params: CompareWeightsParams, net: Net, wanted: Mapping[str, str], folder: Path, proofs: Page
 ) -> list[Candidate]:
-    """Fetch, convert and prove each candidate's weights, as the step ``weights`` does."""
+    """Fetch, convert and prove each candidate's weights, as the step ``weights`` does; on their own page."""
     staging = Run(run.name, params, folder, run.tracker)  # their files are none of this step's products
-    staging.report, staging.page = run.report, run.page
+    staging.report, staging.page = run.report, proofs
     candidates = []
     for name, weights in wanted.items():
         start = None
@@ -436,6 +440,8 @@ def _chart(
     for axes in (left, right):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
+        low, high = axes.get_ylim()  # an interval of few seeds may leave what top-1 can be
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
     run.page.figure(
         "Accuracy by start weights", figure,
         note="Mean over the seeds and its 95 % interval (Student's t). Intervals that overlap may still "

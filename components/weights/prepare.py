@@ -205,12 +205,12 @@ def _find_fit(run: Run, who: str, fits: list[Fit]) -> None:
         "weights.source", "warning", who,
         f"{len(wrong)} of {len(fits)} batch norms remember other inputs than their kernels give: "
         f"{some([fit.norm for fit in wrong])}; the shapes fit, but kernels are not in their places, or come "
-        "from another training",
+        "from another training, or the norms were not updated with them",
         measured=len(wrong), limit=0, row=ROW,
         advice="Look for another file of these weights, or see how this one was converted.",
     )  # fmt: skip
     run.page.table(
-        f"The {who}'s backbone: kernels that do not fit their norms",
+        f"{who}: kernels of the backbone that do not fit their norms",
         ["batch norm", "correlation of means", "of variances"],
         [[fit.norm, f"{fit.means:.2f}", f"{fit.variances:.2f}"] for fit in wrong[:WORST]],
         note="Over the channels, between a norm's running statistics and its inputs on artificial images.",
@@ -279,7 +279,7 @@ def _rows(
 
 def _show(run: Run, who: str, coverage: Coverage, rows: list[dict[str, Any]]) -> None:
     run.page.table(
-        f"The {who}'s backbone: coverage", ["tensors", "count", "values"],
+        f"{who}: coverage of the backbone", ["tensors", "count", "values"],
         [
             ["matched", len(coverage.matched), coverage.covered],
             ["missing", len(coverage.missing), None],
@@ -291,7 +291,7 @@ def _show(run: Run, who: str, coverage: Coverage, rows: list[dict[str, Any]]) ->
     worst = [row for row in rows if row["state"] != "matched"][:WORST]
     if worst:
         run.page.table(
-            f"The {who}'s backbone: first tensors at fault",
+            f"{who}: first tensors at fault",
             ["tensor", "state", "in the file", "in the network"],
             [[row["tensor"], row["state"], _shape(row["file_shape"]), _shape(row["network_shape"])]
              for row in worst],

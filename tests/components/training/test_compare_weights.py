@@ -102,6 +102,9 @@ def test_what_is_compared(data: SimpleNamespace, params: DistillParams) -> None:
     assert not run.report.findings
 
     card = read_json(data.teacher / "model.json")
+    write_json(data.teacher / "model.json", {**card, "arch": {**card["arch"], "blocks": "acb"}})
+    assert "champion" in choose(run, given, given.teacher, data.teacher)  # its plain backbone is
+
     write_json(data.teacher / "model.json", {**card, "arch": {**card["arch"], "name": "resnet18"}})
     assert "champion" not in choose(run, given, given.teacher, data.teacher)
     assert "the champion is a resnet18" in run.report.findings[0].message

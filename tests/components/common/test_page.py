@@ -1,0 +1,32 @@
+"""A step's page: what asks for attention first, then what was measured and drawn, then what is only told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.common.findings import Finding, Report
+from components.common.page import Page
+
+
+def test_the_loud_stands_first_and_notes_last(tmp_path: Path) -> None:
+    report = Report(step="weights")
+    for level, said in (("info", "a note"), ("warning", "a warning"), ("error", "an <error>")):
+        report.add(Finding(rule="weights.source", level=level, subject="teacher", message=said))  # type: ignore[arg-type]
+    page = Page()
+    page.table("Coverage", ["tensors", "count"], [["matched", 1200]])
+    page.write(tmp_path, report)
+    content = (tmp_path / "report.html").read_text(encoding="utf-8")
+    order = ["failed", "an &lt;error&gt;", "a warning", "Coverage", "1,200", "a note"]
+    places = [content.index(text, content.index("<body>")) for text in order]
+    assert places == sorted(places)
+    assert "<error>" not in content
+
+
+def test_a_step_without_anything_loud_begins_with_what_it_shows(tmp_path: Path) -> None:
+    report = Report(step="weights")
+    report.add(Finding(rule="weights.source", level="info", subject="teacher", message="a note"))
+    Page().write(tmp_path, report)
+    content = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "passed" in content
+    assert "<h2>Findings</h2>" not in content
+    assert "a note" in content
