@@ -50,8 +50,11 @@ class ACB(nn.Module):
         )
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
         self._same = isinstance(conv, Conv2dSame)
-        self._padding = conv.padding
         self._class = type(conv)
+        # as the convolution had them: networks of timm look at some of these
+        self.in_channels, self.out_channels, self.groups = *channels, conv.groups
+        self.kernel_size, self.stride = conv.kernel_size, conv.stride
+        self.padding, self.dilation = conv.padding, conv.dilation
         with torch.no_grad():
             self.square.weight.copy_(conv.weight)
             mean, variance = _statistics(behind, conv)
@@ -90,15 +93,15 @@ class ACB(nn.Module):
             ]
             (top, bottom), (left, right) = ((side // 2, side - side // 2) for side in sides)
             return [left, right, top, bottom]
-        assert not isinstance(self._padding, str)  # see ``fits``
-        rows, columns = self._padding
+        assert not isinstance(self.padding, str)  # see ``fits``
+        rows, columns = self.padding
         return [columns, columns, rows, rows]
 
     def fold(self) -> nn.Conv2d:
         """The plain convolution of the same outputs: kernels times their norms' scales, summed (sec. 3.3)."""
         options: dict[str, Any] = {
             "stride": self.square.stride,
-            "padding": self._padding,
+            "padding": self.padding,
             "dilation": self.square.dilation,
             "groups": self.square.groups,
         }
@@ -159,7 +162,7 @@ def widen(module: nn.Module) -> int:
     behind = norms_behind(module, nn.Conv2d) if found else {}
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
-        _replace(module, name, ACB(conv, behind.get(name)))
+        _replace(module, name, ACB(conv, behind.get(name)).to(conv.weight).train(conv.training))
     return len(found)
 
 
@@ -172,7 +175,7 @@ def narrow(module: nn.Module) -> int:
     behind = norms_behind(module, ACB)
     found = [(name, block) for name, block in module.named_modules() if isinstance(block, ACB)]
     for name, block in found:
-        conv, norm = block.fold(), behind.get(name)
+        conv, norm = block.fold().train(block.training), behind.get(name)
         if block.bias is None and conv.bias is not None and norm is not None:
             assert norm.running_mean is not None
             with torch.no_grad():

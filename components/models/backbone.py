@@ -63,6 +63,9 @@ class Backbone(nn.Module):
             indices = self._last_of_size or None
             return tuple(self.network.forward_intermediates(images, indices=indices, intermediates_only=True))
         features = self.network.forward_features(images)
+        if not isinstance(features, Tensor):
+            name = type(self.network).__name__
+            raise RetortError(f"--from {self.kind}: {name} has several maps at once; use pooled")
         if self.kind == "last":
             return (self._as_map(features),)
         self._need_tokens(features)
@@ -72,6 +75,11 @@ class Backbone(nn.Module):
         if features.ndim == 3:
             patches = features[:, self.prefix :]
             side = math.isqrt(patches.shape[1])  # images are square, and so is the grid of their patches
+            if side * side != patches.shape[1]:
+                name = type(self.network).__name__
+                raise RetortError(
+                    f"--from last: the tokens of {name} are no square map; use pooled or patches"
+                )
             return patches.transpose(1, 2).reshape(-1, patches.shape[2], side, side)
         if str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC"):
             return features.permute(0, 3, 1, 2)

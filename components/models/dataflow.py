@@ -10,11 +10,16 @@ from torch import Tensor, nn
 SIZE = 128  # pixels, for networks that take images of any size
 
 
+def made_for(module: nn.Module) -> int:
+    """Height and width in pixels of the images that a timm network was designed for."""
+    config: Any = getattr(module, "pretrained_cfg", None) or {}
+    return int(config["input_size"][-1]) if config.get("input_size") else SIZE
+
+
 def image_size(module: nn.Module) -> int:
     """Height and width in pixels of images that a timm network takes, small ones where it does not mind."""
     config: Any = getattr(module, "pretrained_cfg", None) or {}
-    asks = config.get("fixed_input_size") or config.get("min_input_size")
-    return int(config["input_size"][-1]) if asks else SIZE
+    return made_for(module) if config.get("fixed_input_size") or config.get("min_input_size") else SIZE
 
 
 def norms_behind(module: nn.Module, kind: type[nn.Module]) -> dict[str, nn.BatchNorm2d]:

@@ -19,6 +19,7 @@ from components.weights.positions import by_position
 from components.weights.readers.stored import Array, Stored
 
 FLOATS = (".weight", ".bias", ".running_mean", ".running_var")
+ACB_NORM = ".square_bn.running_var"
 TENSORFLOW = "tf_efficientnet"  # timm's networks with TensorFlow's padding and norms
 
 
@@ -59,6 +60,10 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
             or infinity. The message names the first tensors at fault.
     """
     tensors, notes = stored.tensors, []
+    prefix = _prefix(tensors, target, path)
+    if prefix:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        notes.append(f"the network's names stand behind '{prefix}', which is left off")
     how = "the network's own names"
     if any(name.startswith("_blocks.") for name in tensors):
         how = "efficientnet_pytorch's names, matched by position"
@@ -67,20 +72,15 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
         published = paddle.recognise(tensors) or paddle.same_names(tensors, shapes(tensors))
         how = f"{published.name}, in Paddle's names"
         tensors = _paddle(tensors, published, target, path)
-    elif any(name.endswith(".square_bn.running_var") for name in tensors):
+    elif any(name.endswith(ACB_NORM) for name in tensors):
         how = "the network's own names, ACB blocks folded"
+        notes += _widths(tensors)
         tensors = _folded(tensors, target, path)
-    elif prefix := _prefix(tensors, target, path):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        notes.append(f"the network's names stand behind '{prefix}', which is left off")
     if stored.arch and _base(stored.arch) != _base(target.arch):
         notes.append(f"the file itself says that it is of '{stored.arch}'")
     head = {name: tensor for name, tensor in tensors.items() if _of_head(name, target)}
     backbone = {name: tensor for name, tensor in tensors.items() if name not in head}
-    for width, plural in ((2, "float16"), (8, "float64")):
-        count = sum(t.dtype.kind == "f" and t.dtype.itemsize == width for t in backbone.values())
-        if count:
-            notes.append(f"{count:,} tensors converted from {plural} to float32")
+    notes += _widths(backbone)
     needed = {n: t for n, t in {**backbone, **head}.items() if n in target.backbone or n in head}
     need_finite(needed, path)
     _need_floats(needed, path)
@@ -90,6 +90,15 @@ def convert(stored: Stored, target: Target, path: Path) -> Converted:
 def _base(arch: str) -> str:
     """An architecture's name without the tag of its weights."""
     return arch.partition(".")[0]
+
+
+def _widths(tensors: Mapping[str, Array]) -> list[str]:
+    """What is said of floats that are no float32."""
+    counts = {
+        plural: sum(t.dtype.kind == "f" and t.dtype.itemsize == width for t in tensors.values())
+        for width, plural in ((2, "float16"), (8, "float64"))
+    }
+    return [f"{count:,} tensors converted from {kind} to float32" for kind, count in counts.items() if count]
 
 
 def _prefix(tensors: Mapping[str, Array], target: Target, path: Path) -> str:
@@ -110,7 +119,15 @@ def _prefix(tensors: Mapping[str, Array], target: Target, path: Path) -> str:
             f"{path}: holds {len(found)} such networks, behind {some([repr(p) for p in found])}; keep one of "
             "them in a file of its own"
         )
-    return found[0] if found else ""
+    if found:
+        return found[0]
+    common = ""  # before every name, whoever gave these
+    for part in next(iter(tensors), "").split(".")[:-1]:
+        if not all(name.startswith(f"{common}{part}.") for name in tensors):
+            break
+        common += f"{part}."
+    own = any(name.startswith(common) for name in target.backbone) or _of_head(common, target)
+    return "" if own else common
 
 
 def _of_head(name: str, target: Target) -> bool:
@@ -143,8 +160,19 @@ def _folded(tensors: Mapping[str, Array], target: Target, path: Path) -> dict[st
     coverage = compare(shapes(module.state_dict()), shapes(backbone))
     if coverage.share < 1 or coverage.unexpected:
         raise RetortError(f"{path}: holds ACB blocks, but not those of {target.arch}: {coverage.faults()}")
+    _need_floats(backbone, path)
+    need_finite(backbone, path)
+    negative = [name for name, t in backbone.items() if name.endswith("running_var") and (t < 0).any()]
+    if negative:  # folded, they would be NaN in another tensor's name
+        raise RetortError(f"{path}: negative variances in {some(negative)}: a damaged file")
     module.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in backbone.items()})
     acb.narrow(module.double())  # sums of kernels would lose digits in float32
+    left = [name for name in module.state_dict() if name not in target.backbone]
+    if left:
+        raise RetortError(
+            f"{path}: its ACB blocks fold to biases ({some(left)}) for which the plain {target.arch} has no "
+            "place, since no batch norm stands behind them; give the weights that it started from"
+        )
     head = {name: tensor for name, tensor in tensors.items() if name not in backbone}
     return {**{name: tensor.numpy() for name, tensor in module.float().state_dict().items()}, **head}
 

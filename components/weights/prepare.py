@@ -18,11 +18,12 @@ from components.common.step import Run, step
 from components.common.storage import atomic_path, sha256_file, write_json
 from components.dataset.params import S3
 from components.models import build, features, heads
+from components.models.dataflow import made_for
 from components.models.params import Net
 from components.weights import download, write
 from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, Shape, compare, shapes, some
-from components.weights.fit import Fit, norm_fits
+from components.weights.fit import Fit, norm_fits, sure
 from components.weights.load import LIMIT, load_backbone
 from components.weights.params import WeightsParams
 from components.weights.readers import read
@@ -201,13 +202,20 @@ def _find_fit(run: Run, who: str, fits: list[Fit]) -> None:
             measured=0, limit=0, row=ROW,
         )  # fmt: skip
         return
+    level, advice = "info", ""
+    why = "after a short training, or one on images unlike these, that is usual"
+    if sure(fits):
+        level = "warning"
+        advice = "Look for another file of these weights, or see how this one was converted."
+        why = (
+            "the shapes fit, but kernels are not in their places, or come from another training, or norms "
+            "were not updated with them"
+        )
     run.find(
-        "weights.source", "warning", who,
-        f"{len(wrong)} of {len(fits)} batch norms remember other inputs than their kernels give: "
-        f"{some([fit.norm for fit in wrong])}; the shapes fit, but kernels are not in their places, or come "
-        "from another training, or the norms were not updated with them",
-        measured=len(wrong), limit=0, row=ROW,
-        advice="Look for another file of these weights, or see how this one was converted.",
+        "weights.source", level, who,  # type: ignore[arg-type]
+        f"on artificial images {len(wrong)} of {len(fits)} batch norms remember other inputs than their "
+        f"kernels give: {some([fit.norm for fit in wrong])}; {why}",
+        measured=len(wrong), limit=0, row=ROW, advice=advice,
     )  # fmt: skip
     run.page.table(
         f"{who}: kernels of the backbone that do not fit their norms",
@@ -368,4 +376,18 @@ def _write_features(run: Run, params: WeightsParams, ready: Mapping[str, Prepare
         torch.manual_seed(params.general.seed)
         module = build.plain(net.arch, 0)
     size, (mean, std) = params.general.image_size, build.preprocessing(net.arch)
-    features.write_onnx(module.eval(), size, mean, std, run.product(out / "features.onnx"))
+    _need_size(module.eval(), size, net.arch.name)
+    features.write_onnx(module, size, mean, std, run.product(out / "features.onnx"))
+
+
+def _need_size(module: nn.Module, size: int, arch: str) -> None:
+    """Raises RetortError when the network takes no images of ``size`` pixels."""
+    try:
+        with torch.inference_mode():
+            module(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RetortError(
+            f"global.image_size: {arch} takes no images of {size} x {size} pixels ({first}); it is made for "
+            f"{made_for(module)}"
+        ) from None

@@ -71,6 +71,16 @@ def test_a_network_keeps_its_output_when_it_is_widened(name: str) -> None:
     assert apart(after, before) < 1e-5
 
 
+def test_blocks_are_in_the_mode_and_precision_of_their_network() -> None:
+    """DaViT looks at its convolutions' kernels and strides itself."""
+    plain = build.plain(Arch(name="davit_tiny"), 5).double().eval()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        before = plain(images)
+        after = build.with_blocks(plain, Arch(name="davit_tiny", blocks="acb"))(images)
+    assert apart(after, before) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["test_efficientnet", "tf_efficientnet_lite0", "resnet18d"])
 def test_what_a_trained_networks_norms_have_learnt_stays_true(name: str) -> None:
     """Widening changes nothing in training either, least of all the statistics of the norms behind blocks."""

@@ -7,8 +7,10 @@ import onnxruntime
 import pytest
 import torch
 
+from components.common.errors import RetortError
 from components.common.storage import sha256_file
 from components.models import build, features
+from components.models.backbone import Backbone
 from components.models.params import Arch
 
 
@@ -31,3 +33,9 @@ def test_features_are_the_backbones(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(given, expected, atol=1e-4 * np.abs(expected).max())
     features.write_onnx(module, 64, mean, std, tmp_path / "again.onnx")
     assert sha256_file(tmp_path / "again.onnx") == sha256_file(tmp_path / "features.onnx")
+
+
+def test_a_network_whose_features_are_no_single_map_is_refused_by_name() -> None:
+    network = build.plain(Arch(name="crossvit_tiny_240"), 5)
+    with pytest.raises(RetortError, match="--from last: CrossViT has several maps at once; use pooled"):
+        Backbone(network, "last", 240)

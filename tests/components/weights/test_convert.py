@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,6 +226,47 @@ def test_a_student_trained_with_acb_blocks_starts_a_plain_network() -> None:
         assert float((plain(images) - wanted).abs().max() / wanted.abs().max()) < 1e-5
     with pytest.raises(RetortError, match="holds ACB blocks, but not those of resnet18"):
         convert(read(Path("student.pth")), target("resnet18"), Path("student.pth"))
+
+    halves = {f"student.net.{name}": t.half() if t.is_floating_point() else t for name, t in
+              student.state_dict().items()}  # fmt: skip
+    torch.save(halves, "half.pth")
+    wanted = target("test_efficientnet")
+    converted = convert(read(Path("half.pth")), wanted, Path("half.pth"))
+    assert compare(wanted.backbone, shapes(converted.backbone)).share == 1
+    assert any("behind 'student.net.'" in note for note in converted.notes)
+    assert any("from float16 to float32" in note for note in converted.notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda t: t.fill_(float("nan")), r"NaN or infinity in conv_stem\.square_bn\.running_var"),
+        (lambda t: t.fill_(-1), r"negative variances in conv_stem\.square_bn\.running_var"),
+        (lambda t: t.to(torch.int8), r"integers in conv_stem\.square_bn\.running_var"),
+    ],
+)
+def test_what_is_wrong_in_acb_blocks_is_named_as_the_file_names_it(values: Any, message: str) -> None:
+    tensors = build.create(Arch(name="test_efficientnet", blocks="acb"), 5).state_dict()
+    name = "conv_stem.square_bn.running_var"
+    torch.save({**tensors, name: values(tensors[name].clone())}, "student.pth")
+    with pytest.raises(RetortError, match=message):
+        convert(read(Path("student.pth")), target("test_efficientnet"), Path("student.pth"))
+
+
+def test_acb_blocks_that_fold_to_biases_without_a_place_are_refused() -> None:
+    """No norm takes these convolutions' outputs: without the biases it would be another network."""
+    torch.save(build.create(Arch(name="resnetv2_18", blocks="acb"), 5).state_dict(), "student.pth")
+    with pytest.raises(RetortError, match=r"student\.pth: its ACB blocks fold to biases \(stem\.conv\.bias"):
+        convert(read(Path("student.pth")), target("resnetv2_18"), Path("student.pth"))
+
+
+def test_a_prefix_is_left_off_before_it_is_seen_whose_names_they_are() -> None:
+    tensors, _, _ = reference("mobilenetv3_small_x1_0")
+    path = pdparams({f"backbone.{name}": tensor for name, tensor in tensors.items()})
+    wanted = target("mobilenetv3_small_100_paddle")
+    converted = convert(read(path), wanted, path)
+    assert compare(wanted.backbone, shapes(converted.backbone)).share == 1
+    assert "in Paddle's names" in converted.how
 
 
 def test_two_networks_in_a_file_are_told_apart_by_a_person() -> None:

@@ -220,6 +220,17 @@ def test_what_is_no_weights_leaves_a_report_and_nothing_else(content: bytes, mes
     assert not (OUT / "teacher.json").exists()
 
 
+def test_images_of_a_size_that_the_network_does_not_take_are_said() -> None:
+    torch.manual_seed(0)
+    net = {"arch": {"name": "levit_128s"}, "weights": "levit.safetensors"}
+    save_file(build.plain(Arch(name="levit_128s"), 0).state_dict(), "levit.safetensors")
+    with pytest.raises(
+        RetortError, match=r"global\.image_size: levit_128s takes no images of 32 x 32 .* 224$"
+    ):
+        run(net)
+    assert not list(OUT.glob("*.safetensors"))
+
+
 def test_values_that_are_no_numbers_stop_the_step(weights: Path) -> None:
     tensors = trained()
     tensors["conv_stem.weight"][0, 0, 0, 0] = float("nan")
