@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from components.common.findings import Finding, Report
-from components.common.page import Page
+from components.common.page import Page, figure_svg
 
 
 def test_the_loud_stands_first_and_notes_last(tmp_path: Path) -> None:
@@ -30,3 +32,12 @@ def test_a_step_without_anything_loud_begins_with_what_it_shows(tmp_path: Path) 
     assert "passed" in content
     assert "<h2>Findings</h2>" not in content
     assert "a note" in content
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_left_to_the_browsers_fonts() -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    axes.set_xticks([0, 1], ["猫", "犬\t"])
+    assert "猫" in figure_svg(figure)
