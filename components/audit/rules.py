@@ -229,8 +229,10 @@ def degradation(
             continue
         named += 1
         culprit = _culprit(judged, counts, rows, classes, c, before, told, shrinkage)
-        culprit.harmful = True
-        culprit.weight *= HARM
+        again = culprit.harmful  # by it another class degraded already
+        if not again:
+            culprit.harmful = True
+            culprit.weight *= HARM
         made = np.flatnonzero(~rows.real & (rows.place == culprit.place))
         seen_as = _real_only(rows, number, shrinkage)(rows.vectors[made]).argmax(axis=1)
         odd = made[seen_as != culprit.place]
@@ -238,6 +240,7 @@ def degradation(
         samples += [
             sample("synthetic.degradation", counts, rows, int(row), int(suggested))
             for row, suggested in zip(odd, seen_as[seen_as != culprit.place], strict=True)
+            if not again
         ]
         if named > WORST:
             continue

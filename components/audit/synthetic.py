@@ -80,15 +80,15 @@ def _write(
         if one.weight < 1.0:
             kinds = [SOURCES[k] for k in (1, 2) if counts.train[one.place, k]]
             by_source[int(counts.labels[one.place])] = dict.fromkeys(kinds, float(f"{one.weight:.6g}"))
-    leave_out = [
-        LeftOut(path=one.path, finding=one.rule, label=one.label, source=one.source)
-        for one in samples
-        if params.audit.drop_suspects and one.split == "train" and one.rule != "hard"
-    ]
+    leave_out: dict[str, LeftOut] = {}  # a file may be named by several rules: the first one counts
+    for one in samples:
+        if params.audit.drop_suspects and one.split == "train" and one.rule != "hard":
+            left = LeftOut(path=one.path, finding=one.rule, label=one.label, source=one.source)
+            leave_out.setdefault(one.path, left)
     part = SyntheticPart(
         manifest=run.report.inputs["data/clean.parquet"],
         by_source=by_source,
-        leave_out=leave_out,
+        leave_out=list(leave_out.values()),
         findings=run.report.findings,
     )
     part.write(run.product(out / FILE))
