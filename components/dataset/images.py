@@ -18,7 +18,7 @@ from components.dataset.manifest import image_path
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29

@@ -55,11 +55,11 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
             rules.remapped = {label: new for new, label in enumerate(old)}
             mapping = {str(old): new for old, new in rules.remapped.items()}
             write_json(run.product(out / "label_map.json"), mapping)
-        tally = _Tally()
+        tally = _Tally(real_groups=_real_groups(found, rules, survey))
         staged = run.product(manifest)
         rows = _finished(found, rules, survey, names, tally)
         manifests.write_all(rows if survey.in_order else _sorted(rows), staged)
-        _report_splits(run, tally)
+        _report_splits(run, tally, out)
         _say(run, tally, len(survey.labels), staged)
 
 
@@ -212,6 +212,13 @@ def _named(run: Run, survey: _Survey, data: Data) -> dict[int, str]:
     file = Path(data.class_names) if data.class_names else None
     listed = _read_names(file) if file else []
     without = sorted(survey.unnumbered)
+    twice = [name for name, count in Counter(listed).items() if count > 1]
+    if without and twice:
+        first, second = [number for number, name in enumerate(listed, start=1) if name == twice[0]][:2]
+        raise RetortError(
+            f"{file}: class '{twice[0]}' stands there twice (lines {first} and {second}), so its folder has "
+            "no number of its own; give each line another name"
+        )
     if unknown := [name for name in without if name not in listed] if listed else []:
         raise RetortError(f"{file}: class '{unknown[0]}' of the data is not in this file; add it as a line")
     names = dict(enumerate(listed or without))
@@ -246,9 +253,6 @@ def _read_names(file: Path) -> list[str]:
     numbered = [line.split(maxsplit=1) for line in lines]
     if lines and all(len(p) == 2 and p[0] == str(number) for number, p in enumerate(numbered)):
         lines = [parts[1] for parts in numbered]  # '0 tench': the number is not part of the name
-    if len(set(lines)) < len(lines):
-        twice = Counter(lines).most_common(1)[0][0]
-        raise RetortError(f"{file}: class '{twice}' stands there twice; every line names one class")
     return lines
 
 
@@ -260,12 +264,12 @@ def _correct(run: Run, survey: _Survey, rules: _Rules, names: dict[int, str]) ->
     dropped = 0
     for path, split in survey.judged:
         verdict = rules.verdicts[path]
-        if verdict == "drop":
+        if verdict is None or (verdict.strip() == "drop" and "drop" not in numbers):
             rules.corrected[path] = None
             dropped += 1
             continue
-        label = numbers.get(verdict)
-        if label is None and verdict.isdecimal() and int(verdict) in names:
+        label = numbers.get(verdict, numbers.get(verdict.strip()))
+        if label is None and re.fullmatch(r"\d{1,10}", verdict.strip()) and int(verdict) in names:
             label = int(verdict)
         if label is None:
             raise RetortError(
@@ -286,42 +290,79 @@ def _correct(run: Run, survey: _Survey, rules: _Rules, names: dict[int, str]) ->
         )  # fmt: skip
 
 
-def _read_corrections(file: Path) -> dict[str, str]:
-    """Path and verdict (a class, or 'drop') of each line."""
+def _read_corrections(file: Path) -> dict[str, str | None]:
+    """Each path's verdict: a class, or None to drop it.
+
+    A first line with a cell ``path`` names the columns, wherever they stand; others are ignored. Without one,
+    a line is ``path,class``, or ``path,drop``.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:  # a path may hold line breaks
             lines = list(csv.reader(text))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RetortError(f"{file}: cannot be read ({error}); check data.corrections") from None
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
-    columns = header if header[:1] == ["path"] and set(header) <= {"path", "label", "drop"} else None
-    verdicts: dict[str, str] = {}
+    columns = header if "path" in header else None
+    if columns and not {"label", "drop"} & set(columns):
+        raise RetortError(f"{file}, line 1: no column 'label' or 'drop' beside 'path'")
+    verdicts: dict[str, str | None] = {}
     for number, cells in enumerate(lines[1 if columns else 0 :], start=2 if columns else 1):
         if not cells:
             continue
         named = dict(zip(columns or ["path", "label"], cells, strict=False))
-        drop = named.get("drop", "").strip().lower()
-        verdict = "drop" if drop in ("1", "true", "yes", "drop") else named.get("label", "").strip()
-        if not verdict and drop in ("0", "false", "no", ""):
-            if columns and "drop" in columns and drop:
-                continue  # an explicit 'no'
-            raise RetortError(f"{file}, line {number}: expected 'path,label' or 'path,drop'")
-        path = named["path"]
-        if verdicts.setdefault(path, verdict) != verdict:
+        try:
+            judged, verdict = _verdict(named)
+        except ValueError as error:
+            raise RetortError(f"{file}, line {number}: {error}") from None
+        path = named.get("path", "")
+        if judged and verdicts.setdefault(path, verdict) != verdict:
             raise RetortError(
-                f"{file}, line {number}: a second verdict on {path}: {verdicts[path]}, {verdict}"
+                f"{file}, line {number}: a second verdict on {path}: {verdicts[path] or 'drop'}, "
+                f"{verdict or 'drop'}"
             )
     return verdicts
+
+
+def _verdict(named: dict[str, str]) -> tuple[bool, str | None]:
+    """Whether a line judges, and its verdict.
+
+    Raises:
+        ValueError: saying what is wrong with the line.
+    """
+    label, drop = named.get("label", ""), named.get("drop", "").strip().lower()
+    if drop in ("1", "true", "yes", "drop"):
+        return True, None
+    if drop not in ("", "0", "false", "no"):
+        raise ValueError(f"'{drop}' in column drop; use 1 or 0")
+    if label.strip():
+        return True, label
+    if drop:
+        return False, None  # an explicit 'no'
+    raise ValueError("expected 'path,label' or 'path,drop'")
+
+
+def _real_groups(found: Found, rules: _Rules, survey: _Survey) -> pa.Array:
+    """The groups that hold real images, in one more pass; none where nothing is grouped."""
+    groups: set[str] = set()
+    if rules.group or survey.grouped:
+        for columns, _ in found.portions((*SURVEYED, "source")):
+            columns = rules.mark(rules.unlabel(columns))
+            real = pc.and_(pc.equal(columns["source"], "real"), columns["group"].is_valid())
+            real = pc.and_(real, pc.invert(equals(columns["split"], "unlabeled")))
+            groups |= set(pc.unique(columns["group"].filter(real)).to_pylist())
+    return pa.array(sorted(groups), pa.string())
 
 
 @dataclass
 class _Tally:
     """Rows that were written, by split and source; synthetic ones that left validation or test; paths of rows
-    whose source gave something else as their sha256."""
+    whose source gave something else as their sha256, and of synthetic ones whose group is held out."""
 
+    real_groups: pa.Array  # groups with real images, of which some are held out
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     moved: int = 0
     hashed_anew: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
 
     def by_split(self) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -358,7 +399,7 @@ def _finished(
             columns["label"] = by_value(columns["label"], renumbered, pa.int32())
         columns = _digests(columns, tally)
         columns = _inspected(columns, rules.data.root, found.etags, f"up to row {start:,} of {survey.rows:,}")
-        columns["split"] = _split(columns, rules.data, survey.given, tally)
+        columns = _split(columns, rules.data, survey.given, tally)
         made = pa.table({"split": columns["split"], "source": columns["source"]})
         counts = made.group_by(["split", "source"]).aggregate([([], "count_all")]).to_pylist()
         tally.rows.update({(one["split"], one["source"]): one["count_all"] for one in counts})
@@ -384,13 +425,15 @@ def _corrected(columns: Columns, rules: _Rules, names: dict[int, str]) -> Column
 
 
 def _digests(columns: Columns, tally: _Tally) -> Columns:
-    """Forget what is no sha256 in hexadecimal: it is worked out then."""
-    good = pc.match_substring_regex(columns["sha256"], "^[0-9a-fA-F]{64}$")
-    bad = pc.invert(pc.fill_null(good, True))
-    if not pc.any(bad).as_py():
+    """Hashes in small letters; what is no sha256 in hexadecimal is forgotten, and worked out then."""
+    digests = columns["sha256"]
+    usual = pc.fill_null(pc.match_substring_regex(digests, "^[0-9a-f]{64}$"), True)
+    if pc.all(usual, min_count=0).as_py():
         return columns
+    digests = pc.ascii_lower(digests)
+    bad = pc.invert(pc.fill_null(pc.match_substring_regex(digests, "^[0-9a-f]{64}$"), True))
     tally.hashed_anew += columns["path"].filter(bad).to_pylist()
-    return {**columns, "sha256": put(columns["sha256"], bad, None)}
+    return {**columns, "sha256": put(digests, bad, None)}
 
 
 def _inspected(columns: Columns, root: str, etags: dict[str, str], where: str) -> Columns:
@@ -423,8 +466,12 @@ def _sorted(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                 yield batch.cast(manifests.SCHEMA)
 
 
-def _split(columns: Columns, data: Data, given: set[str | None], tally: _Tally) -> pa.StringArray:
-    """Real images into splits where the source has none; others are for training alone."""
+def _split(columns: Columns, data: Data, given: set[str | None], tally: _Tally) -> Columns:
+    """Real images into splits where the source has none; others are for training alone.
+
+    Synthetic images of a group whose real ones are held out are left out: training on them would part the
+    group, and only real images judge.
+    """
     whole = not given or given == {"train"}
     split, source = columns["split"], columns["source"]
     free, real = equals(split, "unlabeled"), pc.equal(source, "real")
@@ -433,10 +480,11 @@ def _split(columns: Columns, data: Data, given: set[str | None], tally: _Tally) 
     left = pc.is_null(split)
     if whole or "val" not in given:
         left = pc.or_(left, equals(split, "train"))
-    left = pc.and_(left, real)
+    beside = pc.and_(pc.and_(left, pc.invert(real)), pc.is_in(columns["group"], tally.real_groups))
+    left = pc.or_(pc.and_(left, real), beside)
     result = pc.if_else(pc.or_(free, real), split, "train")
     if not pc.any(left).as_py():
-        return result
+        return {**columns, "split": result}
     # a group goes by its name, so that it stays where it is when images join it
     group = by_value(columns["group"], _digest, pa.string())
     digest = pc.coalesce(group, columns["sha256"]).filter(left)
@@ -446,15 +494,30 @@ def _split(columns: Columns, data: Data, given: set[str | None], tally: _Tally) 
     if not whole:  # its own test split stays as it is
         training = equals(split.filter(left), "train")
         assigned = put(assigned, pc.and_(training, equals(assigned, "test")), "train")
-    return put(result, left, assigned)
+    columns = {**columns, "split": put(result, left, assigned)}
+    held = pc.and_(beside, pc.not_equal(columns["split"], "train"))
+    if not pc.any(held).as_py():
+        return columns
+    tally.held_out += columns["path"].filter(held).to_pylist()
+    return kept(columns, pc.invert(held))
 
 
 def _digest(group: str) -> str | None:
     return hashlib.sha256(group.encode()).hexdigest() if group else None
 
 
-def _report_splits(run: Run, tally: _Tally) -> None:
+def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
     moved, counts = tally.moved, tally.by_split()
+    if held := tally.held_out:
+        write_text(out / "held_out.csv", "".join(f'"{_quoted(path)}"\n' for path in held))
+        run.find(
+            "ingest.synthetic", "warning", "; ".join(held[:3]),
+            f"{len(held):,} synthetic images are no rows of the manifest: real images of their groups are in "
+            "validation or test. All of them: held_out.csv.",
+            measured=len(held), limit=0,
+            advice="They would be of use if their originals trained; data.group says what belongs together.",
+            row="4.1",
+        )  # fmt: skip
     if moved:
         run.find(
             "ingest.synthetic", "warning", "validation and test",
@@ -489,8 +552,17 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
     if found.other_files:
         run.find(
             "ingest.other_files", "info", "files",
-            f"{found.other_files:,} files are no images by their name.",
-            measured=found.other_files,
+            f"{found.other_files.total():,} files are no images by their name: {_kinds(found.other_files)}.",
+            measured=found.other_files.total(),
+        )  # fmt: skip
+    if found.imageless:
+        run.find(
+            "ingest.other_files", "warning", "; ".join(list(found.imageless)[:3]),
+            f"{len(found.imageless):,} folders that should name a class hold files, but give no image: "
+            + "; ".join(f"'{name}': {_kinds(kinds)}" for name, kinds in list(found.imageless.items())[:3])
+            + ".",
+            measured=len(found.imageless), limit=0,
+            advice="Convert their images to JPEG or PNG, or move the folders out of the source.",
         )  # fmt: skip
     if not found.rejected:
         return
@@ -504,6 +576,11 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
         measured=len(found.rejected), limit=0, advice="Mend these entries, or leave them out.", row="2.1",
     )  # fmt: skip
     run.page.table("Entries that could not be read", ["entry", "why"], found.rejected[:WORST])
+
+
+def _kinds(extensions: Counter[str]) -> str:
+    """The commonest five."""
+    return ", ".join(f"{name or 'without one'} ({count:,})" for name, count in extensions.most_common(5))
 
 
 def _quoted(text: str) -> str:

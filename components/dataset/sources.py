@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ ALIASES = {
 }
 TEXT = pa.string()
 DEEPEST = 40  # folders below each other; deeper than any data set, short of what links can fake
+HIGHEST_LABEL = 2**31 - 2  # so that the number of classes fits int32 as well
 
 
 # a row on its way into the manifest; null: the source does not say. ``below`` is the path that globs and
@@ -42,6 +44,7 @@ DEEPEST = 40  # folders below each other; deeper than any data set, short of wha
 FOUND = pa.schema([*(field.with_nullable(True) for field in manifest.SCHEMA), pa.field("below", pa.string())])
 PORTION = 1 << 18  # rows that are worked on at once
 Rejected = list[tuple[str, str]]  # entries that could not become a row: (where, why)
+Others = Counter[tuple[str, str]]  # files that are no images by their name: see _kind
 
 
 @dataclass(slots=True)
@@ -58,11 +61,16 @@ class Row:
 
 @dataclass
 class Found:
-    """What a source holds. ``etags`` by s3:// path. A manifest's rows are read a portion at a time."""
+    """What a source holds. ``etags`` by s3:// path. A manifest's rows are read a portion at a time.
+
+    ``other_files`` are no images by their name, counted by extension (lower case); ``imageless`` the same,
+    of each class folder that gives no row.
+    """
 
     rows: list[Row] = field(default_factory=list)
     rejected: Rejected = field(default_factory=list)
-    other_files: int = 0
+    other_files: Counter[str] = field(default_factory=Counter)
+    imageless: dict[str, Counter[str]] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
     table: Path | None = None  # of an existing manifest
     unlabeled: re.Pattern[str] | None = None
@@ -164,17 +172,18 @@ def _folder(data: Data, folder: Path) -> Found:
     before = "" if root == place else os.path.relpath(place, root) + "/"
     found = Found()
     below = []
+    no_images: Others = Counter()
     for name in walk(os.fsencode(place), found.rejected):
         if os.path.splitext(name)[1].lower() in {extension.encode() for extension in EXTENSIONS}:  # noqa: PTH122
             below.append(name)
         else:
-            found.other_files += 1
+            no_images[_kind(encode(name))] += 1
     if not below:
         raise RetortError(
             f"{folder}: no image in this folder ({', '.join(EXTENSIONS)}); put them in as class/image.jpg"
         )
     before_bytes = os.fsencode(before)
-    _layout(data, found, [(encode(before_bytes + name), encode(name)) for name in below])
+    _layout(data, found, [(encode(before_bytes + name), encode(name)) for name in below], no_images)
     return found
 
 
@@ -206,18 +215,28 @@ def walk(top: bytes, lost: Rejected) -> Iterator[bytes]:
                 yield entry.path[len(top) + 1 :]
             elif not stat.S_ISDIR(status.st_mode):
                 lost.append((encode(entry.path[len(top) + 1 :]), "not an ordinary file"))
-            elif identity in ancestors:
+            elif identity in above or identity in ancestors:
                 lost.append((encode(entry.path[len(top) + 1 :]), "a link back to a folder above it"))
             elif len(ancestors) == DEEPEST:
                 lost.append((encode(entry.path[len(top) + 1 :]), f"more than {DEEPEST} folders deep"))
             else:
                 yield from below(entry.path, (*ancestors, identity))
 
-    status = os.stat(top)  # noqa: PTH116
-    return below(top, ((status.st_dev, status.st_ino),))
+    def of(folder: Path) -> tuple[int, int]:
+        status = folder.stat()
+        return status.st_dev, status.st_ino
+
+    place = Path(os.fsdecode(top)).resolve()
+    above = {of(folder) for folder in place.parents}  # apart from ancestors, whose number is the depth
+    return below(top, (of(place),))
 
 
-def _layout(data: Data, found: Found, files: list[tuple[str, str]]) -> None:
+def _kind(below: str) -> tuple[str, str]:
+    """Of a file that is no image: the folders that may name a split and a class, and its extension."""
+    return "/".join(below.split("/")[:-1][:2]), os.path.splitext(below)[1].lower()  # noqa: PTH122
+
+
+def _layout(data: Data, found: Found, files: list[tuple[str, str]], no_images: Others) -> None:
     """Rows from (path, path below the source): ``split/class/**`` or ``class/**``."""
     unlabeled = matcher(data.unlabeled)
     tops = {below.split("/", 1)[0] for _, below in files if "/" in below}
@@ -238,6 +257,25 @@ def _layout(data: Data, found: Found, files: list[tuple[str, str]]) -> None:
             found.rows.append(Row(path, below, class_name=_name(parts[1]), split=top))
         else:
             found.rows.append(Row(path, below, class_name=_name(parts[0])))
+    _count_others(found, no_images, by_split)
+
+
+def _count_others(found: Found, no_images: Others, by_split: bool) -> None:
+    """Count the files that are no images, and those of class folders that gave no row."""
+
+    def class_folder(below: str) -> str | None:
+        parts = below.split("/", 2)
+        top = ALIASES.get(parts[0].lower())
+        if not by_split or top == "unlabeled":
+            return parts[0]
+        return "/".join(parts[:2]) if top and len(parts) > 1 else None
+
+    filled = {class_folder(row.below) for row in found.rows} if no_images else set()
+    for (folders, extension), count in no_images.items():
+        found.other_files[extension] += count
+        folder = class_folder(folders)
+        if folder and folder not in filled:
+            found.imageless.setdefault(folder, Counter())[extension] += count
 
 
 def _name(folder: str) -> str:
@@ -251,15 +289,22 @@ def _bucket(data: Data, uri: str) -> Found:
     s3.remember_store(bucket, data.s3)
     found = Found()
     files = []
+    no_images: Others = Counter()
     for item in s3.listing(uri):
-        if item.key.lower().endswith(EXTENSIONS):
-            files.append((item.uri, encode(item.key.removeprefix(prefix).encode())))
-            found.etags[item.uri] = item.etag
+        below = item.key.removeprefix(prefix)
+        parts = below.split("/")
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):  # as in walk
+            continue
+        if not below.lower().endswith(EXTENSIONS):
+            no_images[_kind(encode(below.encode()))] += 1
+        elif "" in parts:  # '//' would be a class without a name
+            found.rejected.append((item.uri, "a folder in its key has no name"))
         else:
-            found.other_files += 1
-    if not files:
+            files.append((item.uri, encode(below.encode())))
+            found.etags[item.uri] = item.etag
+    if not files and not found.rejected:
         raise RetortError(f"{uri}: no image below this prefix ({', '.join(EXTENSIONS)})")
-    _layout(data, found, files)
+    _layout(data, found, files, no_images)
     return found
 
 
@@ -308,8 +353,11 @@ def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None
         source = last
         parts = parts[:-1]
     label: int | None = None
-    if len(parts) > 1 and re.fullmatch(rb"[+-]?\d+", parts[-1].strip()):
-        label = int(parts[-1])
+    given = parts[-1].strip()
+    if len(parts) > 1 and re.fullmatch(rb"[+-]?\d+", given):
+        # Python refuses to read thousands of digits; the first of them are out of range already
+        size = int(given.lstrip(b"+-0")[:20] or b"0")
+        label = -size if given.startswith(b"-") else size
         parts = parts[:-1]
     path = encode(separator.join(parts).strip())
     below = os.path.normpath(path) if "://" not in path else path
@@ -323,8 +371,9 @@ def parse_line(line: bytes, split: str | None, unlabeled: re.Pattern[str] | None
         return Row(path, below, split="unlabeled", source=source)
     if label is None:
         return "the label is missing or no whole number"
-    if not 0 <= label < 2**31 - 1:
-        return f"the label {label} is out of range"
+    if not 0 <= label <= HIGHEST_LABEL:
+        shown = given.decode() if len(given) <= 20 else f"{given[:17].decode()}..."
+        return f"the label {shown} is out of range"
     return Row(path, below, label=label, split=split, source=source)
 
 
@@ -373,20 +422,38 @@ def _manifest_rows(
     with _open_table(path) as file:
         there = [name for name in FOUND.names if name in needed and name in file.schema_arrow.names]
         for batch in file.iter_batches(PORTION, columns=there):
-            columns = {name: _cast(path, name, batch.column(name)) for name in there}
+            labels = batch.column("label")
+            columns = {
+                name: _cast(path, name, _in_range(labels) if name == "label" else batch.column(name))
+                for name in there
+            }
             for name in needed.difference(there):
                 columns[name] = pa.nulls(len(batch), FOUND.field(name).type)
             columns["split"] = by_value(columns["split"], lambda text: ALIASES.get(text.lower(), text), TEXT)
-            usable, rejected = _judged(path, columns, start, unlabeled)
+            usable, rejected = _judged(path, columns, labels, start, unlabeled)
             usable["below"] = usable["path"]
             yield {name: usable[name] for name in names}, rejected
             start += len(batch)
 
 
+def _in_range(labels: pa.Array) -> pa.Array:
+    """Labels, null where an integer is none: beyond HIGHEST_LABEL, or below int32."""
+    kind = labels.type
+    if not pa.types.is_integer(kind) or kind.bit_width < 32:
+        return labels
+    beyond = pc.greater(labels, pa.scalar(HIGHEST_LABEL, kind))
+    if pa.types.is_signed_integer(kind) and kind.bit_width > 32:
+        beyond = pc.or_(beyond, pc.less(labels, pa.scalar(-(2**31), kind)))
+    return pc.if_else(beyond, pa.scalar(None, kind), labels) if pc.any(beyond).as_py() else labels
+
+
 def _judged(
-    file: Path, columns: Columns, start: int, unlabeled: re.Pattern[str] | None
+    file: Path, columns: Columns, labels: pa.Array, start: int, unlabeled: re.Pattern[str] | None
 ) -> tuple[Columns, Rejected]:
-    """The rows that can be used, and why each other one cannot; ``start`` is the first one's number."""
+    """The rows that can be used, and why each other one cannot.
+
+    ``labels`` as the file has them, before ``_in_range``; ``start`` is the first row's number.
+    """
     path, label, split, source = (columns[name] for name in ("path", "label", "split", "source"))
     no_path = pc.fill_null(pc.equal(path, ""), True)
     foreign = pc.and_(pc.match_substring(path, "://"), pc.invert(pc.starts_with(path, "s3://")))
@@ -412,6 +479,8 @@ def _judged(
             rejected.append((where, f"the split '{split[place]}' is unknown"))
         elif no_source[place].as_py():
             rejected.append((where, f"the source '{source[place]}' is unknown"))
+        elif labels[place].is_valid and not label[place].is_valid:
+            rejected.append((where, f"the label {labels[place]} is out of range"))
         else:
             rejected.append((where, "the label is missing or negative"))
     return kept(columns, pc.invert(bad)), rejected

@@ -288,6 +288,87 @@ def test_corrections_relabel_and_drop(photos: Path, steps: Steps, tmp_path: Path
     assert rows["a/new\nline.png"]["class_name"] == "b"
 
 
+def test_corrections_go_by_the_names_of_their_columns(photos: Path, steps: Steps, tmp_path: Path) -> None:
+    kept = f"b/{min((photos / 'b').iterdir()).name}"
+    lines = ["given,drop,path,label,why", "a,,a/00.png,c,blurred", "a,1,a/10.png,a,", f"b,no,{kept},,"]
+    csv = listed(tmp_path, "verdicts.csv", lines)
+    rows = {row["path"]: row for row in steps.ingest(str(photos), photos, corrections=csv)}
+    assert rows["a/00.png"]["class_name"] == "c"
+    assert "a/10.png" not in rows
+    assert rows[kept]["class_name"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,class", "a/00.png,c"], "verdicts.csv, line 1: no column 'label' or 'drop' beside 'path'"),
+        (["path,drop", "a/00.png,maybe"], "verdicts.csv, line 2: 'maybe' in column drop; use 1 or 0"),
+        (["path,label", "a/00.png,"], "verdicts.csv, line 2: expected 'path,label' or 'path,drop'"),
+        (["path,label", "a/00.png," + "9" * 5000], "no class '9999"),
+    ],
+)
+def test_corrections_that_cannot_be_understood_are_named_by_line(
+    photos: Path, steps: Steps, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(RetortError, match=message):
+        steps.ingest(str(photos), photos, corrections=listed(tmp_path, "verdicts.csv", lines))
+
+
+def test_a_class_may_be_called_drop(photos: Path, steps: Steps, tmp_path: Path) -> None:
+    (photos / "b").rename(photos / "drop")
+    csv = listed(tmp_path, "verdicts.csv", ["path,label", "a/00.png,drop"])
+    rows = {row["path"]: row for row in steps.ingest(str(photos), photos, corrections=csv)}
+    assert rows["a/00.png"]["class_name"] == "drop"
+
+
+def test_capital_letters_in_a_hash_are_none_of_its_value(photos: Path, steps: Steps, tmp_path: Path) -> None:
+    steps.ingest(str(photos), photos)
+    content = steps.manifest.read_bytes()
+    rows = pq.read_table(steps.manifest).to_pylist()
+    upper = [{**row, "sha256": row["sha256"].upper()} for row in rows]
+    pq.write_table(pa.Table.from_pylist(upper, schema=manifests.SCHEMA), tmp_path / "mine.parquet")
+    steps.ingest(str(tmp_path / "mine.parquet"), photos)
+    assert steps.manifest.read_bytes() == content
+    assert "ingest.sha256" not in steps.findings("ingest")
+
+
+def test_names_that_stand_twice_serve_where_labels_are_given(
+    photos: Path, steps: Steps, tmp_path: Path
+) -> None:
+    """As in lists of ImageNet's names, of which two are called 'crane'."""
+    names = listed(tmp_path, "names.txt", ["crane", "heron", "crane"])
+    images = sorted(path.relative_to(photos) for path in photos.rglob("*.png"))
+    lines = [f"{path} {'abc'.index(str(path)[0])}" for path in images]
+    rows = steps.ingest(listed(tmp_path, "list.txt", lines), photos, class_names=names)
+    assert {(row["label"], row["class_name"]) for row in rows} == {(0, "crane"), (1, "heron"), (2, "crane")}
+    for old, new in (("a", "crane"), ("b", "heron")):
+        (photos / old).rename(photos / new)
+    with pytest.raises(RetortError, match=r"'crane' stands there twice \(lines 1 and 3\)"):
+        steps.ingest(str(photos), photos, class_names=names)
+
+
+def test_synthetic_images_of_a_held_out_group_are_left_out(steps: Steps, tmp_path: Path) -> None:
+    """Every recording has a real frame and one rendered from it; some groups are rendered alone."""
+    rows = [
+        {"path": f"{kind}/{number}.jpg", "label": number % 2, "source": kind, "group": f"take {number}"}
+        for number in range(100)
+        for kind in ("real", "synthetic")
+        if kind == "synthetic" or number < 80
+    ]
+    made = steps.ingest(table(tmp_path, rows), ".", group="group")
+    splits: dict[str, set[str]] = {}
+    for row in made:
+        splits.setdefault(row["group"], set()).add(row["split"])
+    assert all(len(found) == 1 for found in splits.values()), "no group is parted"
+    held = [group for group, found in splits.items() if found & {"val", "test"}]
+    assert len(held) > 10
+    finding = steps.findings("ingest")["ingest.synthetic"]
+    assert (finding.level, finding.measured) == ("warning", len(held))
+    assert len(made) == len(rows) - len(held)
+    assert sum(row["source"] == "synthetic" for row in made) == 100 - len(held)
+    assert len(Path("outputs/ingest/held_out.csv").read_text().splitlines()) == len(held)
+
+
 def test_an_existing_manifest_comes_through_unchanged(photos: Path, steps: Steps, tmp_path: Path) -> None:
     steps.ingest(str(photos), photos)
     kept = tmp_path / "earlier.parquet"
@@ -358,7 +439,10 @@ def test_a_table_is_cut_into_portions_without_a_trace(
     monkeypatch.setattr(sources, "PORTION", 7)
     steps.ingest(source, ".", **options)
     assert steps.manifest.read_bytes() == content
-    assert [row["path"] for row in whole] == sorted(row["path"] for row in rows if row is not rows[90])
+    held_out = {line.strip('"') for line in Path("outputs/ingest/held_out.csv").read_text().splitlines()}
+    assert all(path.startswith("synthetic/") for path in held_out)
+    left = (row["path"] for row in rows if row is not rows[90] and row["path"] not in held_out)
+    assert [row["path"] for row in whole] == sorted(left)
     labelled = [row for row in whole if row["split"] != "unlabeled"]
     old = {0: 3, 1: 5, 2: 8, 3: 13}
     assert all(row["class_name"] == f"class {old[row['label']]}" for row in labelled)
@@ -366,7 +450,7 @@ def test_a_table_is_cut_into_portions_without_a_trace(
     by_path = {row["path"]: row for row in whole}
     assert by_path[rows[1]["path"]]["label"] == 3, "a verdict gives an unlabelled row its label"
     assert {row["split"] for row in whole if row["source"] == "synthetic"} <= {"train", "unlabeled"}
-    splits = {(row["group"], row["split"]) for row in labelled if row["source"] == "real"}
+    splits = {(row["group"], row["split"]) for row in labelled}
     assert len(splits) == len({group for group, _ in splits}), "no group is parted"
     assert json.loads(Path("outputs/ingest/label_map.json").read_text()) == {"3": 0, "5": 1, "8": 2, "13": 3}
 

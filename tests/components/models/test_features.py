@@ -37,5 +37,5 @@ def test_features_are_the_backbones(name: str, tmp_path: Path) -> None:
 
 def test_a_network_whose_features_are_no_single_map_is_refused_by_name() -> None:
     network = build.plain(Arch(name="crossvit_tiny_240"), 5)
-    with pytest.raises(RetortError, match="--from last: CrossViT has several maps at once; use pooled"):
+    with pytest.raises(RetortError, match="--from last: CrossVit has several maps at once; use pooled"):
         Backbone(network, "last", 240)
