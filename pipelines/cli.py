@@ -282,9 +282,13 @@ def cost(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="An architecture, or a trained network's folder.")
     ],
-    size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels.")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Outputs; 1000 when left out.")] = None,
-    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of a bottleneck head.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, max=100_000, help="Height and width in pixels.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Outputs; 1000 when left out.")
+    ] = None,
+    bottleneck: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Width of a bottleneck head.")
+    ] = None,
     acb: Annotated[bool, typer.Option("--acb", help="With ACB blocks, as it trains.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Print every layer, in order.")] = False,
 ) -> None:
@@ -577,7 +581,7 @@ def run(arguments: list[str]) -> int:
         return _stopped(error)
     except TyperException as error:  # an unknown command or option, or a wrong value
         command = getattr(getattr(error, "ctx", None), "command_path", "retort")
-        return _failed(f"{error} (see '{command} --help')", 2)
+        return _failed(f"{error.format_message()} (see '{command} --help')", 2)
     except RetortError as error:
         return _failed(str(error), error.status)
     except BrokenPipeError:
@@ -589,7 +593,8 @@ def run(arguments: list[str]) -> int:
         stopped = signals.stopped_by(error)
         if stopped is not None:  # a library made something else of what the handler raised
             return _stopped(stopped)
-        return _failed(f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1)
+        said = next(iter(str(error).splitlines()), "")
+        return _failed(f"internal error: {type(error).__name__}: {said} (--debug shows where)", 1)
 
 
 def _stopped(error: BaseException) -> int:

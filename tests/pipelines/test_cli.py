@@ -32,6 +32,8 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--params", "none.yaml", "ingest"], "none.yaml: no such file"),
         (["ingest", "-o"], "a value is missing"),
         (["export", "--of", "nobody"], "expected student or teacher"),
+        (["cost", "resnet18", "--size", "0"], "--size"),
+        (["cost"], "NAME"),
     ],
 )
 def test_what_cannot_be_understood_exits_with_2_before_any_work(
@@ -55,6 +57,7 @@ def test_what_cannot_be_understood_exits_with_2_before_any_work(
         (OSError(28, "No space left on device", "outputs/x"), 1, "outputs/x: the disk is full"),
         (FileNotFoundError(2, "No such file or directory", "a.png"), 1, "a.png: no such file"),
         (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError"),
+        (RuntimeError("too large\n#1 a frame"), 1, "internal error: RuntimeError: too large (--debug"),
     ],
 )
 def test_failures_have_their_exit_status_and_one_message(
