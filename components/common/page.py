@@ -85,7 +85,7 @@ def figure_svg(figure: Figure) -> str:
     from matplotlib import pyplot
 
     buffer = io.StringIO()
-    settings = {"svg.hashsalt": "retort", "svg.fonttype": "none"}
+    settings: dict[Any, Any] = {"svg.hashsalt": "retort", "svg.fonttype": "none"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # text stays text: the browser has the fonts for names that matplotlib's own cannot write
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)

@@ -19,7 +19,7 @@ from components.dataset import drift, s3, show
 from components.dataset import manifest as manifests
 from components.dataset.database import database
 from components.dataset.inspection import FLAT, inspect_all
-from components.dataset.near import near_duplicates
+from components.dataset.near import SURE_ROUNDING, SURE_WORST, near_duplicates, same_everywhere
 from components.dataset.params import ValidateParams
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
                 f"validate.baseline: {baseline} lies in {out}, which this step rewrites; "
                 "keep a copy elsewhere"
             )
+        if _same_file(baseline, manifest):
+            raise RetortError(
+                f"validate.baseline: {baseline} is the manifest that is validated: it would be compared with "
+                "itself; name an earlier one"
+            )
     with step("validate", params, out, inputs) as run, database() as db:
         manifests.check(manifest)
         before = drift.read_baseline(db, baseline) if baseline else None
@@ -90,6 +95,12 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         _write_findings(db, out)
         show.sections(run, db, params, counts, looked)
         _write_rows(run, db, manifest, clean, quarantine)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def _rows(db: duckdb.DuckDBPyConnection) -> None:
@@ -233,10 +244,12 @@ def _same_content(db: duckdb.DuckDBPyConnection, looked: bool) -> None:
     db.execute(
         "delete from same where sha256 in (select sha256 from same group by sha256 having count(*) = 1)"
     )
+    # what leaves validation anyway must not take its good twin in training along
     db.execute(
         f"""insert into cases
         with held as
-            (select sha256, min(path) as path, min_by(split, path) as split from same where {EVAL} group by 1)
+            (select sha256, min(path) as path, min_by(split, path) as split from same
+            where {EVAL} and row not in (select row from cases where rule not in {KEPT}) group by 1)
         select 'leakage.exact', same.row, same.path, held.path, 'the same content, in ' || held.split
         from same join held using (sha256) where same.split in ('train', 'unlabeled')"""  # noqa: S608
     )
@@ -271,7 +284,7 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
             any_value(seen.phash) as phash, any_value(seen.look) as look
         from seen join m using (row)
         where seen.rule = '' and seen.contrast >= {FLAT}
-            and row not in (select row from cases where rule like 'leakage%')
+            and row not in (select row from cases where rule not in {KEPT})
         group by seen.sha256 order by 1"""  # noqa: S608
     ).to_arrow_table()
     if contents.num_rows < 2:
@@ -283,16 +296,24 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
     splits = np.unique(contents["split"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
     kinds = np.unique(np.stack([splits, labels]), axis=1, return_inverse=True)[1]
     pairs = near_duplicates(hashes, looks, kinds, bits)
+    # another label: likelier another thing, and no score is better for it, so a doubt takes nothing away
+    low, high = (function(labels[pairs.one], labels[pairs.other]) for function in (np.minimum, np.maximum))
+    doubtful = (low >= 0) & (low < high)
+    one, other = pairs.one[doubtful], pairs.other[doubtful]
+    doubtful[doubtful] = ~same_everywhere(looks, one, other, SURE_WORST, SURE_ROUNDING)
     paths, rows, names = (contents[name].to_pylist() for name in ("path", "row", "split"))
     distance = np.bitwise_count(hashes[pairs.one] ^ hashes[pairs.other])
     found: list[tuple[str, int, str, str, str]] = []
-    for one, other, alike, apart in zip(pairs.one, pairs.other, pairs.alike, distance, strict=True):
+    for one, other, alike, apart, doubt in zip(
+        pairs.one, pairs.other, pairs.alike, distance, doubtful, strict=True
+    ):
         detail = f"concordance {alike:.4f}, {apart} of 64 bits apart, in {names[other]}"
-        if held[other] and not held[one]:
+        leaks = held[other] and not held[one]
+        if leaks and not doubt:
             found.append(("leakage.near", rows[one], paths[one], paths[other], detail))
         elif held[one] == held[other] and rows[other] < rows[one]:
             found.append(("duplicates.near", rows[one], paths[one], paths[other], detail))
-        if labels[one] > labels[other] >= 0:
+        if labels[one] > labels[other] >= 0 or (leaks and doubt):
             torn = f"labels {labels[one]} and {labels[other]}, {detail}"
             found.append(("duplicates.labels", rows[one], paths[one], paths[other], torn))
     if not found:
