@@ -81,10 +81,10 @@ def _write(
             kinds = [SOURCES[k] for k in (1, 2) if counts.train[one.place, k]]
             by_source[int(counts.labels[one.place])] = dict.fromkeys(kinds, float(f"{one.weight:.6g}"))
     leave_out: dict[str, LeftOut] = {}  # a file may be named by several rules: the first one counts
-    for one in samples:
-        if params.audit.drop_suspects and one.split == "train" and one.rule != "hard":
-            left = LeftOut(path=one.path, finding=one.rule, label=one.label, source=one.source)
-            leave_out.setdefault(one.path, left)
+    for file in samples:
+        if params.audit.drop_suspects and file.split == "train" and file.rule != "hard":
+            left = LeftOut(path=file.path, finding=file.rule, label=file.label, source=file.source)
+            leave_out.setdefault(file.path, left)
     part = SyntheticPart(
         manifest=run.report.inputs["data/clean.parquet"],
         by_source=by_source,
