@@ -478,9 +478,11 @@ def _split(columns: Columns, data: Data, given: set[str | None], tally: _Tally) 
     judging = pc.is_in(split, pa.array(["val", "test"]))
     tally.moved += pc.sum(pc.and_(judging, pc.invert(pc.or_(real, free)))).as_py() or 0
     left = pc.is_null(split)
-    if whole or "val" not in given:
+    hashed = whole or "val" not in given  # else real images stand where the source says
+    if hashed:
         left = pc.or_(left, equals(split, "train"))
     beside = pc.and_(pc.and_(left, pc.invert(real)), pc.is_in(columns["group"], tally.real_groups))
+    beside = pc.and_(beside, pa.scalar(hashed))
     left = pc.or_(pc.and_(left, real), beside)
     result = pc.if_else(pc.or_(free, real), split, "train")
     if not pc.any(left).as_py():

@@ -369,6 +369,20 @@ def test_synthetic_images_of_a_held_out_group_are_left_out(steps: Steps, tmp_pat
     assert len(Path("outputs/ingest/held_out.csv").read_text().splitlines()) == len(held)
 
 
+def test_synthetic_images_beside_real_ones_that_the_source_trains_on_are_kept(
+    steps: Steps, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"path": f"{number}.jpg", "label": number % 2, "group": f"take {number}", "source": "real",
+         "split": "val" if number < 10 else "train"}
+        for number in range(60)
+    ]  # fmt: skip
+    made = [{**row, "path": f"made/{row['path']}", "source": "synthetic", "split": None} for row in rows[10:]]
+    kept = steps.ingest(table(tmp_path, rows + made), ".", group="group")
+    assert len(kept) == 110
+    assert {row["split"] for row in kept if row["source"] == "synthetic"} == {"train"}
+
+
 def test_an_existing_manifest_comes_through_unchanged(photos: Path, steps: Steps, tmp_path: Path) -> None:
     steps.ingest(str(photos), photos)
     kept = tmp_path / "earlier.parquet"
