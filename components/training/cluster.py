@@ -152,16 +152,16 @@ def fit(
 
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     outcome: dict[str, Any] = {}
-    config = {**config, "mailbox": mailbox}
+    config = {"packed": ray.cloudpickle.dumps((loop, config)), "mailbox": mailbox}
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
         remote_fit = ray.remote(num_cpus=0)(_fit)
 
         def work() -> None:
-            _keep(outcome, lambda: ray.get(remote_fit.remote(loop, config, params, str(folder))))
+            _keep(outcome, lambda: ray.get(remote_fit.remote(config, params, str(folder))))
     else:
 
         def work() -> None:
-            _keep(outcome, lambda: _fit(loop, config, params, str(folder)))
+            _keep(outcome, lambda: _fit(config, params, str(folder)))
 
     # Ray's own SIGINT handling is for the main thread: here that thread listens, so that Ctrl-C and
     # SIGTERM arrive as exceptions and the step's frame can clean up
@@ -196,9 +196,19 @@ def _keep(outcome: dict[str, Any], call: Callable[[], str | None]) -> None:
         outcome["error"] = error
 
 
-def _fit(
-    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], params: Ray, folder: str
-) -> str | None:
+def _unpack_and_run(config: dict[str, Any]) -> None:
+    """What Ray's worker is given: packed, so that only workers import what the loop needs.
+
+    Ray's controller unpickles the loop and its config too, before it starts the workers, and would spend
+    seconds on importing networks that it never runs.
+    """
+    import ray
+
+    loop, rest = ray.cloudpickle.loads(config["packed"])
+    loop({**rest, "mailbox": config["mailbox"]})
+
+
+def _fit(config: dict[str, Any], params: Ray, folder: str) -> str | None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -207,7 +217,7 @@ def _fit(
     if params.gpus_per_worker:
         resources["GPU"] = params.gpus_per_worker
     trainer = TorchTrainer(
-        loop,
+        _unpack_and_run,
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if params.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(

