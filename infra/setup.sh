@@ -25,7 +25,8 @@ fi
 python=""
 for candidate in "${PYTHON:-}" python3.11 python3; do
   if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-    python=$candidate
+    # the interpreter itself: 'make' has .venv on its path, and .venv is removed below
+    python=$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')
     break
   fi
 done
