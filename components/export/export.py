@@ -15,7 +15,7 @@ from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file, write_json, write_text
 from components.export import exported
 from components.export.params import ExportParams
-from components.export.parity import Comparison, Proof, prove, run_into
+from components.export.parity import ROUNDING, Comparison, Proof, prove, run_into
 from components.models.card import ModelCard
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 BATCH = 64
 CALIBRATION_IMAGES = 128
-FOLD_LIMIT = 1e-5  # max|a - b| / max|b| of logits in float32, as published for such folding
 INT8_DROP = 0.01  # top-1 that int8 may cost before it is advised against
 LOOSE = 0.05  # scores from int8, or from resizing in the graph, move; a lead below this is a tie
 DRIFT = 0.005  # top-1 by which training's own measurement may differ (other batch sizes round differently)
@@ -168,14 +167,14 @@ def _fold(
     saved = _parameters(module) - _parameters(folded)
     run.find(
         "export.reparam",
-        "info" if difference <= FOLD_LIMIT else "error",
+        "info" if difference <= ROUNDING else "error",
         f"{role} {card.arch.name}",
         f"{blocks} multi-branch blocks were folded into single convolutions ({saved:,} parameters fewer); "
         f"on {len(some)} images the logits differ by {difference:.1e} of their largest.",
         measured=difference,
-        limit=FOLD_LIMIT,
+        limit=ROUNDING,
         row="3.4",
-        advice="" if difference <= FOLD_LIMIT else "Export cannot prove that the folded network is the same.",
+        advice="" if difference <= ROUNDING else "Export cannot prove that the folded network is the same.",
     )
     return folded
 
@@ -224,8 +223,7 @@ def _prove(
 
     def network(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits = module(torch.from_numpy(exported.normalise(pixels, card.mean, card.std)))
-            return torch.softmax(logits, dim=1).numpy()
+            return module(torch.from_numpy(exported.normalise(pixels, card.mean, card.std))).numpy()
 
     as_files = Comparison(LOOSE) if settings.preprocess_in_graph else None
     session = exported.session(files["fp32"], threads=1) if as_files else None
@@ -237,11 +235,11 @@ def _prove(
             yield pixels, rows.labels[place]
             if as_files is None:
                 continue
-            reference = network(pixels)
+            logits = network(pixels)
             for index, path in enumerate(rows.paths[place]):
                 image = np.asarray(reader.decode(reader.read_bytes(root, path)))[None]
                 one = slice(index, index + 1)
-                run_into(as_files, session, image, reference[one], rows.labels[place][one])
+                run_into(as_files, session, image, logits[one], rows.labels[place][one])
 
     tolerances = {"fp32": settings.tolerance, "int8": LOOSE}
     return prove(network, {key: (path, tolerances[key]) for key, path in files.items()}, batches()), as_files
@@ -257,7 +255,7 @@ def _judge(
     for way, comparison in broken:
         said = comparison.failure or (
             f"{comparison.different_ids} of {comparison.images} images get another class, "
-            f"scores differ by up to {comparison.max_difference:.1e}"
+            f"scores differ by up to {comparison.max_difference:.1e} (allowed: {comparison.limit:.1e})"
         )
         run.find(
             "export.parity",
@@ -265,9 +263,9 @@ def _judge(
             f"{role}, {way}",
             f"The exported file is not the network: {said}.",
             measured=comparison.max_difference,
-            limit=settings.tolerance,
-            advice="Do not deploy it. If only rounding differs, raise export.tolerance; if classes differ, "
-            "the exporter is at fault: report the architecture.",
+            limit=comparison.limit,
+            advice="Do not deploy it: the exporter is at fault, report the architecture. If such differences "
+            "do not matter to you, raise export.tolerance.",
             row="1.1",
         )
     whole = ways["batches"]
@@ -279,7 +277,7 @@ def _judge(
             f"Class ids are equal on all {whole.images} validation images, in batches of {BATCH} and "
             f"one by one; scores differ by at most {max(way.max_difference for way in ways.values()):.1e}.",
             measured=whole.max_difference,
-            limit=settings.tolerance,
+            limit=whole.limit,
             row="1.1",
         )
     both = f"On {proof.images} validation images the network has {proof.top1:.2%} top-1, the exported file "
@@ -447,7 +445,8 @@ def _show(run: Run, proof: Proof, as_files: Comparison | None, files: dict[str, 
             "How far scores move in export",
             _histogram(proof),
             alt="Histogram of score differences per image",
-            note="Each image's largest difference of a score; model.onnx must stay left of the dashed line.",
+            note="Each image's largest difference of a score; model.onnx must stay left of the dashed line: "
+            f"export.tolerance, or {ROUNDING:.0e} of the largest logit, here {whole.max_logit:.0f}, halved.",
         )
 
 
@@ -474,10 +473,10 @@ def _histogram(proof: Proof) -> Any:
             alpha=0.8,
             label=exported.FILES[precision],
         )
-    tolerance = proof.compared["fp32"]["batches"].tolerance
-    axes.axvline(tolerance, color="#444", linestyle="--")
+    limit = proof.compared["fp32"]["batches"].limit
+    axes.axvline(limit, color="#444", linestyle="--")
     axes.annotate(
-        "tolerance", (tolerance, 1), xycoords=("data", "axes fraction"), xytext=(5, 0), va="top",
+        "limit", (limit, 1), xycoords=("data", "axes fraction"), xytext=(5, 0), va="top",
         color="#444", textcoords="offset points",
     )  # fmt: skip
     axes.set(xscale="log", xlabel="largest difference of a score", ylabel="images", xlim=(smallest / 2, 1))

@@ -12,50 +12,67 @@ import numpy as np
 from components.export import exported
 
 SINGLES = 256  # images that are also run one by one
+# max|a - b| / max|b| of logits that two correct float32 networks may differ by: they add in another order
+ROUNDING = 1e-5
 
 
 @dataclass
 class Comparison:
-    """What one way of running an exported file gave, beside the network's own scores.
+    """What one way of running an exported file gave, beside the network's own scores, in 0..1.
 
-    ``different_ids`` counts images whose class differs although the network prefers its own by more than
-    ``tolerance``; a smaller lead is a tie, in which either class is right. Scores are in 0..1.
+    A score moves by at most half as much as the logits do (the softmax's slope s (1 - s) is at most 1/4,
+    and two logits may move apart), so rounding alone moves it by up to half of ``ROUNDING`` times the
+    largest logit. ``limit`` is that or ``tolerance``, whichever is larger. ``different_ids`` counts images
+    whose class differs although the network prefers its own by more than the limit; a smaller lead is a
+    tie, in which either class is right.
     """
 
     tolerance: float
     images: int = 0
-    different_ids: int = 0
-    ties: int = 0
     correct: int = 0
-    max_difference: float = 0.0
+    max_logit: float = 0.0
     failure: str = ""
-    differences: list[float] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)  # an image's largest, of its scores
+    leads: list[float] = field(default_factory=list)  # the network's, of images that get another class
 
-    def add(self, reference: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
-        """Take in scores float32 [N, classes] of N images with their ``labels`` int [N]."""
-        if scores.shape != reference.shape:
-            self.failure = (
-                f"scores have the shape {list(scores.shape)}, the network's {list(reference.shape)}"
-            )
+    def add(self, logits: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+        """Take in N images: logits and the file's scores, float32 [N, classes], and labels int [N]."""
+        if scores.shape != logits.shape:
+            self.failure = f"scores have the shape {list(scores.shape)}, the network's {list(logits.shape)}"
             return
-        if not np.isfinite(scores).all():
-            self.failure = "scores that are not finite numbers"
-            return
-        per_image = np.abs(reference - scores).max(axis=1)
+        for whose, numbers in (("scores", scores), ("logits of the network", logits)):
+            if not np.isfinite(numbers).all():
+                self.failure = f"{whose} that are not finite numbers"
+                return
+        reference = softmax(logits)
         own, other = reference.argmax(axis=1), scores.argmax(axis=1)
         every = np.arange(len(own))
-        lead = reference[every, own] - reference[every, other]
         self.images += len(own)
-        self.different_ids += int((lead > self.tolerance).sum())
-        self.ties += int(((own != other) & (lead <= self.tolerance)).sum())
         self.correct += int((other == labels).sum())
-        self.max_difference = max(self.max_difference, float(per_image.max()))
-        self.differences.extend(per_image.tolist())
+        self.max_logit = max(self.max_logit, float(np.abs(logits).max()))
+        self.differences.extend(np.abs(reference - scores).max(axis=1).tolist())
+        self.leads.extend((reference[every, own] - reference[every, other])[own != other].tolist())
+
+    @property
+    def limit(self) -> float:
+        return max(self.tolerance, ROUNDING / 2 * self.max_logit)
+
+    @property
+    def max_difference(self) -> float:
+        return max(self.differences, default=0.0)
+
+    @property
+    def different_ids(self) -> int:
+        return sum(lead > self.limit for lead in self.leads)
+
+    @property
+    def ties(self) -> int:
+        return len(self.leads) - self.different_ids
 
     @property
     def holds(self) -> bool:
-        """Whether class ids are equal and no score differs by more than the tolerance."""
-        return not self.failure and not self.different_ids and self.max_difference <= self.tolerance
+        """Whether class ids are equal and no score differs by more than the limit."""
+        return not self.failure and not self.different_ids and self.max_difference <= self.limit
 
     @property
     def top1(self) -> float:
@@ -68,6 +85,8 @@ class Comparison:
             "ties": self.ties,
             "max_difference": self.max_difference,
             "tolerance": self.tolerance,
+            "max_logit": self.max_logit,
+            "limit": self.limit,
             "top1": self.top1,
             "holds": self.holds,
             "failure": self.failure,
@@ -87,6 +106,12 @@ class Proof:
         return self.correct / self.images
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Scores float64 [N, classes] of logits [N, classes]."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def prove(
     network: Callable[[np.ndarray], np.ndarray],
     files: Mapping[str, tuple[Path, float]],
@@ -95,7 +120,7 @@ def prove(
     """Run the network and exported files on the same images; no more than one batch is held.
 
     Args:
-        network: pixels uint8 [N, size, size, 3] -> scores float32 [N, classes]. It prepares the pixels by
+        network: pixels uint8 [N, size, size, 3] -> logits float32 [N, classes]. It prepares the pixels by
             itself, as training did; a file prepares them as its own metadata says.
         files: by name, the file and the tolerance of its scores.
         batches: pixels as above, and labels int [N].
@@ -112,21 +137,21 @@ def prove(
     }
     images = correct = 0
     for pixels, labels in batches:
-        reference = network(pixels)
+        logits = network(pixels)
         alone = max(0, min(len(labels), SINGLES - images))
         for name, session in opened.items():
             feed = abouts[name].feed(pixels)
-            run_into(compared[name]["batches"], session, feed, reference, labels)
+            run_into(compared[name]["batches"], session, feed, logits, labels)
             for index in range(alone):
                 one = slice(index, index + 1)
-                run_into(compared[name]["single images"], session, feed[one], reference[one], labels[one])
+                run_into(compared[name]["single images"], session, feed[one], logits[one], labels[one])
         images += len(labels)
-        correct += int((reference.argmax(axis=1) == labels).sum())
+        correct += int((logits.argmax(axis=1) == labels).sum())
     return Proof(images, correct, compared)
 
 
 def run_into(
-    comparison: Comparison, session: Any, feed: np.ndarray, reference: np.ndarray, labels: np.ndarray
+    comparison: Comparison, session: Any, feed: np.ndarray, logits: np.ndarray, labels: np.ndarray
 ) -> None:
     """Run one batch and add it; a runtime that refuses the batch is what the comparison says."""
     if comparison.failure:
@@ -137,4 +162,4 @@ def run_into(
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         comparison.failure = f"a batch of {len(feed)} is refused: {reason.strip()}"
         return
-    comparison.add(reference, scores, labels)
+    comparison.add(logits, scores, labels)
