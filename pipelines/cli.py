@@ -6,6 +6,7 @@ Imports stand inside the commands: ``retort --help`` answers at once, and a step
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from components.common import signals
+from components.common.environment import collect_less_often
 from components.common.errors import ConfigError, RetortError, Terminated
 
 if TYPE_CHECKING:
@@ -565,7 +567,10 @@ def _take_global_options(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``retort``: runs one command and exits with the contract's status."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    collect_less_often()
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    gc.freeze()  # the process ends: what is left need not be looked through once more
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

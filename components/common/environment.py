@@ -1,7 +1,8 @@
-"""Environment variables, for as long as something needs them."""
+"""The process around the work: its environment variables, its garbage collector."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,3 +21,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def collect_less_often() -> None:
+    """Let the garbage collector run when 10,000 objects are new, instead of 700, and over old ones rarely.
+
+    Importing torch, timm and MLflow makes a great many objects that stay; at Python's own thresholds, going
+    through them again and again takes half as long as the imports themselves.
+    """
+    gc.set_threshold(10_000, 20, 50)

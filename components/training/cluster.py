@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from components.common.environment import collect_less_often
 from components.common.errors import RetortError
 from components.common.progress import say
 from components.training.params import Ray
@@ -54,6 +55,8 @@ def running(params: Ray) -> Iterator[None]:
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     if params.address.startswith("ray://"):
         _answers(params.address)
+    if not params.address:  # this machine is not going to be taken away: no actor that looks out for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     # Ray's driver takes over SIGTERM; the command line's own handler must stay in charge
@@ -204,6 +207,7 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     """
     import ray
 
+    collect_less_often()
     loop, rest = ray.cloudpickle.loads(config["packed"])
     loop({**rest, "mailbox": config["mailbox"]})
 

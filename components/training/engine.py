@@ -40,6 +40,7 @@ STATE = "state.pt"  # in each checkpoint
 TIMED_STEPS = 4  # after the first, which warms up
 TELL_SECONDS = 0.4  # between two signs of progress
 FLAT = 0.98  # a loss that keeps more than this share has not moved
+BUCKET_MB = 8  # gradients summed at once: in one bucket, a small network's would wait for its whole backward
 STALE = 1e-3  # share of the statistics that a network began with, left when its training ends
 JUDGED_STEPS = 50  # before so many steps a validation loss says little
 
@@ -437,7 +438,7 @@ class Worker:
         parallel: nn.Module = module
         if self.world > 1:
             parallel = DistributedDataParallel(
-                module, forward_sync_buffers=False, gradient_as_bucket_view=True
+                module, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
             )
         module.train(frozen is None)
         if self.teacher is not None:
