@@ -221,6 +221,14 @@ def test_a_signal_that_a_library_swallowed_still_ends_with_its_status(tmp_path: 
     assert (ended.returncode, ended.stderr.count("\n")) == (143, 1)
 
 
+def test_a_process_says_one_line_when_it_ends_for_want_of_a_file(tmp_path: Path) -> None:
+    """Not what a library says of objects that are still there when Python ends (DuckDB's binding would)."""
+    command = [sys.executable, "-m", "pipelines.cli", "validate"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "retort: data/manifest.parquet: no such file; run 'retort ingest' first\n"
+
+
 @pytest.mark.parametrize(
     "words",
     [
