@@ -71,16 +71,16 @@ def export(
 def _load(run: Run, model: Path, role: str) -> tuple[nn.Module, ModelCard]:
     from components.models import checkpoint
 
+    made_by = "finetune" if role == "teacher" else "distill"
     try:
-        module, card = checkpoint.load(model)
+        module, card = checkpoint.load(model, made_by)
     except RetortError as error:
-        again = "finetune" if role == "teacher" else "distill"
         run.find(
             "export.checkpoint",
             "error",
             f"{role} in {model}",
             str(error),
-            advice=f"Point to a folder that 'retort {again}' wrote, or run it again.",
+            advice=f"Point to a folder that 'retort {made_by}' wrote, or run it again.",
             row="1.1",
         )
         run.stop_on_errors()

@@ -47,15 +47,18 @@ def save(model: Path, card_path: Path, module: nn.Module, card: ModelCard) -> Mo
     return card
 
 
-def load(folder: Path) -> tuple[nn.Module, ModelCard]:
+def load(folder: Path, made_by: str = "finetune") -> tuple[nn.Module, ModelCard]:
     """The network of a folder, in eval mode, on the CPU; and its card.
+
+    Args:
+        made_by: the step to run when there is none.
 
     Raises:
         RetortError: when a file is missing, is not the one that the card names, or does not fill the network
             that the card describes: every tensor, no other one, none of another shape.
     """
-    card = read_card(need(folder / CARD, "finetune"))
-    path = need(folder / FILE, "finetune")
+    card = read_card(need(folder / CARD, made_by))
+    path = need(folder / FILE, made_by)
     digest = sha256_file(path)
     if digest != card.sha256:
         raise RetortError(
