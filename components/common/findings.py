@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.common.errors import RetortError
 from components.common.storage import read_json, write_json
@@ -20,7 +20,8 @@ class Finding(BaseModel):
     """One thing that a rule says about one subject.
 
     ``measured`` and ``limit`` are in the rule's own unit, said in ``message``; ``row`` is the row of the
-    FAQ that the rule comes from, as the README's table of rules lists it.
+    FAQ that the rule comes from, as the README's table of rules lists it. An error that leaves nothing to go
+    on with is not ``waivable``; report.json does not repeat that.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -34,6 +35,7 @@ class Finding(BaseModel):
     message: str
     advice: str = ""
     row: str = ""
+    waivable: bool = Field(True, exclude=True)
 
 
 class Report(BaseModel):
@@ -49,7 +51,7 @@ class Report(BaseModel):
 
     def add(self, finding: Finding, waive: Sequence[str] = ()) -> Finding:
         """Add a finding; an error whose rule is waived becomes a warning that says so."""
-        if finding.level == "error" and finding.rule in waive:
+        if finding.level == "error" and finding.waivable and finding.rule in waive:
             finding = finding.model_copy(update={"level": "warning", "waived": True})
         self.findings.append(finding)
         self.passed = self.passed and finding.level != "error"

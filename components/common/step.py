@@ -42,11 +42,12 @@ class Run:
         limit: Any = None,
         advice: str = "",
         row: str = "",
+        waivable: bool = True,
     ) -> Finding:
-        """Add a finding to the report; an error that is waived becomes a warning."""
+        """Add a finding to the report; an error that is waived becomes a warning, if it is ``waivable``."""
         finding = Finding(
             rule=rule, level=level, subject=subject, measured=measured, limit=limit,
-            message=message, advice=advice, row=row,
+            message=message, advice=advice, row=row, waivable=waivable,
         )  # fmt: skip
         return self.report.add(finding, self.params.checks.waive)
 
@@ -86,10 +87,8 @@ def summary(report: Report, out: Path) -> str:
     message = first.message
     if first.advice:
         message += f"{'' if message.endswith(('.', '!', '?')) else '.'} {first.advice}"
-    return (
-        f"{report.step}: {first.rule}: {message}{more}\n"
-        f"see {out / 'report.html'}; 'checks.waive: [{first.rule}]' goes on in spite of it"
-    )
+    way_out = f"; 'checks.waive: [{first.rule}]' goes on in spite of it" if first.waivable else ""
+    return f"{report.step}: {first.rule}: {message}{more}\nsee {out / 'report.html'}{way_out}"
 
 
 @contextmanager

@@ -82,9 +82,10 @@ def _load(run: Run, model: Path, role: str) -> tuple[nn.Module, ModelCard]:
             str(error),
             advice=f"Point to a folder that 'retort {made_by}' wrote, or run it again.",
             row="1.1",
+            waivable=False,  # without a network there is nothing to export
         )
         run.stop_on_errors()
-        raise  # waived or not, without a network there is nothing to export
+        raise
     run.find(
         "export.checkpoint",
         "info",

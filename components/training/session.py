@@ -287,6 +287,7 @@ def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
         run.find(
             told["rule"], "error", run.name, told["message"],
             measured=told["measured"], advice=told["advice"], row="2.3",
+            waivable=told["rule"] != "train.finite",  # no step can be taken from a loss that is no number
         )  # fmt: skip
         run.stop_on_errors()
     if last is None:

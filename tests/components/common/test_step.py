@@ -73,6 +73,18 @@ def test_a_waived_error_is_a_warning_that_says_so(out: Path) -> None:
     assert (finding.level, finding.waived) == ("warning", True)
 
 
+def test_an_error_that_leaves_nothing_to_go_on_with_is_not_waived_and_offers_no_waiving(out: Path) -> None:
+    said = {}
+    for waivable in (True, False):
+        with pytest.raises(FindingsError) as raised, step("demo", params(), out) as run:
+            run.find("demo.bad", "error", "x", "no network", waivable=waivable)
+        said[waivable] = "checks.waive" in str(raised.value)
+    assert said == {True: True, False: False}
+    waive = params(checks={"waive": ["demo.bad"]})
+    with pytest.raises(FindingsError), step("demo", waive, out) as run:
+        run.find("demo.bad", "error", "x", "no network", waivable=False)
+
+
 def test_a_failure_of_the_work_is_in_the_report(out: Path) -> None:
     with pytest.raises(RetortError), step("demo", params(), out) as run:
         run.product(out / "model.txt").write_text("half")
