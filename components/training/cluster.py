@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.common.environment import collect_less_often
+from components.common.environment import collect_less_often, environment
 from components.common.errors import RetortError
 from components.common.progress import say
 from components.training.params import Ray
@@ -34,6 +34,8 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
 }
+# this machine is not going to be taken away: no actor that looks out for it
+LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 Event = dict[str, Any]
 
@@ -52,11 +54,16 @@ def running(params: Ray) -> Iterator[None]:
         )
     if params.address not in ("", "auto") and not params.address.startswith("ray://"):
         raise RetortError(f"ray.address: '{params.address}': expected '', auto, ray://HOST:PORT or kuberay")
-    os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     if params.address.startswith("ray://"):
         _answers(params.address)
-    if not params.address:  # this machine is not going to be taken away: no actor that looks out for it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    settings = SETTINGS if params.address else {**SETTINGS, **LOCAL_SETTINGS}
+    ours = {key: os.environ.get(key, value) for key, value in settings.items()}
+    with environment(ours), _connected(params):
+        yield
+
+
+@contextmanager
+def _connected(params: Ray) -> Iterator[None]:
     import ray
 
     # Ray's driver takes over SIGTERM; the command line's own handler must stay in charge

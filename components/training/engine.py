@@ -230,9 +230,15 @@ def learns_nothing(rows: Sequence[dict[str, Any]], epochs: int, steps: int, labe
 class Stop(Exception):  # noqa: N818
     """Training makes no sense any more; ``rule`` is the finding that says why."""
 
-    def __init__(self, rule: str, message: str, advice: str, measured: float) -> None:
+    def __init__(self, rule: str, message: str, advice: str, measured: float, waivable: bool = True) -> None:
         super().__init__(message)
-        self.told = {"rule": rule, "message": message, "advice": advice, "measured": str(measured)}
+        self.told: dict[str, Any] = {
+            "rule": rule,
+            "message": message,
+            "advice": advice,
+            "measured": str(measured),
+            "waivable": waivable,
+        }
 
 
 class Worker:
@@ -559,6 +565,7 @@ class Worker:
             f"{self._kept()}.",
             "Lower lr.initial, or lengthen lr.warmup_epochs.",
             loss,
+            waivable=False,  # no step can be taken from a loss that is no number
         )
 
     def _need_progress(self, phase: Phase, row: dict[str, Any], steps: int, actual: np.ndarray) -> None:

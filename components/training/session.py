@@ -204,7 +204,7 @@ class Listener:
         self._task: progress.Task | None = None
         self._seen: set[tuple[str, int]] = set()
         self._epochs: dict[str, int] = {}
-        self.stopped: dict[str, str] | None = None
+        self.stopped: cluster.Event | None = None
 
     def __call__(self, event: cluster.Event) -> None:
         getattr(self, f"_on_{event['kind']}")(event)
@@ -286,17 +286,12 @@ def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
         told = listener.stopped
         run.find(
             told["rule"], "error", run.name, told["message"],
-            measured=told["measured"], advice=told["advice"], row="2.3",
-            waivable=told["rule"] != "train.finite",  # no step can be taken from a loss that is no number
+            measured=told["measured"], advice=told["advice"], row="2.3", waivable=told["waivable"],
         )  # fmt: skip
         run.stop_on_errors()
     if last is None:
         raise RetortError(f"{run.name}: no epoch was finished, so there is nothing to keep")
     state = torch.load(last / engine.STATE, map_location="cpu", weights_only=True)
-    if not state["predictions"]:
-        raise RetortError(
-            f"{run.name}: training was stopped before its end; the last good checkpoint is in {last}"
-        )
     for net in state["predictions"].values():
         for split, values in net.items():
             net[split] = values.numpy()
