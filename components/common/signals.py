@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from components.common.errors import Terminated
 
 _caught: list[int] = []
+_holding = False
 
 
 def catch() -> None:
@@ -19,7 +22,29 @@ def catch() -> None:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     _caught.append(number)
-    raise _exception(number)
+    if not _holding:
+        raise _exception(number)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold both signals back, until ``heed``, for some seconds of work that must not be torn.
+
+    An exception in its midst may leave a lock of the logging module taken, on which a thread then waits for
+    ever.
+    """
+    global _holding
+    _holding = True
+    try:
+        yield
+    finally:
+        _holding = False
+
+
+def heed() -> None:
+    """Raise what was caught, if it was held back, or a library swallowed it."""
+    if _caught:
+        raise _exception(_caught[-1])
 
 
 def _exception(number: int) -> BaseException:

@@ -10,10 +10,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from components.common import signals
 from components.common.environment import collect_less_often, environment
 from components.common.errors import RetortError
 from components.common.progress import say
@@ -21,10 +22,13 @@ from components.training.params import Ray
 
 CONNECT_SECONDS = 5.0  # for a cluster that should be there
 POLL_SECONDS = 0.2
+END_SECONDS = 10.0  # for the thread that waits for the trainer, once Ray is stopped
+THREAD = "ray-train"
 OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else what still runs after an interruption starts another cluster
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -80,7 +84,8 @@ def _connected(params: Ray) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
         )
     try:
-        ray.init(**options)
+        with nullcontext() if params.address else signals.held():  # a local one starts within seconds
+            ray.init(**options)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else repr(error)
         where = params.address or "local"
@@ -93,9 +98,13 @@ def _connected(params: Ray) -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        signals.heed()
         yield
     finally:
         ray.shutdown()
+        for thread in threading.enumerate():
+            if thread.name == THREAD:  # still inside Ray's core, it would crash Python's own ending
+                thread.join(END_SECONDS)
         if in_main:
             signal.signal(signal.SIGTERM, handler)
 
@@ -175,7 +184,7 @@ def fit(
 
     # Ray's own SIGINT handling is for the main thread: here that thread listens, so that Ctrl-C and
     # SIGTERM arrive as exceptions and the step's frame can clean up
-    thread = threading.Thread(target=work, name="ray-train", daemon=True)
+    thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     errors: list[str] = []
 
@@ -188,6 +197,7 @@ def fit(
 
     while thread.is_alive() and not errors:
         thread.join(POLL_SECONDS)
+        signals.heed()
         listen()
     if not errors:
         listen()

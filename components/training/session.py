@@ -209,8 +209,11 @@ class Listener:
     def __call__(self, event: cluster.Event) -> None:
         getattr(self, f"_on_{event['kind']}")(event)
 
-    def close(self) -> None:
-        self._stack.close()
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)  # an interrupted task does not end at 100 %
 
     def _on_phase(self, event: cluster.Event) -> None:
         self._stack.close()
@@ -277,11 +280,8 @@ def train(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
 
 def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
     """The same in a cluster that is running already, so that several jobs can share it."""
-    listener = Listener(run)
-    try:
+    with Listener(run) as listener:
         last = cluster.fit(engine.work, {"job": job}, ray, folder, listener)
-    finally:
-        listener.close()
     if listener.stopped is not None:
         told = listener.stopped
         run.find(

@@ -60,3 +60,24 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "goes on\n"
+
+
+HELD = """
+import os, signal
+from components.common import signals
+signals.catch()
+with signals.held():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("whole")
+try:
+    signals.heed()
+except KeyboardInterrupt:
+    print("then stopped")
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_that_is_held_back_stops_what_comes_after() -> None:
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["whole", "then stopped"]
+    assert done.stderr.splitlines()[-1].endswith("Terminated"), "held only inside the block"
