@@ -1,22 +1,56 @@
-"""What several test folders share: a copy of the checkout to run whole commands in."""
+"""What several test folders share: a copy of the checkout to run whole commands in, and the same luck."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from hypothesis import settings
 
 HOUSE = Path(__file__).resolve().parents[1]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # in a background job; the commands that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in each run: what passes here passes there. Others: pytest --hypothesis-seed=N
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same random numbers for each test, whichever run before it; torch begins anywhere unless told."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def descendants(parent: int, text: str) -> list[psutil.Process]:
+    """The processes below ``parent`` whose command line has ``text`` in it; others may end meanwhile."""
+    children = psutil.Process(parent).children(recursive=True)
+    return [child for child in children if text in " ".join(_seen(child, psutil.Process.cmdline, []))]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; what nobody has reaped does not."""
+    return _seen(process, psutil.Process.status, psutil.STATUS_ZOMBIE) != psutil.STATUS_ZOMBIE
+
+
+def _seen(process: psutil.Process, what: Callable[[psutil.Process], Any], gone: Any) -> Any:
+    try:
+        return what(process)
+    except psutil.NoSuchProcess:  # a zombie's error is one of these
+        return gone
 
 
 class Checkout:

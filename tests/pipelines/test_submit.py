@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
-import psutil
 import pytest
 
 from components.common.errors import RetortError
 from pipelines import dag, submit
 from pipelines.params import Params, load
+from tests.conftest import alive, descendants
 from tests.pipelines.kfp_server import KfpServer
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -176,14 +176,12 @@ def test_a_signal_ends_the_local_run_and_its_component(
     for line in process.stdout:
         if "Executing task 'ingest'" in line:
             break
-    components: list[psutil.Process] = []
-    while not any("executor_main" in " ".join(child.cmdline()) for child in components):
+    while not (components := descendants(process.pid, "executor_main")):
         time.sleep(0.2)
-        components = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.communicate(timeout=120)
     assert process.returncode == status
-    deadline = time.monotonic() + 30
-    while any(child.is_running() and child.status() != "zombie" for child in components):
+    deadline = time.monotonic() + 60
+    while any(map(alive, components)):
         assert time.monotonic() < deadline, "the component goes on without anyone waiting for it"
         time.sleep(0.1)

@@ -24,6 +24,7 @@ from components.training.cluster import running
 from components.training.distill import distill
 from components.training.finetune import finetune
 from components.training.params import CheckParams, DistillParams, FinetuneParams, Ray
+from tests.conftest import descendants
 
 
 def of(params: DistillParams, **changes: dict[str, object]) -> dict[str, object]:
@@ -236,8 +237,7 @@ class Command:
 
     def workers(self) -> list[psutil.Process]:
         """Ray's processes that train."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+        return descendants(self.process.pid, "RayTrainWorker")
 
     def finish(self) -> int:
         assert self.process.stderr is not None

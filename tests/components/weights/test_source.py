@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import random
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
 from components.weights.source import locate, public
 
-CONTENT = os.urandom(300_000)
+CONTENT = random.Random(1).randbytes(300_000)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -156,7 +157,7 @@ def test_what_came_must_be_what_came_the_first_time(server: Server) -> None:
 
 def test_a_file_that_the_disk_damaged_is_fetched_again(server: Server) -> None:
     first = locate(server.url, None, S3())
-    first.path.write_bytes(CONTENT[:-1] + b"x")
+    first.path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
     assert locate(server.url, None, S3()).path.read_bytes() == CONTENT
     assert len(server.asked) == 2
 
