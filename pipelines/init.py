@@ -47,9 +47,17 @@ README = """\
 - `params.yaml`: every parameter, with its default and what it means.
 - `{images}`: one folder a class (`class/**`), or `train/class/**`, `val/class/**`, `test/class/**`.
   Images without a label go below `unlabeled/`, synthetic ones below a folder `synthetic/` in their class.
-- `components`: a link to the steps' code; what changes there runs again.
+- `dvc.yaml`: the steps, and the files that they depend on. `components`: a link to their code.
 
-`dvc repro` here runs every step that is not up to date; `retort report` writes `outputs/index.html`.
+`dvc repro` here runs every step that is not up to date, after a change of images, parameters or code;
+`retort report` writes `outputs/index.html`.
+"""
+
+# The checkout's digits are no files; own images are, and DVC looks at them before each 'dvc repro'.
+OWN_DEPS = """\
+      # What changes here is read again. DVC sees no bucket and no list a split: take this line out then, and
+      # say 'dvc repro -f ingest' when images came. Other files of yours that params.yaml names go here too.
+      - ${data.source}
 """
 
 
@@ -77,8 +85,8 @@ def init(folder: Path, images: Path | None) -> None:
     write_text(folder / "README.md", README.format(images=root))
     (folder / "data").mkdir(exist_ok=True)
     _dvc_init(folder)
-    for name in ("dvc.yaml", ".dvcignore"):
-        write_text(folder / name, (HOUSE / name).read_text(encoding="utf-8"))
+    write_text(folder / ".dvcignore", (HOUSE / ".dvcignore").read_text(encoding="utf-8"))
+    write_text(folder / "dvc.yaml", _own_stages((HOUSE / "dvc.yaml").read_text(encoding="utf-8")))
     print(
         f"{folder}/params.yaml: every parameter, explained\n"
         f"{root if images else folder / 'images'}/: one folder a class\n"
@@ -113,6 +121,12 @@ def _scalar(value: Any) -> str:
     if isinstance(value, str) and value and parse(value) == value and ": " not in value:
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _own_stages(stages: str) -> str:
+    """The checkout's dvc.yaml, whose first stage reads the images; here it depends on them."""
+    before, deps, after = stages.partition("    deps:\n")
+    return before + deps + OWN_DEPS + after
 
 
 def _link_code(folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from components.common.errors import FindingsError, RetortError, Terminated
 from pipelines import cli
@@ -118,10 +121,36 @@ def test_init_makes_a_project_and_refuses_to_overwrite_it(
     assert cli.run(["init", "mine"]) == 0
     made = {entry.name for entry in (tmp_path / "mine").iterdir()}
     assert {"params.yaml", "dvc.yaml", "images", ".gitignore", "README.md", ".dvc"} <= made
-    assert (tmp_path / "mine/dvc.yaml").read_text() == (HOUSE / "dvc.yaml").read_text()
     assert cli.run(["--params", "mine/params.yaml", "report"]) == 0
     assert cli.run(["init", "mine"]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--images", "my photos"], []])
+def test_repro_reads_own_images_again_when_there_are_more(tmp_path: Path, given: list[str]) -> None:
+    images = tmp_path / ("my photos" if given else "mine/images")
+    for number, (split, label) in enumerate(itertools.product(["train", "val", "test"], "ab")):
+        draw(images / split / label / f"{number}.png", number)
+    assert cli.run(["init", "mine", *given]) == 0
+
+    def repro() -> tuple[int, bool]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro", "ingest"],
+            cwd=tmp_path / "mine", capture_output=True, text=True, check=False,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return pq.read_metadata(tmp_path / "mine/data/manifest.parquet").num_rows, "Running" in done.stdout
+
+    assert repro() == (6, True)
+    assert repro() == (6, False)
+    draw(images / "train/a/6.png", 6)
+    assert repro() == (7, True)
+
+
+def draw(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.linear_gradient("L").rotate(20 * number).save(path)
 
 
 def test_a_project_gets_a_name_that_mlflow_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
