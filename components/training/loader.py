@@ -99,6 +99,10 @@ def _pixels(root: str, name: str, size: int) -> np.ndarray:
     try:
         return images.load_rgb(root, name, size)
     except RetortError as error:
+        if "://" not in name and not Path(root).is_dir():
+            raise RetortError(
+                f"{root}: no such folder; check data.root, and run 'retort ingest' again"
+            ) from None
         named = str(error) if name in str(error) else f"{name}: {error}"
         raise RetortError(f"{named}; run 'retort validate' again: it sorts such images out") from None
 

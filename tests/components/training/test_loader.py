@@ -32,6 +32,12 @@ def test_a_missing_image_leaves_no_half_written_cache(data: SimpleNamespace) -> 
     assert not list(Path(".retort/cache/decoded").iterdir())
 
 
+def test_a_folder_that_is_gone_is_named_in_place_of_its_images(data: SimpleNamespace) -> None:
+    Path(data.root).rename("elsewhere")
+    with pytest.raises(RetortError, match=r"^\S+: no such folder; check data\.root, and run 'retort ingest'"):
+        loader.decode_all(data.manifest, data.root, SIZE)
+
+
 def test_too_large_for_the_cache_means_decoding_in_the_loader(data: SimpleNamespace) -> None:
     assert loader.decode_all(data.manifest, data.root, SIZE, limit=1000) is None
     decoded = loader.decode_all(data.manifest, data.root, SIZE)
