@@ -9,6 +9,7 @@ from typing import Any
 
 from components.common.findings import Report, read_report
 from components.common.page import findings_html, read_sections, render
+from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, write_text
 from pipelines.params import Params
 
@@ -64,9 +65,7 @@ def report(params: Params, outputs: Path) -> None:
     )
     for step in steps:
         counts = ", ".join(
-            f"{step.count(level)} {level}{'s' if step.count(level) > 1 else ''}"
-            for level in ("error", "warning")
-            if step.count(level)
+            counted(step.count(level), level) for level in ("error", "warning") if step.count(level)
         )
         print(f"  {step.title:<26} {step.verdict:<8} {counts}".rstrip())
     for label, value, _ in headline:
@@ -119,8 +118,7 @@ def _headline(outputs: Path) -> list[tuple[str, str, str]]:
 
 
 def _configuration(row: dict[str, Any]) -> str:
-    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-    return f"{row['engine']}, {threads}, {row['precision']}, batch {row['batch']}"
+    return f"{row['engine']}, {counted(row['threads'], 'thread')}, {row['precision']}, batch {row['batch']}"
 
 
 def _body(params: Params, steps: list[Step], headline: list[tuple[str, str, str]]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from components.common.progress import counted
+
 ACCURACY_MARGIN = (
     0.01  # top-1: within one point of the best counts as accurate enough where speed or size decides
 )
@@ -97,7 +99,7 @@ def choose(results: Sequence[Result], budget_ms: float | None) -> dict[str, Any]
         "size": (fastest(r for r in good if r.size_bytes == least), f"the smallest file {margin}"),
         "mobile-like": (
             fastest(r for r in good if r.threads == threads),
-            f"the fastest {margin} on {threads} thread{'s' if threads > 1 else ''}, one image at a time",
+            f"the fastest {margin} on {counted(threads, 'thread')}, one image at a time",
         ),
         "server-like": (
             max(accurate_enough(results), key=lambda r: (r.throughput, -r.batch)),

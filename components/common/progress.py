@@ -22,6 +22,11 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 note``, ``2 notes``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class Task:
     """Counts up to ``total``; ``note`` is shown beside the count (a loss, a file's name)."""
 

@@ -13,7 +13,7 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Level, Report
 from components.common.page import Page
 from components.common.params import StepParams
-from components.common.progress import say
+from components.common.progress import counted, say
 from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
 from components.common.tracking import Tracker
@@ -162,10 +162,8 @@ def _say_done(run: Run, seconds: float) -> None:
     counts = dict.fromkeys(("error", "warning", "info"), 0)
     for finding in run.report.findings:
         counts[finding.level] += 1
-    say(
-        f"{run.name}: done in {seconds:.1f} s, {counts['warning']} warnings, {counts['info']} notes: "
-        f"{run.out / 'report.html'}"
-    )
+    found = f"{counted(counts['warning'], 'warning')}, {counted(counts['info'], 'note')}"
+    say(f"{run.name}: done in {seconds:.1f} s, {found}: {run.out / 'report.html'}")
 
 
 def read_run_id(out: Path) -> dict[str, Any]:

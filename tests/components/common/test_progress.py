@@ -37,3 +37,7 @@ def test_work_that_fails_does_not_claim_to_be_complete(
         task.advance()
         raise ValueError("broken")
     assert "100%" not in capsys.readouterr().err
+
+
+def test_counted() -> None:
+    assert [progress.counted(count, "note") for count in (0, 1, 2)] == ["0 notes", "1 note", "2 notes"]
