@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BATCH = 32  # of every call, the last one padded: an image's features do not depend on its neighbours
 VERSION = 1  # of what is computed here: another number never reads the cache of this one
 SIDE, CELLS, TURNS, CLIP = 32, 8, 8, 0.2  # of the histograms of gradients
-PORTION = 1024  # images between two writes to the cache
+PORTION = 1024  # images at once: between two writes to the cache, and in memory as votes for gradients
 
 
 class Backbone:
@@ -100,6 +100,11 @@ def gradients(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     Args:
         grey: uint8 [n, SIDE, SIDE].
     """
+    starts = range(0, max(len(grey), 1), PORTION)
+    return np.concatenate([_gradients(grey[start : start + PORTION]) for start in starts])
+
+
+def _gradients(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     down, right = np.gradient(grey.astype(np.float32) / 255, axis=(1, 2))
     turn = np.arctan2(down, right) % (2 * np.pi) * (TURNS / (2 * np.pi))
     size = np.hypot(down, right)

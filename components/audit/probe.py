@@ -4,6 +4,9 @@ A Gaussian discriminant with one covariance for all classes (Fisher, 1936), shru
 the identity (Friedman, "Regularized Discriminant Analysis", 1989). All that it needs of a set of images is
 their moments, and moments add up: leaving out a fold or adding a class's synthetic images costs one
 factorisation, not another pass over the images.
+
+All in float64: in float32 the last principal components are rounding errors, others on another processor,
+and a verdict on one image hung on them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ NONE = -20.0  # log of a class's share below which it has no images at all
 SIGNIFICANT = 6.63  # chi-squared with one degree of freedom, 1 in 100
 FLAT = 0.2  # of the features' usual deviation: below it a feature counts as constant
 COMPONENTS = 512  # beyond it, neither accuracy nor suspect labels get better, and all gets slower
+NOTHING = 1e-9  # of the greatest variance: what rounding leaves of none
 SHRINKAGE = (0.03, 0.1, 0.3, 0.6)  # of which the out-of-fold likelihood chooses
 
 
@@ -33,12 +37,12 @@ class Moments:
     squares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, vectors: NDArray[np.float32], places: NDArray[np.int64], classes: int) -> Moments:
-        """Of vectors float32 [n, D] of the classes ``places`` int64 [n]."""
+    def of(cls, vectors: NDArray[np.float64], places: NDArray[np.int64], classes: int) -> Moments:
+        """Of vectors float64 [n, D] of the classes ``places`` int64 [n]."""
         sums = np.zeros((classes, vectors.shape[1]))
         np.add.at(sums, places, vectors)
         counts = np.bincount(places, minlength=classes).astype(np.float64)
-        return cls(counts, sums, (vectors.T @ vectors).astype(np.float64))
+        return cls(counts, sums, vectors.T @ vectors)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.counts + other.counts, self.sums + other.sums, self.squares + other.squares)
@@ -64,32 +68,37 @@ class Discriminant:
         scale = max(float(np.trace(within)) / size, 1e-6)
         within *= 1 - shrinkage
         within[np.diag_indices(size)] += shrinkage * scale
-        weights = cho_solve(cho_factor(within, lower=True, overwrite_a=True), means.T)
-        self._weights = weights.astype(np.float32)
-        self._offsets = np.where(there, -0.5 * (means.T * weights).sum(axis=0), -np.inf)
+        self._weights = cho_solve(cho_factor(within, lower=True, overwrite_a=True), means.T)
+        self._offsets = np.where(there, -0.5 * (means.T * self._weights).sum(axis=0), -np.inf)
 
-    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Vectors float32 [n, D] -> float64 [n, C]."""
+    def __call__(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Vectors float64 [n, D] -> float64 [n, C]."""
         return vectors @ self._weights + self._offsets
 
 
-def standardised(vectors: NDArray[np.float32], by: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Every feature minus its mean, over its standard deviation, as the rows ``by`` have them.
+def standardised(vectors: NDArray[np.float32], by: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Every feature minus its mean, over its standard deviation, as the rows ``by`` have them; [n, D].
 
     A feature that hardly varies there is not blown up: what it does elsewhere says nothing.
     """
-    mean, deviation = vectors[by].mean(axis=0), vectors[by].std(axis=0)
+    result = vectors.astype(np.float64)
+    mean, deviation = result[by].mean(axis=0), result[by].std(axis=0)
     floor = FLAT * float(np.sqrt((deviation**2).mean())) or 1.0
-    return ((vectors - mean) / np.maximum(deviation, floor)).astype(np.float32)
+    result -= mean
+    result /= np.maximum(deviation, floor)
+    return result
 
 
-def compressed(vectors: NDArray[np.float32], by: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
-    """The principal components of the rows ``by`` (at most COMPONENTS of them), float32 [n, D']."""
-    from sklearn.decomposition import PCA
+def compressed(vectors: NDArray[np.float64], by: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The principal components of the rows ``by`` (at most COMPONENTS of them), float64 [n, D'].
 
-    number = min(COMPONENTS, int(by.sum()), vectors.shape[1])
-    fitted = PCA(number, svd_solver="randomized", iterated_power=2, random_state=seed).fit(vectors[by])
-    return fitted.transform(vectors).astype(np.float32)
+    Directions in which those rows do not vary are left out: which they are, rounding alone would say.
+    """
+    mean = vectors[by].mean(axis=0)
+    centred = vectors[by] - mean
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
+    chosen = slice(-min(COMPONENTS, 1 + int((variances[:-1] > NOTHING * variances[-1]).sum())), None)
+    return (vectors - mean) @ directions[:, chosen]
 
 
 def folds(places: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -161,13 +170,13 @@ class Folded:
     """Rows that judge themselves out of fold: each by a discriminant fitted on the other folds.
 
     Args:
-        vectors: float32 [n, D].
+        vectors: float64 [n, D].
         places: int64 [n], the rows' classes, 0 .. classes - 1.
         seed: of the folds.
     """
 
     def __init__(
-        self, vectors: NDArray[np.float32], places: NDArray[np.int64], classes: int, seed: int
+        self, vectors: NDArray[np.float64], places: NDArray[np.int64], classes: int, seed: int
     ) -> None:
         self.vectors, self.places, self.classes = vectors, places, classes
         self.fold = folds(places, seed)

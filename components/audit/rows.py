@@ -27,7 +27,7 @@ class Rows:
     """Labelled images; ``place`` is the position of a row's class in ``Counts``.
 
     Attributes:
-        vectors: float32 [n, D], principal components of features and gradients.
+        vectors: float64 [n, D], principal components of features and gradients.
         small: uint8 [n, SIDE, SIDE], the images in grey.
     """
 
@@ -35,7 +35,7 @@ class Rows:
     place: NDArray[np.int64]
     split: NDArray[np.object_]
     source: NDArray[np.object_]
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float64]
     small: NDArray[np.uint8]
 
     @property
@@ -83,7 +83,7 @@ def look(run: Run, params: AuditParams, manifest: Path, features: Path, counts: 
         place=np.searchsorted(counts.labels, table["label"].to_numpy()),
         split=split,
         source=source,
-        vectors=compressed(vectors, usual, params.general.seed),
+        vectors=compressed(vectors, usual),
         small=found.small[keep],
     )
 

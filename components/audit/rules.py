@@ -178,8 +178,8 @@ def _by_gradients(
     learnt, place = rows.small[rows.judging], rows.place[rows.judging]
     copies = np.concatenate([learnt, shaken(learnt, COPIES, params.general.seed)])
     places = np.concatenate([place, np.repeat(place, COPIES)])
-    lines = gradients(np.concatenate([copies, rows.small[made]]))
-    lines = standardised(lines, np.arange(len(lines)) < len(copies))
+    everything = gradients(np.concatenate([copies, rows.small[made]]))
+    lines = standardised(everything, np.arange(len(everything)) < len(copies))
     fitted = Discriminant(Moments.of(lines[: len(copies)], places, number), shrinkage)
     return fitted(lines[len(copies) :]).argmax(axis=1)
 
