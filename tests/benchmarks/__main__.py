@@ -40,7 +40,8 @@ def main() -> int:
         },
     )
     missed = sum(row.holds is False for rows in results.values() for row in rows)
-    print(f"{path}: {missed} numbers missed" if missed else f"{path}: every number holds")
+    held = "every number holds" if any(results.values()) else "nothing could be measured"
+    print(f"{path}: {missed} numbers missed" if missed else f"{path}: {held}")
     return 0
 
 

@@ -20,7 +20,8 @@ def there(what: str) -> bool:
     """Whether the images are there; if not, it is said that ``what`` is left out."""
     found = (FOLDER / "train-images-idx3-ubyte.gz").exists()
     if not found:
-        print(f"{what}: left out, {FOLDER} is not there", file=sys.stderr)
+        how = "install Debian's dataset-fashion-mnist, or set RETORT_FASHION_MNIST"
+        print(f"{what}: left out, {FOLDER} is not there; {how}", file=sys.stderr)
     return found
 
 

@@ -88,7 +88,7 @@ def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], echo: bool = 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a table for a terminal."""
-    widths = [max(len(row.name) for row in rows), 12, 10]
+    widths = [max((len(row.name) for row in rows), default=6), 12, 10]
     lines = [f"{'number'.ljust(widths[0])}  {'measured'.rjust(12)}  {'wanted'.ljust(10)}"]
     for row in rows:
         verdict = {True: "holds", False: "MISSED", None: ""}[row.holds]
