@@ -43,7 +43,8 @@ def descendants(parent: int, text: str) -> list[psutil.Process]:
 
 def alive(process: psutil.Process) -> bool:
     """Whether it still runs; what nobody has reaped does not."""
-    return _seen(process, psutil.Process.status, psutil.STATUS_ZOMBIE) != psutil.STATUS_ZOMBIE
+    zombie = psutil.STATUS_ZOMBIE
+    return process.is_running() and _seen(process, psutil.Process.status, zombie) != zombie
 
 
 def _seen(process: psutil.Process, what: Callable[[psutil.Process], Any], gone: Any) -> Any:

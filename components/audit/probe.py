@@ -92,13 +92,13 @@ def standardised(vectors: NDArray[np.float32], by: NDArray[np.bool_]) -> NDArray
 def compressed(vectors: NDArray[np.float64], by: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The principal components of the rows ``by`` (at most COMPONENTS of them), float64 [n, D'].
 
-    Directions in which those rows do not vary are left out: which they are, rounding alone would say.
+    The vectors are ``standardised`` by the same rows, so their mean there is 0. Directions in which those
+    rows do not vary are left out: which they are, rounding alone would say.
     """
-    mean = vectors[by].mean(axis=0)
-    centred = vectors[by] - mean
-    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
+    learnt = vectors[by]
+    variances, directions = np.linalg.eigh(learnt.T @ learnt)  # ascending
     chosen = slice(-min(COMPONENTS, 1 + int((variances[:-1] > NOTHING * variances[-1]).sum())), None)
-    return (vectors - mean) @ directions[:, chosen]
+    return vectors @ directions[:, chosen]
 
 
 def folds(places: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

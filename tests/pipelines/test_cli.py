@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from components.common.errors import FindingsError, RetortError, Terminated
@@ -121,6 +122,9 @@ def test_init_makes_a_project_and_refuses_to_overwrite_it(
     assert cli.run(["init", "mine"]) == 0
     made = {entry.name for entry in (tmp_path / "mine").iterdir()}
     assert {"params.yaml", "dvc.yaml", "images", ".gitignore", "README.md", ".dvc"} <= made
+    stages = yaml.safe_load((tmp_path / "mine/dvc.yaml").read_text())
+    stages["stages"]["ingest"]["deps"].remove("${data.source}")
+    assert stages == yaml.safe_load((HOUSE / "dvc.yaml").read_text()), "the checkout's, but for the images"
     assert cli.run(["--params", "mine/params.yaml", "report"]) == 0
     assert cli.run(["init", "mine"]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_a_signal_ends_the_local_run_and_its_component(
     process.send_signal(number)
     process.communicate(timeout=120)
     assert process.returncode == status
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while any(map(alive, components)):
         assert time.monotonic() < deadline, "the component goes on without anyone waiting for it"
         time.sleep(0.1)
