@@ -169,5 +169,6 @@ def _explain(error: ValidationError, path: Path, origin: dict[str, str]) -> str:
         while len(parts) > 1 and ".".join(parts) not in known:
             parts.pop()
         message = item["msg"][0].lower() + item["msg"][1:]
-        lines.append(f"{where}: {'.'.join(parts)}: {message}, got {item['input']!r}")
+        got = "" if item["type"] == "unknown_rule" else f", got {item['input']!r}"
+        lines.append(f"{where}: {'.'.join(parts)}: {message}{got}")
     return "\n".join(dict.fromkeys(lines))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from components.common.params import Section, StepParams
 from components.dataset.params import Data
+
+Share = Annotated[float, Field(ge=0)]
 
 
 class Audit(Section):
@@ -21,7 +23,7 @@ class Audit(Section):
     recognisable_recall: float = Field(
         0.7, ge=0, le=1, description="share of a class's synthetic images that a real model must recognise"
     )
-    distribution: Literal["auto", "natural", "square_root", "uniform"] | list[float] = Field(
+    distribution: Literal["auto", "natural", "square_root", "uniform"] | list[Share] = Field(
         "auto", description="wanted distribution of classes in an epoch, or one share a class"
     )
     loss: Literal["auto", "cross_entropy", "focal", "ohem", "class_balanced"] = Field(

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from components.common import rules
 
 
 class Section(BaseModel):
     """A section of ``params.yaml``: unknown keys are refused, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+def _known(rule: str) -> str:
+    """A rule that nobody knows waives nothing, and would do so in silence."""
+    if rule not in rules.RULES:
+        near = rules.nearest(rule)
+        mean = f"did you mean '{near}'?" if near else "docs/rules.md lists them"
+
+        raise PydanticCustomError(
+            "unknown_rule", "unknown rule '{rule}'; {mean}", {"rule": rule, "mean": mean}
+        )
+    return rule
 
 
 class Global(Section):
     seed: int = Field(7, ge=0, description="every random choice of every step follows from it")
-    class_num: int | Literal["auto"] = Field(
+    class_num: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="outputs of the classifier; auto: highest label + 1"
     )
     image_size: int = Field(
@@ -24,7 +39,7 @@ class Global(Section):
 
 
 class Checks(Section):
-    waive: list[str] = Field(
+    waive: list[Annotated[str, AfterValidator(_known)]] = Field(
         default=[], description="rule ids whose errors count as warnings, said in the report"
     )
 
@@ -46,10 +61,10 @@ class Registry(Section):
         description="MLflow experiment and registered model",
     )
     tolerance: float = Field(
-        0.0, ge=0, description="top-1 that a challenger may lose and still become champion"
+        0.0, ge=0, le=1, description="top-1 that a challenger may lose and still become champion"
     )
     class_tolerance: float = Field(
-        0.05, ge=0, description="recall of any one class that a challenger may lose"
+        0.05, ge=0, le=1, description="recall of any one class that a challenger may lose"
     )
 
 

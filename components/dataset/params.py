@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from components.common.params import Section, StepParams
 
@@ -12,6 +13,12 @@ from components.common.params import Section, StepParams
 class Splits(Section):
     val: float = Field(0.2, gt=0, lt=1, description="share of real labelled images for validation")
     test: float = Field(0.2, gt=0, lt=1, description="share of real labelled images for the test")
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> Splits:
+        if self.val + self.test >= 1:
+            raise PydanticCustomError("no_training", "val and test together leave nothing for training")
+        return self
 
 
 class S3(Section):
@@ -49,7 +56,7 @@ class Data(Section):
 
 
 class Validate(Section):
-    images: Literal["all", "none"] | int = Field(
+    images: Literal["all", "none"] | Annotated[int, Field(ge=1)] = Field(
         "all", description="images to decode and check: all, none, or a number of them"
     )
     near_duplicate_bits: int = Field(

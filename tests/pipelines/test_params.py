@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.common.errors import ConfigError
+from components.common.rules import RULES
 from components.training.params import FinetuneParams
 from pipelines.init import commented
 from pipelines.params import Params, keys, load, parse
@@ -52,6 +53,16 @@ def test_a_power_of_ten_is_a_number(file: Path) -> None:
         ("student.train.epochs", "expected KEY=VALUE"),
         ("kubeflow.shm=lots", "kubeflow.shm: string should match pattern"),
         ("student.weights=[", "not YAML"),
+        ("student.lr.initial=.inf", "student.lr.initial: input should be a finite number, got inf"),
+        ("student.lr.initial=.nan", "student.lr.initial: input should be a finite number, got nan"),
+        ("audit.distribution=[.inf, 1]", "audit.distribution"),
+        ("audit.distribution=[-1, 1]", "audit.distribution"),
+        ("global.class_num=-1", "global.class_num"),
+        ("data.splits.val=0.8", "data.splits: val and test together leave nothing for training"),
+        ("registry.tolerance=1.5", "registry.tolerance"),
+        ("checks.waive=[distill.teacher_acuracy]", "did you mean 'distill.teacher_accuracy'?"),
+        ("checks.waive=[teacher_accuracy]", "did you mean 'distill.teacher_accuracy'?"),
+        ("checks.waive=[everything]", "unknown rule 'everything'; docs/rules.md lists them"),
     ],
 )
 def test_a_wrong_override_is_named_with_the_way_out(file: Path, override: str, said: str) -> None:
@@ -60,6 +71,19 @@ def test_a_wrong_override_is_named_with_the_way_out(file: Path, override: str, s
     assert said in str(raised.value)
     assert len(str(raised.value).splitlines()) <= 2
     assert raised.value.status == 2
+
+
+def test_every_number_with_a_fraction_is_finite(file: Path) -> None:
+    fractions = [key for key, field in keys() if field.annotation in (float, float | None)]
+    assert len(fractions) > 20
+    for key in fractions:
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            load(file, [f"{key}=.inf"])
+
+
+def test_a_rule_of_any_room_can_be_waived(file: Path) -> None:
+    params = load(file, [f"checks.waive=[{', '.join(RULES)}]"])
+    assert params.of(FinetuneParams).checks.waive == list(RULES)
 
 
 def test_a_wrong_key_in_the_file_names_the_file(file: Path) -> None:

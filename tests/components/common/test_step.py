@@ -67,8 +67,8 @@ def test_an_error_leaves_a_failed_report_and_no_product(out: Path) -> None:
 
 
 def test_a_waived_error_is_a_warning_that_says_so(out: Path) -> None:
-    with step("demo", params(checks={"waive": ["demo.bad"]}), out) as run:
-        run.find("demo.bad", "error", "x", "too low")
+    with step("demo", params(checks={"waive": ["export.parity"]}), out) as run:
+        run.find("export.parity", "error", "x", "too low")
     finding = read_report(out / "report.json").findings[0]
     assert (finding.level, finding.waived) == ("warning", True)
 
@@ -80,9 +80,9 @@ def test_an_error_that_leaves_nothing_to_go_on_with_is_not_waived_and_offers_no_
             run.find("demo.bad", "error", "x", "no network", waivable=waivable)
         said[waivable] = "checks.waive" in str(raised.value)
     assert said == {True: True, False: False}
-    waive = params(checks={"waive": ["demo.bad"]})
+    waive = params(checks={"waive": ["export.parity"]})
     with pytest.raises(FindingsError), step("demo", waive, out) as run:
-        run.find("demo.bad", "error", "x", "no network", waivable=False)
+        run.find("export.parity", "error", "x", "no network", waivable=False)
 
 
 def test_a_failure_of_the_work_is_in_the_report(out: Path) -> None:
