@@ -17,9 +17,10 @@ from components.common.storage import need, read_json
 from components.dataset import manifest as manifests
 from components.models import build
 from components.models.card import ModelCard
+from components.models.params import Arch
 from components.training import gate, loader, results, session, soft_labels
 from components.training.params import CheckParams
-from components.weights.load import load_backbone
+from components.weights.load import another, load_backbone
 
 RECIPES = Path(__file__).with_name("recipes.json")
 UNTRAINED = 0.5  # share of constant one-dimensional tensors above which a network was never trained
@@ -146,9 +147,20 @@ def _teacher_weights(
         )
     if card.data_fingerprint != manifests.fingerprint(manifest):
         faults.append("its model.json says that it was trained on other data")
-    start = weights / "teacher.safetensors"
-    if params.teacher.weights != "none" and card.arch == params.teacher.arch:
-        before = load_file(str(need(start, "weights")))
+    advice = "Run 'retort finetune' on this data."
+    moved = "they descend from its start weights and moved on"
+    if card.arch != params.teacher.arch:
+        faults.append(
+            f"it is a {_described(card.arch)}, teacher.arch is {_described(params.teacher.arch)}: another "
+            "network's folder, which cannot be compared with the start weights"
+        )
+    elif params.teacher.weights == "none":
+        moved = "from random weights (teacher.weights is none), so there is nothing to compare them with"
+    elif fault := another(weights, "teacher"):
+        faults.append(f"{fault}, so the teacher was not compared with it")
+        advice = "Run 'retort weights' again."
+    else:
+        before = load_file(str(weights / "teacher.safetensors"))
         related = correlations(tensors, before)
         same = [name for name, t in before.items() if name in tensors and torch.equal(tensors[name], t)]
         measured["correlation"] = round(float(np.median(related)), 4) if related else None
@@ -165,11 +177,16 @@ def _teacher_weights(
             faults.append("its model.json names no weights that it came from")
     run.find(
         "distill.teacher_weights", "error" if faults else "info", "teacher",
-        "; ".join(faults) if faults else
-        "the teacher's tensors were trained on this data: they descend from its start weights and moved on",
+        "; ".join(faults) if faults else f"the teacher's tensors were trained on this data: {moved}",
         measured=measured, limit={"constant": UNTRAINED, "correlation": RELATED}, row=ROW,
-        advice="Run 'retort finetune' on this data." if faults else "",
+        advice=advice if faults else "",
     )  # fmt: skip
+
+
+def _described(arch: Arch) -> str:
+    """An architecture in a few words: its name, and what was changed about it."""
+    changed = arch.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    return arch.name + "".join(f", {key}: {value}" for key, value in changed.items())
 
 
 def _student_weights(run: Run, params: CheckParams, weights: Path) -> None:
@@ -182,7 +199,13 @@ def _student_weights(run: Run, params: CheckParams, weights: Path) -> None:
             advice="Give weights trained on ImageNet-1k, such as package:NAME or a file.",
         )  # fmt: skip
         return
-    path = need(weights / "student.safetensors", "weights")
+    path = weights / "student.safetensors"
+    if fault := another(weights, "student"):
+        run.find(
+            rule, "error", subject, fault, row=ROW, advice="Run 'retort weights' again.",
+            waivable=False,  # distillation does not start from it either
+        )  # fmt: skip
+        return
     tensors = load_file(str(path))
     module = build.plain(params.student.arch, 0)
     coverage = load_backbone(module, path)

@@ -24,6 +24,7 @@ from components.models.card import Lineage, ModelCard
 from components.models.params import Net
 from components.training import cluster, engine, loader
 from components.training.params import Ray
+from components.weights.load import prepared
 
 VIT_IMAGES = 14_000_000  # ImageNet-21k: from there on a transformer does without strong augmentation
 DEIT_IMAGES = 1_281_167  # ImageNet-1k: enough with it
@@ -315,10 +316,10 @@ def truth(job: engine.Job, split: str) -> np.ndarray:
 
 
 def start_weights(weights: Path, who: str, net: Net) -> Path | None:
-    """The backbone that the step ``weights`` prepared; None: the network starts from random weights."""
+    """The backbone that the step ``weights`` prepared, and no other; None: the network starts from random."""
     if net.weights == "none":
         return None
-    return need(weights / f"{who}.safetensors", "weights")
+    return prepared(weights, who)
 
 
 def start_lineage(weights: Path, who: str, net: Net) -> list[Lineage]:

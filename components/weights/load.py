@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from components.common.errors import RetortError
+from components.common.storage import need, read_json, sha256_file
 from components.models import heads
 from components.models.acb import ACB
 from components.weights.coverage import Coverage, compare, shapes
@@ -20,6 +21,37 @@ if TYPE_CHECKING:
     from components.weights.readers.stored import Array
 
 LIMIT = "coverage_limit"  # in a prepared file's metadata: the share that a person accepted, when below 1
+
+
+def prepared(folder: Path, who: str) -> Path:
+    """The file that the step ``weights`` left in ``folder`` for teacher or student, proved to be that file.
+
+    Raises:
+        RetortError: when it is missing, or not the one that its record ``{who}.json`` was written for.
+    """
+    fault = another(folder, who)
+    if fault:
+        raise RetortError(f"{fault}; run 'retort weights' again")
+    return folder / f"{who}.safetensors"
+
+
+def another(folder: Path, who: str) -> str:
+    """Why ``{who}.safetensors`` is not the file that the step ``weights`` wrote; empty when it is.
+
+    Raises:
+        RetortError: when it, or its record, is missing.
+    """
+    path = need(folder / f"{who}.safetensors", "weights")
+    record = need(path.with_suffix(".json"), "weights")
+    content = read_json(record)
+    named = str(content.get("sha256") or "none") if isinstance(content, dict) else "none"
+    found = sha256_file(path)
+    if found == named:
+        return ""
+    return (
+        f"{path}: sha256 {found[:12]}..., {record.name} beside it names {named[:12]}"
+        f"{'...' if len(named) > 12 else ''}: not the file that was proved, changed or damaged since"
+    )
 
 
 def load_backbone(module: nn.Module, path: Path, limit: float | None = None) -> Coverage:

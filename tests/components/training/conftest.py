@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from components.audit.plan import Plan, Sampling
+from components.common.storage import sha256_file, write_json
 from components.dataset import manifest
 from components.models.params import Arch
 from components.training.params import DistillParams
@@ -69,10 +70,19 @@ def train(module: Any, arch: Arch, folder: Path, steps: int) -> None:
         optimizer.step()
 
 
+def write_start(weights: Path, who: str, tensors: dict[str, Any]) -> None:
+    """Start weights and their record, as the step ``weights`` leaves them."""
+    from safetensors.torch import save_file
+
+    path = weights / f"{who}.safetensors"
+    save_file(tensors, str(path))
+    lineage = [{"source": "start.safetensors", "sha256": "00", "coverage": 1.0}]
+    write_json(path.with_suffix(".json"), {"sha256": sha256_file(path), "lineage": lineage})
+
+
 def write_networks(folder: Path) -> None:
     """outputs/weights: a network that a few steps have trained. outputs/teacher: it, with more of them."""
     import torch
-    from safetensors.torch import save_file
 
     from components.models import build, checkpoint
     from components.models.card import Lineage, ModelCard
@@ -86,10 +96,8 @@ def write_networks(folder: Path) -> None:
     tensors = {name: module.state_dict()[name].clone() for name in names}
     weights = folder / "outputs/weights"
     weights.mkdir(parents=True)
-    lineage = '{"lineage": [{"source": "start.safetensors", "sha256": "00", "coverage": 1.0}]}'
     for who in ("teacher", "student"):
-        save_file(tensors, str(weights / f"{who}.safetensors"))
-        (weights / f"{who}.json").write_text(lineage, encoding="utf-8")
+        write_start(weights, who, tensors)
     train(module, arch, folder, 10)
     mean, std = build.preprocessing(arch)
     card = ModelCard(

@@ -14,9 +14,11 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
 from components.models import build, checkpoint
 from components.models.card import read_card
-from components.training import gate
+from components.models.params import Arch
+from components.training import gate, session
 from components.training.check import check, constant_share, correlations, reference
 from components.training.params import CheckParams, DistillParams
+from tests.components.training.conftest import train, write_start
 
 Judge = Callable[..., dict[str, Finding]]
 
@@ -123,7 +125,7 @@ def test_a_teacher_of_other_classes_or_size_is_refused(judge: Judge, teacher: Pa
 
 def test_a_student_of_random_weights(judge: Judge, weights: Path, params: DistillParams) -> None:
     random = build.create(params.student.arch, 0).state_dict()
-    save_file(random, str(weights / "student.safetensors"))
+    write_start(weights, "student", random)
     found = judge()
     assert levels(found)["student_weights"] == "error"
     assert "not trained weights" in found["distill.student_weights"].message
@@ -131,18 +133,63 @@ def test_a_student_of_random_weights(judge: Judge, weights: Path, params: Distil
 
 
 def test_a_student_with_values_that_are_not_numbers(judge: Judge, weights: Path) -> None:
-    path = weights / "student.safetensors"
-    tensors = load_file(str(path))
+    tensors = load_file(str(weights / "student.safetensors"))
     tensors["conv_stem.weight"][0] = torch.nan
-    save_file(tensors, str(path))
+    write_start(weights, "student", tensors)
     assert levels(judge())["student_weights"] == "error"
 
 
-def test_a_student_whose_file_lacks_a_tensor(judge: Judge, weights: Path) -> None:
-    path = weights / "student.safetensors"
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_start_weights_that_are_not_the_file_that_was_proved(
+    judge: Judge, weights: Path, params: DistillParams, who: str
+) -> None:
+    """All shapes and names right, kernels shuffled: only the digest of the record tells."""
+    path = weights / f"{who}.safetensors"
     tensors = load_file(str(path))
-    tensors.pop("conv_stem.weight")
+    for name, tensor in tensors.items():
+        if tensor.ndim > 1:
+            tensors[name] = tensor.flatten()[torch.randperm(tensor.numel())].view(tensor.shape)
     save_file(tensors, str(path))
+    net = getattr(params, who)
+    with pytest.raises(RetortError, match=rf"{who}\.safetensors: sha256 .*retort weights"):
+        session.start_weights(weights, who, net)
+    found = judge()[f"distill.{who}_weights"]
+    assert found.level == "error"
+    assert f"{who}.json beside it names" in found.message
+    assert "retort weights" in found.advice
+
+
+def test_a_student_that_is_not_the_proved_file_is_no_matter_of_opinion(judge: Judge, weights: Path) -> None:
+    """Distillation would refuse it as well, so waiving the rule opens no gate."""
+    with (weights / "student.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert levels(judge(checks={"waive": ["distill.student_weights"]}))["student_weights"] == "error"
+
+
+def test_a_teacher_of_another_architecture_is_not_called_a_descendant(
+    judge: Judge, teacher: Path, data: SimpleNamespace
+) -> None:
+    """Another network's folder copied over the teacher's: nothing was compared, so nothing is claimed."""
+    card = read_card(teacher / "model.json").model_copy(update={"arch": Arch(name="test_resnet")})
+    other = build.create(card.arch, 4)
+    train(other, card.arch, Path.cwd(), 10)
+    checkpoint.save(teacher / "model.safetensors", teacher / "model.json", other.eval(), card)
+    found = judge(distill={"min_teacher_accuracy": 0.0})["distill.teacher_weights"]
+    assert found.level == "error"
+    assert "it is a test_resnet, teacher.arch is test_efficientnet" in found.message
+    assert "descend" not in found.message
+
+
+def test_a_teacher_from_random_weights_is_not_called_a_descendant(judge: Judge) -> None:
+    found = judge(teacher={"weights": "none"})["distill.teacher_weights"]
+    assert found.level == "info"
+    assert "nothing to compare" in found.message
+
+
+def test_a_student_whose_file_lacks_a_tensor(judge: Judge, weights: Path) -> None:
+    tensors = load_file(str(weights / "student.safetensors"))
+    tensors.pop("conv_stem.weight")
+    write_start(weights, "student", tensors)
     with pytest.raises((RetortError, AssertionError), match="conv_stem"):  # told by loading, or by the gate
         assert levels(judge())["student_weights"] == "info", "conv_stem.weight is not in the file"
 
