@@ -1,0 +1,133 @@
+"""How long training takes: measured on this machine with the real network, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from components.models import build
+from components.models.params import Arch, Optimizer
+from components.training import engine, loader
+
+START_SECONDS = 20.0  # of each step that trains: Ray, its workers, and their imports
+MOST_STEPS = 6  # timed: with more, the median is no better than a machine's own noise
+CLASSES = 10  # of the network that is measured: its classifier is not what takes long
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second of one network: training (view, forward, backward, update), and inference."""
+
+    training: float
+    inference: float
+
+
+def measure(
+    arch: Arch | str,
+    image_size: int,
+    batch: int,
+    threads: int,
+    *,
+    augment: str = "light",
+    optimizer: Optimizer | None = None,
+    budget: float = 10.0,
+) -> Speed:
+    """Time a few steps of the real network on random pixels, taken as training takes them.
+
+    Args:
+        batch: images a step.
+        threads: all cores that training may use: Ray workers times the cores of each.
+        budget: seconds for what is timed; a step to warm up comes before, and one is always timed.
+
+    Raises:
+        RetortError: there is no such architecture.
+    """
+    arch = Arch(name=arch) if isinstance(arch, str) else arch
+    with torch.random.fork_rng(devices=[]):
+        module = build.create(arch, CLASSES).to(memory_format=torch.channels_last)
+    update = engine.make_optimizer(module, optimizer or Optimizer())
+    shape = (batch, 3, image_size, image_size)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    rows, labels = np.arange(batch), torch.arange(batch) % CLASSES
+    normalise = loader.Normalise(*build.preprocessing(arch), torch.device("cpu"))
+
+    def logits(view: int) -> Tensor:
+        return module(normalise(loader.augment(pixels, rows, np.full(batch, view), augment, 0)))
+
+    def train() -> None:
+        update.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(logits(0), labels).backward()
+        update.step()
+
+    @torch.inference_mode()
+    def infer() -> None:
+        logits(loader.PLAIN)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads))
+    try:
+        module.train()
+        training = batch / _step_seconds(train, 0.7 * budget)
+        module.eval()
+        return Speed(training, batch / _step_seconds(infer, 0.3 * budget))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _step_seconds(step: Callable[[], None], budget: float) -> float:
+    """Median seconds of a step; the first one warms up, and is neither timed nor counted in the budget."""
+    step()
+    started = last = perf_counter()
+    taken: list[float] = []
+    while len(taken) < MOST_STEPS and (not taken or last - started + taken[-1] <= budget):
+        step()
+        now = perf_counter()
+        taken.append(now - last)
+        last = now
+    return max(median(taken), 1e-6)
+
+
+def seconds(
+    *,
+    training: int,
+    validation: int,
+    teacher: Speed,
+    student: Speed,
+    teacher_epochs: int,
+    student_epochs: int,
+    test: int = 0,
+    unlabelled: int = 0,
+    chosen: int = 0,
+    crops: int = 1,
+    finetune_epochs: int = 1,
+    control: bool = True,
+) -> dict[str, float]:
+    """Seconds of each step that trains: ``finetune``, ``check`` and ``distill``. Decoding is not in them.
+
+    Args:
+        training, validation, test, unlabelled: images of each split.
+        chosen: unlabelled images that distillation takes of them.
+        student_epochs, crops, finetune_epochs, control: as in ``student.train`` and ``distill``, with the
+            soft labels cached.
+    """
+
+    def epochs(speed: Speed, count: int, images: int) -> float:
+        return count * (images / speed.training + validation / speed.inference)
+
+    at_the_end = (validation + test) / student.inference
+    labels = (crops * (training + chosen) + (unlabelled if chosen else 0)) / teacher.inference
+    # the control takes as many steps as the student, and both are finetuned on the labelled images
+    once = epochs(student, student_epochs, training + chosen) + epochs(student, finetune_epochs, training)
+    return {
+        "finetune": START_SECONDS
+        + epochs(teacher, teacher_epochs, training)
+        + (validation + test) / teacher.inference,
+        "check": validation / teacher.inference,
+        "distill": START_SECONDS + labels + (1 + control) * (once + at_the_end),
+    }
