@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +27,20 @@ POLL_SECONDS = 0.2
 END_SECONDS = 10.0  # for the thread that waits for the trainer, once Ray is stopped
 THREAD = "ray-train"
 OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
+HOUSE = Path(__file__).parents[2]
+# failures of these kinds lie in code or in data: the next worker would fail alike
+CERTAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
+# ... and those that say this are what a worker sees when another one is gone
+BY_OTHERS = re.compile("connection|peer|gloo|nccl|socket|timed out|timeout", re.IGNORECASE)
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -157,7 +173,8 @@ def fit(
 
     What rank 0 tells through ``tell`` reaches ``hear`` here, in this thread. A folder that holds
     checkpoints of an earlier, interrupted run is gone on with. A lost worker is replaced, and all of
-    them go on from the last checkpoint, ``params.max_failures`` times.
+    them go on from the last checkpoint, ``params.max_failures`` times. A failure that would only come again
+    ends it at once.
 
     Returns:
         The last checkpoint's folder, or None when none was reported.
@@ -187,11 +204,14 @@ def fit(
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     errors: list[str] = []
+    failures = Failures()
 
     def listen() -> None:
         for event in ray.get(mailbox.take.remote()):
             if event["kind"] == "error":
                 errors.append(event["message"])
+            elif event["kind"] == "failed":
+                errors.extend(failures.judge(event))
             else:
                 hear(event)
 
@@ -226,7 +246,50 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
 
     collect_less_often()
     loop, rest = ray.cloudpickle.loads(config["packed"])
-    loop({**rest, "mailbox": config["mailbox"]})
+    try:
+        loop({**rest, "mailbox": config["mailbox"]})
+    except RetortError:
+        raise
+    except Exception as error:
+        tell(config["mailbox"], "failed", **described(error))
+        raise
+
+
+def described(error: Exception) -> dict[str, Any]:
+    """A worker's failure as the driver judges it: what, where in our code, and whether it must come again.
+
+    ``certain``: of a kind that no other try changes. ``by_others``: because another worker is gone.
+    """
+    ours = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if HOUSE in Path(frame.filename).parents
+    ]
+    place = f" ({Path(ours[-1].filename).relative_to(HOUSE)}, line {ours[-1].lineno})" if ours else ""
+    first = (str(error).splitlines() or [""])[0]
+    return {
+        "what": f"{type(error).__name__}: {first}{place}",
+        "certain": isinstance(error, CERTAIN),
+        "by_others": bool(BY_OTHERS.search(str(error))),
+    }
+
+
+class Failures:
+    """Failures of workers, and which of them no new worker would get past."""
+
+    def __init__(self) -> None:
+        self._before: set[str] = set()
+
+    def judge(self, event: Event) -> list[str]:
+        """The message to stop with, if it is pointless to try again; else none."""
+        what = event["what"]
+        twice = what in self._before
+        if event["by_others"] or not (event["certain"] or twice):
+            self._before.add("" if event["by_others"] else what)
+            return []
+        why = "it happened again on a new worker" if twice else "a new worker would get no further"
+        return [
+            f"training failed: {what}; {why}\n"
+            "the same command goes on from the last checkpoint; please report it, if no file is at fault"
+        ]
 
 
 def _fit(config: dict[str, Any], params: Ray, folder: str) -> str | None:
@@ -271,10 +334,17 @@ def _drop_torn_snapshot(folder: Path) -> None:
 def _why(error: BaseException, params: Ray) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)
+    advice = "; more memory or fewer ray.workers may help" if _lost(error) else ""
     return (
         f"training failed {params.max_failures + 1} times (ray.max_failures: {params.max_failures}): {last}\n"
-        "the same command goes on from the last checkpoint; more memory or fewer ray.workers may help"
+        f"the same command goes on from the last checkpoint{advice}"
     )
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether a worker's process ended, as when memory runs out; not when all of them raised an error."""
+    failed = getattr(error, "worker_failures", {}).values()
+    return not failed or any(type(one).__module__.partition(".")[0] == "ray" for one in failed)
 
 
 def tell(mailbox: Any, kind: str, **values: Any) -> None:

@@ -1,0 +1,69 @@
+"""Failures of workers: which are worth another try, and what is said of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+
+from components.training import cluster
+from components.training.params import Ray
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    try:
+        raise error
+    except Exception as caught:  # noqa: BLE001
+        return {"kind": "failed", **cluster.described(caught)}
+
+
+def test_a_fault_in_data_or_code_is_not_tried_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(1000))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:500])
+    try:
+        np.load(tmp_path / "a.npy", mmap_mode="r")
+    except ValueError as error:
+        event = cluster.described(error)
+    said = cluster.Failures().judge(event)
+    assert len(said) == 1
+    assert "ValueError: mmap length is greater than file size (tests/components/training" in said[0]
+    assert "memory" not in said[0]
+
+
+def test_what_may_pass_is_tried_again_and_not_twice() -> None:
+    failures = cluster.Failures()
+    assert failures.judge(failure(OSError(28, "No space left on device"))) == []
+    assert failures.judge(failure(RuntimeError("another"))) == []
+    (said,) = failures.judge(failure(OSError(28, "No space left on device")))
+    assert "No space left on device" in said
+    assert "it happened again" in said
+
+
+def test_what_comes_of_a_lost_worker_is_no_fault_of_those_that_see_it() -> None:
+    failures = cluster.Failures()
+    gone = failure(
+        RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    )
+    assert failures.judge(gone) == failures.judge(gone) == failures.judge(gone) == []
+
+
+class FailedError(Exception):  # as Ray's WorkerGroupError
+    def __init__(self, *failures: Exception) -> None:
+        super().__init__("Training failed due to worker errors:\nthe last line")
+        self.worker_failures = dict(enumerate(failures))
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (FailedError(ActorDiedError()), True),
+        (FailedError(RuntimeError("peer"), ActorDiedError()), True),
+        (FailedError(RuntimeError("a shape is wrong")), False),
+        (RuntimeError("no word of workers"), True),
+    ],
+)
+def test_memory_is_advised_only_where_a_process_was_lost(error: Exception, memory: bool) -> None:
+    said = cluster._why(error, Ray())
+    assert "training failed 3 times (ray.max_failures: 2): " in said
+    assert ("more memory" in said) == memory
