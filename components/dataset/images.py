@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from components.common.errors import RetortError
@@ -22,12 +23,18 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29
+VERSION = 1  # of what is computed here: caches of pixels made by another number are not used
 PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the chunk that ends every PNG
 
 # decode() judges the size by itself, from the header
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # what is wrong with an image is said in a finding, which names the file
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def decoder() -> str:
+    """What turns files into pixels, as keys of caches name it: this module, and Pillow."""
+    return f"{VERSION}, Pillow {PIL.__version__}"
 
 
 class ImageError(RetortError):

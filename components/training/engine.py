@@ -19,12 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from components.audit.plan import Plan
 from components.common.errors import RetortError
 from components.common.storage import sha256_file, sha256_json
-from components.dataset import manifest
+from components.dataset import images, manifest
 from components.models import build, checkpoint
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import losses, sampling, soft_labels
 from components.training.cluster import tell
 from components.training.loader import (
+    AUGMENTATION,
     PLAIN,
     Normalise,
     Samples,
@@ -94,12 +95,13 @@ class Job:
 
     def key(self) -> str:
         """Hash of all inputs and parameters that decide the weights: names the checkpoints' folder."""
-        teacher = None if self.teacher is None else sha256_file(self.teacher / "model.safetensors")
+        teacher = None if self.teacher is None else sha256_file(self.teacher / checkpoint.FILE)
+        card = None if self.teacher is None else sha256_file(self.teacher / checkpoint.CARD)
         return sha256_json(
             {
                 "data": manifest.fingerprint(self.manifest),
                 "start": None if self.start is None else sha256_file(self.start),
-                "teacher": teacher,
+                "teacher": [teacher, card],
                 "plan": self.plan.model_dump(mode="json"),
                 "sections": [
                     None if part is None else part.model_dump(mode="json")
@@ -111,7 +113,7 @@ class Job:
                 ],
                 "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],
                 "whole": self.whole,
-                "torch": torch.__version__,
+                "code": [torch.__version__, images.decoder(), AUGMENTATION],
             }
         )
 
@@ -354,21 +356,22 @@ class Worker:
             done += count * self.world
             self._progress(done)
 
+        def note(said: str) -> None:
+            self.tell("note", said=said)
+
         def ask(rows: np.ndarray, view: int) -> soft_labels.SoftLabels:
             assert self.teacher is not None
             assert job.soft_labels is not None
-            key = sha256_json(
-                {
-                    "teacher": self.teacher.card.sha256,
-                    "data": manifest.fingerprint(job.manifest),
-                    "rows": sha256_json(rows.tolist()),
-                    "view": [job.size, view, "none" if view == PLAIN else job.train.augment, job.seed],
-                    "kept": kept,
-                }
+            key = soft_labels.key(
+                self.teacher.card,
+                manifest.fingerprint(job.manifest),
+                rows,
+                [job.size, view, "none" if view == PLAIN else job.train.augment, job.seed],
+                kept,
             )
             return soft_labels.make(
-                job.soft_labels / key[:32], self.teacher, self.views, rows, view, kept,
-                job.valid.batch_size, job.valid.num_workers, advance,
+                job.soft_labels / key, self.teacher, self.views, rows, view, kept,
+                job.valid.batch_size, job.valid.num_workers, advance, note,
             )  # fmt: skip
 
         self._told = 0.0

@@ -19,13 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from components.common import progress
 from components.common.errors import RetortError
-from components.common.storage import atomic_path, human_bytes, need_disk, sha256_json, state_dir
+from components.common.storage import atomic_path, human_bytes, need_disk, remove, sha256_json, state_dir
 from components.dataset import images, manifest
+from components.training import seals
 from components.training.sampling import generator
 
 CACHE_BYTES = 8_000_000_000  # decoded images beyond this are decoded when they are needed
 PREFETCH = 2  # batches that each loader process keeps ready
 PLAIN = -1  # the view that is not augmented
+AUGMENTATION = 1  # of what ``augment`` computes: soft labels of another number are not used
 CHUNK = 256  # images decoded between two signs of progress
 
 
@@ -74,10 +76,15 @@ def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Pa
         )
         return None
     paths = table["path"].to_pylist()
-    key = sha256_json([manifest.fingerprint(path), size, _stamps(table, root)])
+    key = sha256_json([manifest.fingerprint(path), size, _stamps(table, root), images.decoder()])
     target = state_dir("cache", "decoded") / f"{key[:32]}-{size}.npy"
+    seal = target.with_suffix(".json")
     if target.exists():
-        return target.resolve()
+        fault = seals.fault(seal, target.parent)
+        if fault is None:
+            return target.resolve()
+        progress.say(f"{target.parent}: {fault}; the images are decoded again")
+        remove(target)
     need_disk(target.parent, wanted, "decoded images")
     with atomic_path(target) as partial, progress.task("decoding images", len(paths)) as task:
         array = np.lib.format.open_memmap(
@@ -91,6 +98,7 @@ def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Pa
                 task.advance(len(chunk))
         array.flush()
         del array
+    seals.write(seal, [target], sampled=True)
     return target.resolve()
 
 

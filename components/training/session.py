@@ -233,6 +233,9 @@ class Listener:
             f"will take about {duration(event['seconds'])}"
         )
 
+    def _on_note(self, event: cluster.Event) -> None:
+        say(f"{self._run.name}: {event['said']}")
+
     def _on_started(self, event: cluster.Event) -> None:
         if self._seen:
             say(f"{self._run.name}: a worker was lost before Ray knew of a checkpoint; training starts over")

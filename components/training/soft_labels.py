@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from components.common.errors import RetortError
-from components.common.storage import atomic_path, remove
+from components.common.storage import atomic_path, remove, sha256_json
+from components.dataset import images
 from components.models import checkpoint
 from components.models.card import ModelCard
-from components.training.loader import Normalise, Views, load, pairs
+from components.training import seals
+from components.training.loader import AUGMENTATION, Normalise, Views, load, pairs
 
+SEAL = "seal.json"  # beside the arrays: their sizes and checksums
 ALL_CLASSES = 1000  # up to so many classes a soft label is kept whole
 
 
@@ -52,8 +55,26 @@ def stored_bytes(images: int, class_num: int, top_k: int | None) -> int:
     return images * (8 + kept * (2 if kept == class_num else 6))
 
 
+def key(card: ModelCard, data: str, rows: np.ndarray, view: list[object], kept: int) -> str:
+    """What decides soft labels, as the name of their folder: all that the teacher is and sees, and our code.
+
+    Args:
+        data: the fingerprint of the manifest.
+        view: size, number, augmentation and seed.
+    """
+    values = {
+        "teacher": [card.sha256, card.mean, card.std, card.input_size],
+        "data": data,
+        "rows": sha256_json(rows.tolist()),
+        "view": view,
+        "kept": kept,
+        "code": [images.decoder(), AUGMENTATION],
+    }
+    return sha256_json(values)[:32]
+
+
 class SoftLabels:
-    """Stored probabilities of some rows: a folder with ``rows.npy``, ``prob.npy`` and ``index.npy``.
+    """Stored probabilities of some rows: a folder with ``rows.npy``, ``prob.npy``, ``index.npy`` and a seal.
 
     ``prob`` is float16 [n, k]; ``index`` int32 [n, k] names the classes, and is absent when all are kept.
     What the k classes leave is spread evenly over the others, so that a label always sums to one.
@@ -91,17 +112,20 @@ def make(
     batch_size: int,
     num_workers: int,
     advance: Callable[[int], None],
+    note: Callable[[str], None],
 ) -> SoftLabels:
     """Ask the teacher about one view of each row, each Ray worker about its share, and keep the answers.
 
-    A folder that is there already is read instead. Every worker must call this in the same order.
+    A folder that is there already is read instead, unless it is damaged. Every worker must call this in the
+    same order.
 
     Args:
         kept: classes kept of each answer.
         advance: told how many images this worker has done.
+        note: told what a person should know.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    found = [folder.exists()]
+    found = [rank == 0 and usable(folder, note)]
     dist.broadcast_object_list(found)  # one worker looks: all must go the same way
     class_num = len(teacher.card.class_names)
     if not found[0]:
@@ -134,6 +158,18 @@ def make(
     return SoftLabels(folder, class_num, len(views))
 
 
+def usable(folder: Path, note: Callable[[str], None]) -> bool:
+    """Whether stored soft labels are there and whole. Damaged ones are removed, and ``note`` is told."""
+    if not folder.exists():
+        return False
+    fault = seals.fault(folder / SEAL, folder)
+    if fault is None:
+        return True
+    note(f"{folder}: {fault}; the teacher is asked again")
+    remove(folder)
+    return False
+
+
 def _array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
     """A new .npy file to fill; one without entries cannot be mapped and is written at once."""
     if 0 in shape:
@@ -154,6 +190,7 @@ def _merge(folder: Path, world: int, count: int) -> None:
                 whole[start : start + len(part)] = part
                 start += len(part)
             del whole
+        seals.write(partial / SEAL, list(partial.iterdir()))
     for shard in shards:
         remove(shard)
 

@@ -25,6 +25,34 @@ def test_decoding_once_gives_the_same_pixels_as_the_shared_preprocessing(data: S
     assert loader.decode_all(data.manifest, data.root, SIZE * 2) != decoded, "another size is another file"
 
 
+def test_a_damaged_cache_of_pixels_is_made_again(
+    data: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoded = loader.decode_all(data.manifest, data.root, SIZE)
+    assert decoded is not None
+    whole = decoded.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-5000] + bytes(5000), b""):
+        decoded.write_bytes(damaged)
+        assert loader.decode_all(data.manifest, data.root, SIZE) == decoded
+        assert decoded.read_bytes() == whole
+        said = capsys.readouterr().err
+        assert decoded.name in said
+        assert "decoded again" in said
+    decoded.with_suffix(".json").unlink()
+    loader.decode_all(data.manifest, data.root, SIZE)
+    assert "No such file" in capsys.readouterr().err, "what nothing vouches for is not used"
+    loader.decode_all(data.manifest, data.root, SIZE)
+    assert capsys.readouterr().err == "", "and a whole one is"
+
+
+def test_pixels_of_another_decoder_are_not_used(
+    data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = loader.decode_all(data.manifest, data.root, SIZE)
+    monkeypatch.setattr(images, "VERSION", images.VERSION + 1)
+    assert loader.decode_all(data.manifest, data.root, SIZE) != decoded
+
+
 def test_a_missing_image_leaves_no_half_written_cache(data: SimpleNamespace) -> None:
     (Path(data.root) / data.paths[3]).unlink()
     with pytest.raises(RetortError, match=data.paths[3]):

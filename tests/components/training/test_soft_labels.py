@@ -1,11 +1,18 @@
 """Soft labels on disk, and the choice of unlabelled images."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import distributed as dist
 
-from components.training import soft_labels
+from components.dataset import images
+from components.models.card import read_card
+from components.training import loader, soft_labels
+from tests.components.training.conftest import CLASSES, SIZE
 
 
 def store(
@@ -45,3 +52,64 @@ def test_room_that_soft_labels_take() -> None:
     assert soft_labels.stored_bytes(1000, 10, None) == 1000 * (8 + 10 * 2)
     assert soft_labels.stored_bytes(1000, 100_000, None) == 1000 * (8 + 1000 * 6)
     assert soft_labels.stored_bytes(1000, 1000, 5) == 1000 * (8 + 5 * 6)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of one worker, this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_damaged_soft_labels_are_made_again(data: SimpleNamespace) -> None:
+    teacher = soft_labels.Teacher(data.teacher, torch.device("cpu"))
+    samples = loader.open_samples(data.manifest, data.root, SIZE)
+    rows, folder, said = samples.rows("train"), Path("labels"), []
+
+    def make() -> soft_labels.SoftLabels:
+        return soft_labels.make(
+            folder, teacher, loader.Views(samples, "light", 3), rows, 0, CLASSES, 16, 0,
+            lambda count: None, said.append,
+        )  # fmt: skip
+
+    expected = make()(rows)
+    assert said == []
+    prob, content = folder / "prob.npy", (folder / "prob.npy").read_bytes()
+
+    def reverse() -> None:
+        np.save(prob, np.load(prob)[:, ::-1].copy())
+
+    for damage, word in (
+        (lambda: prob.write_bytes(content[:200]), "200 bytes"),
+        (lambda: prob.write_bytes(b""), "0 bytes"),
+        ((folder / "rows.npy").unlink, "rows.npy is missing"),
+        ((folder / soft_labels.SEAL).unlink, "No such file"),
+        (reverse, "checksum"),
+    ):
+        damage()
+        assert torch.equal(make()(rows), expected)
+        assert len(said) == 1
+        assert word in said[0]
+        assert "the teacher is asked again" in said.pop()
+    make()
+    assert said == [], "whole ones are read"
+
+
+def test_labels_of_another_teacher_view_or_code_have_another_name(
+    data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_card(data.teacher / "model.json")
+
+    def name(**changes: object) -> str:
+        return soft_labels.key(
+            card.model_copy(update=changes), "data", np.arange(3), [SIZE, 0, "light", 7], 4
+        )
+
+    names = {name(), name(mean=[0.1, 0.2, 0.3]), name(std=[0.5, 0.5, 0.5]), name(sha256="00")}
+    monkeypatch.setattr(soft_labels, "AUGMENTATION", -1)
+    names.add(name())
+    monkeypatch.setattr(images, "VERSION", -1)
+    names.add(name())
+    assert len(names) == 6
