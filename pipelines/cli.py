@@ -516,6 +516,12 @@ def init(
     images: Annotated[
         Path | None, typer.Option(help="Your images (class/**); DIR/images when left out.")
     ] = None,
+    git: Annotated[
+        bool,
+        typer.Option(
+            "--git/--no-git", help="Make a git repository of DIR, if it is in none: DVC's diffs need one."
+        ),
+    ] = True,
 ) -> None:
     """Start with own data: DIR gets a commented params.yaml, a dvc.yaml and a folder for images.
 
@@ -523,7 +529,7 @@ def init(
     """
     from pipelines.init import init as make
 
-    make(folder, images)
+    make(folder, images, git=git)
 
 
 @app.command()

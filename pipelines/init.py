@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from pydantic import BaseModel
 
 from components.common.errors import RetortError
 from components.common.storage import write_text
+from pipelines import history
+from pipelines.history import HOUSE
 from pipelines.params import Params, parse
-
-HOUSE = Path(__file__).resolve().parent.parent  # the checkout, or the image's folder
 
 OWN_DATA: dict[str, dict[str, Any]] = {
     "data": {
@@ -51,6 +50,11 @@ README = """\
 
 `dvc repro` here runs every step that is not up to date, after a change of images, parameters or code;
 `retort report` writes `outputs/index.html`.
+
+In git go the parameters, `dvc.yaml`, `dvc.lock` and the link, some kilobytes; images and products do not.
+After `git commit`, `dvc params diff` and `dvc metrics diff` say what has changed since then,
+`dvc exp run -S KEY=VALUE` tries a value, and `dvc push` sends the products to a remote. In a clone on another
+machine, `retort init .` renews the link.
 """
 
 # The checkout's digits are no files; own images are, and DVC looks at them before each 'dvc repro'.
@@ -61,14 +65,20 @@ OWN_DEPS = """\
 """
 
 
-def init(folder: Path, images: Path | None) -> None:
+def init(folder: Path, images: Path | None, *, git: bool = True) -> None:
     """Make ``folder`` with params.yaml, dvc.yaml, .gitignore, README.md, and ``images/`` if none are given.
 
+    What stands in the folder already stays as it is. Of a project whose link to the code leads nowhere, such
+    as a clone on another machine, only that link is made anew.
+
     Raises:
-        RetortError: when ``folder`` holds a params.yaml already, or ``images`` is no folder.
+        RetortError: when ``folder`` is a project already, or ``images`` is no folder.
     """
     if (folder / "params.yaml").exists():
-        raise RetortError(f"{folder / 'params.yaml'}: exists already; edit it, or choose another folder")
+        _mend_link(folder)
+        return
+    if (folder / "dvc.yaml").exists():
+        raise RetortError(f"{folder / 'dvc.yaml'}: belongs to another DVC pipeline; choose another folder")
     if images is not None and not images.is_dir():
         raise RetortError(f"{images}: not a folder of images")
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,20 +88,32 @@ def init(folder: Path, images: Path | None) -> None:
         root = "images"
     else:
         root = os.fspath(images.resolve())
+    (folder / "data").mkdir(exist_ok=True)
+    own_repository, advice = history.start(folder, git=git, images=images)
+    write_text(folder / "dvc.yaml", _own_stages((HOUSE / "dvc.yaml").read_text(encoding="utf-8")))
+    made = [".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "components", "dvc.yaml"]
+    if not (folder / "README.md").exists():
+        write_text(folder / "README.md", README.format(images=root))
+        made.append("README.md")
     own = {**OWN_DATA, "data": {**OWN_DATA["data"], "source": root, "root": root}}
     own["registry"] = {"name": re.sub(r"""[/:'"]""", "-", folder.resolve().name) or "retort"}
+    # last: what broke off before can be begun again
     write_text(folder / "params.yaml", commented(Params.model_validate(own)))
-    write_text(folder / ".gitignore", ".retort/\n/outputs/\n/data/\n/images/\n/pipeline.yaml\n")
-    write_text(folder / "README.md", README.format(images=root))
-    (folder / "data").mkdir(exist_ok=True)
-    _dvc_init(folder)
-    write_text(folder / ".dvcignore", (HOUSE / ".dvcignore").read_text(encoding="utf-8"))
-    write_text(folder / "dvc.yaml", _own_stages((HOUSE / "dvc.yaml").read_text(encoding="utf-8")))
+    if own_repository and not history.commit(folder, [*made, "params.yaml"], "A Retort project"):
+        advice = "DVC's experiments need a first commit: git add -A && git commit -m 'A Retort project'"
     print(
         f"{folder}/params.yaml: every parameter, explained\n"
         f"{root if images else folder / 'images'}/: one folder a class\n"
-        f"next: cd {folder} && dvc repro"
+        + (f"{advice}\n" if advice else "")
+        + f"next: cd {shlex.quote(os.fspath(folder))} && dvc repro"
     )
+
+
+def _mend_link(folder: Path) -> None:
+    if (folder / "components").exists() or not (folder / "dvc.yaml").exists():
+        raise RetortError(f"{folder / 'params.yaml'}: exists already; edit it, or choose another folder")
+    _link_code(folder)
+    print(f"{folder / 'components'}: leads to the steps' code on this machine now; all else is as it was")
 
 
 def commented(params: Params) -> str:
@@ -141,25 +163,3 @@ def _link_code(folder: Path) -> None:
     elif link.exists():
         raise RetortError(f"{link}: stands where the link to Retort's code belongs; choose another folder")
     link.symlink_to(HOUSE / "components", target_is_directory=True)
-
-
-def _dvc_init(folder: Path) -> None:
-    if (folder / ".dvc").exists():
-        return
-    inside_git = subprocess.run(
-        ["git", "-C", os.fspath(folder), "rev-parse", "--is-inside-work-tree"],
-        capture_output=True,
-        check=False,
-    )
-    kind = "--subdir" if inside_git.returncode == 0 else "--no-scm"
-    made = subprocess.run(
-        [sys.executable, "-m", "dvc", "init", "--quiet", kind],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode != 0:
-        reason = (made.stderr.strip() or "no reason given").splitlines()[-1]
-        raise RetortError(f"{folder}: 'dvc init {kind}' failed: {reason}")
-    subprocess.run([sys.executable, "-m", "dvc", "config", "core.analytics", "false"], cwd=folder, check=True)

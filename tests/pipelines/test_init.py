@@ -1,0 +1,190 @@
+"""``retort init``: a project whose history works from the first commit on, apart from its images."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines import cli
+
+HOUSE = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.Options, "params", Path("params.yaml"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.fspath(HOUSE))
+    # git as it is on a machine where nobody has set it up
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person whose name git knows."""
+    config = tmp_path / "gitconfig"
+    config.write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.fspath(config))
+
+
+def draw(folder: Path, classes: str = "ab", images: int = 12) -> Path:
+    """Images that all differ, some in each split."""
+    for split, label in itertools.product(["train", "val", "test"], classes):
+        for copy in range(images):
+            path = folder / split / label / f"{copy}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((64, 64), 90).save(path)
+    return folder
+
+
+def ran(folder: Path, *words: str) -> str:
+    """What a command said that must pass."""
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def staged_bytes(folder: Path) -> int:
+    names = [name for name in ran(folder, "git", "ls-files", "-z").split("\0") if name]
+    return sum((folder / name).lstat().st_size for name in names)
+
+
+@pytest.mark.parametrize(
+    "where", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("its own", "above"))]
+)
+def test_diffs_experiments_and_remotes_work_with_and_without_a_repository(
+    where: str, tmp_path: Path, known: None
+) -> None:
+    draw(tmp_path / "photos", images=2)
+    project = tmp_path / "work/mine"
+    if where != "none":
+        place = project if where == "its own" else project.parent
+        place.mkdir(parents=True)
+        ran(place, "git", "init", "--quiet")
+    assert cli.run(["init", os.fspath(project), "--images", "photos"]) == 0
+    if where == "none":
+        assert ran(project, "git", "status", "--porcelain") == "", "the first commit is made"
+    ran(project, "dvc", "repro", "--quiet", "ingest")
+    if where == "none":
+        ran(project, "git", "init", "--quiet")  # what the cautious do now: it changes nothing
+    ran(project, "git", "add", "-A")
+    assert 0 < staged_bytes(project) < 100_000
+    assert not [name for name in ran(project, "git", "ls-files").split() if "cache" in name]
+    ran(project, "git", "commit", "--quiet", "-m", "first")
+    assert ran(project, "git", "status", "--porcelain") == ""
+
+    file = project / "params.yaml"
+    file.write_text(file.read_text().replace("    val: 0.2", "    val: 0.3"))
+    changed = json.loads(ran(project, "dvc", "params", "diff", "--json"))
+    assert changed["params.yaml"]["data.splits.val"]["new"] == 0.3
+    ran(project, "dvc", "metrics", "diff", "--json")
+    ran(project, "dvc", "exp", "run", "-n", "more", "-S", "data.splits.val=0.25", "ingest")
+    ran(project, "dvc", "exp", "run", "--temp", "-n", "far", "-S", "data.splits.val=0.15", "ingest")
+    assert ran(project, "dvc", "exp", "list", "--name-only").split() == ["far", "more"]
+    assert '"far"' in ran(project, "dvc", "exp", "show", "--json")
+
+    ran(project, "dvc", "remote", "add", "--default", "store", os.fspath(tmp_path / "store"))
+    ran(project, "dvc", "push", "ingest")
+    ran(project, "git", "add", "-A")
+    ran(project, "git", "commit", "--quiet", "-m", "second")
+    top = ran(project, "git", "rev-parse", "--show-toplevel").strip()
+    ran(tmp_path, "git", "clone", "--quiet", top, "clone")
+    clone = tmp_path / "clone" / ("mine" if where == "above" else ".")
+    ran(clone, "dvc", "pull", "--quiet", "ingest")
+    assert (clone / "outputs/ingest/report.json").exists()
+    assert ran(clone, "git", "status", "--porcelain") == ""
+
+
+def test_nobodys_name_makes_no_commit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["init", "mine"]) == 0
+    assert "git add -A && git commit" in capsys.readouterr().out
+    assert (tmp_path / "mine/.git").is_dir()
+    ran(tmp_path / "mine", "git", "add", "-A")
+    assert staged_bytes(tmp_path / "mine") < 100_000
+
+
+def test_no_git_says_what_is_missing_and_how_to_have_it_later(
+    tmp_path: Path, known: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["init", "mine", "--no-git"]) == 0
+    project = tmp_path / "mine"
+    assert not (project / ".git").exists()
+    advice = capsys.readouterr().out
+    command = "git init && dvc config core.no_scm false"
+    assert command in advice
+    ran(project, "sh", "-c", command)
+    (project / ".dvc/cache").mkdir(exist_ok=True)
+    (project / ".dvc/cache/large").write_bytes(bytes(200_000))
+    ran(project, "git", "add", "-A")
+    assert staged_bytes(project) < 100_000
+    ran(project, "git", "commit", "--quiet", "-m", "first")
+    ran(project, "dvc", "params", "diff")
+
+
+@pytest.mark.parametrize("missing", ["git", "nothing"])
+def test_where_git_is_not_installed_or_another_calls(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if missing == "git":
+        monkeypatch.setenv("PATH", os.fspath(Path(sys.executable).parent))
+        assert cli.run(["init", "mine"]) == 0
+        assert "git is not installed" in capsys.readouterr().out
+        return
+    ran(tmp_path, "git", "init", "--quiet", "other")
+    monkeypatch.setenv("GIT_DIR", os.fspath(tmp_path / "other/.git"))  # as within a hook
+    assert cli.run(["init", "mine"]) == 0
+    assert (tmp_path / "mine/.git").is_dir()
+
+
+def test_a_folder_that_a_repository_ignores_gets_its_own(tmp_path: Path) -> None:
+    ran(tmp_path, "git", "init", "--quiet")
+    (tmp_path / ".gitignore").write_text("scratch/\n")
+    assert cli.run(["init", "scratch/mine"]) == 0
+    assert (tmp_path / "scratch/mine/.git").is_dir()
+    assert cli.run(["init", "kept/mine"]) == 0
+    assert not (tmp_path / "kept/mine/.git").exists()
+
+
+def test_images_in_the_project_are_not_for_git_and_a_persons_files_stay(tmp_path: Path, known: None) -> None:
+    draw(tmp_path / "my photos [1]", images=1)
+    for name in (".gitignore", "README.md", ".dvcignore"):
+        (tmp_path / name).write_text("mine")
+    assert cli.run(["init", ".", "--images", "my photos [1]"]) == 0
+    assert (tmp_path / "README.md").read_text() == "mine"
+    for name in (".gitignore", ".dvcignore"):
+        assert (tmp_path / name).read_text().startswith("mine\n")
+    ran(tmp_path, "git", "add", "-A")
+    assert ".png" not in ran(tmp_path, "git", "ls-files")
+
+
+def test_another_pipeline_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    assert cli.run(["init", "."]) == 1
+    assert "dvc.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "params.yaml").exists()
+
+
+def test_a_clone_on_another_machine_gets_its_link_to_the_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["init", "mine"]) == 0
+    link = tmp_path / "mine/components"
+    before = (tmp_path / "mine/params.yaml").read_bytes()
+    link.unlink()
+    link.symlink_to("/nowhere/components")
+    assert cli.run(["init", "mine"]) == 0
+    assert (link / "dataset").is_dir()
+    assert (tmp_path / "mine/params.yaml").read_bytes() == before
+    assert cli.run(["init", "mine"]) == 1
+    assert "exists already" in capsys.readouterr().err
