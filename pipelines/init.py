@@ -18,6 +18,16 @@ from pipelines import history
 from pipelines.history import HOUSE
 from pipelines.params import Params, parse
 
+# The folders that a project keeps for itself; True: with all that lies below them, too.
+OWN_FOLDERS = {
+    "data": False,
+    "outputs": True,
+    ".retort": True,
+    ".dvc": True,
+    ".git": True,
+    "components": True,
+}
+
 OWN_DATA: dict[str, dict[str, Any]] = {
     "data": {
         "synthetic": ["**/synthetic/**"],
@@ -72,7 +82,7 @@ def init(folder: Path, images: Path | None, *, git: bool = True) -> None:
     as a clone on another machine, only that link is made anew.
 
     Raises:
-        RetortError: when ``folder`` is a project already, or ``images`` is no folder.
+        RetortError: when ``folder`` is a project already, or ``images`` is no folder, or not apart from it.
     """
     if (folder / "params.yaml").exists():
         _mend_link(folder)
@@ -81,6 +91,7 @@ def init(folder: Path, images: Path | None, *, git: bool = True) -> None:
         raise RetortError(f"{folder / 'dvc.yaml'}: belongs to another DVC pipeline; choose another folder")
     if images is not None and not images.is_dir():
         raise RetortError(f"{images}: not a folder of images")
+    need_apart(folder, images or folder / "images")
     folder.mkdir(parents=True, exist_ok=True)
     _link_code(folder)
     if images is None:
@@ -107,6 +118,34 @@ def init(folder: Path, images: Path | None, *, git: bool = True) -> None:
         + (f"{advice}\n" if advice else "")
         + f"next: cd {shlex.quote(os.fspath(folder))} && dvc repro"
     )
+
+
+def need_apart(folder: Path, images: Path) -> None:
+    """Images and a project's own files must not lie in each other: DVC and ingest would mix them up.
+
+    Raises:
+        RetortError: naming the way out.
+    """
+    project, place = folder.resolve(), images.resolve()
+    if project.is_relative_to(place):
+        where = "is" if project == place else "lies in"
+        raise RetortError(
+            f"{folder}: the project's folder {where} the folder of images, {images}, where its own files "
+            f"would be read as images;\nmake it beside them, such as: retort init {_beside(place)} "
+            f"--images {shlex.quote(os.fspath(images))}"
+        )
+    for name, below in OWN_FOLDERS.items():
+        own = (project / name).resolve()
+        if place == own or (below and place.is_relative_to(own)):
+            raise RetortError(
+                f"{images}: {folder / name} is the project's own folder, for what the steps write; "
+                f"move the images into one of their own, such as {folder / 'images'}"
+            )
+
+
+def _beside(images: Path) -> str:
+    """A folder that a project for these images could be: next to theirs."""
+    return shlex.quote(f"{os.path.relpath(images)}-retort")
 
 
 def _mend_link(folder: Path) -> None:

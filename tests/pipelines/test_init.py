@@ -188,3 +188,47 @@ def test_a_clone_on_another_machine_gets_its_link_to_the_code(
     assert (tmp_path / "mine/params.yaml").read_bytes() == before
     assert cli.run(["init", "mine"]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("project", "images", "said"),
+    [
+        ("photos", "photos", "is the folder of images"),
+        ("photos/mine", "photos", "lies in the folder of images"),
+        ("photos/.mine", "photos", "lies in the folder of images"),
+        ("link", "photos", "is the folder of images"),
+        ("photos", "link", "is the folder of images"),
+        ("link/train/mine", "photos", "lies in the folder of images"),
+        (".", ".", "is the folder of images"),
+        (".", "data", "is the project's own folder"),
+        (".", "datalink", "is the project's own folder"),
+        (".", "outputs", "is the project's own folder"),
+        (".", "outputs/photos", "is the project's own folder"),
+        (".", ".retort/photos", "is the project's own folder"),
+        (".", "components", "is the project's own folder"),
+    ],
+)
+def test_a_project_and_its_images_do_not_lie_in_each_other(
+    project: str, images: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "photos", images=1)
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "datalink").symlink_to("data")
+    for name in ("data", "outputs/photos", ".retort/photos", "components"):
+        (tmp_path / name).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.run(["init", project, "--images", images]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) <= 2
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was made"
+
+
+@pytest.mark.parametrize(("project", "images"), [(".", "data/photos"), ("mine", "mine/pictures")])
+def test_images_may_lie_in_a_folder_of_their_own_in_the_project(
+    project: str, images: str, tmp_path: Path
+) -> None:
+    draw(tmp_path / images, images=1)
+    assert cli.run(["init", project, "--images", images]) == 0
+    ran(tmp_path / project, "dvc", "repro", "--quiet", "ingest")
+    assert "ingest" not in json.loads(ran(tmp_path / project, "dvc", "status", "--json"))
