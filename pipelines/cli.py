@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -421,22 +422,29 @@ def predict(
 ) -> None:
     """Classify images by an exported model; needs no params.yaml, but for a manifest's data.root.
 
-    Writes outputs/predict/predictions.csv and .parquet.
+    Writes outputs/predict/predictions.csv and .parquet. Images that cannot be read are named, and listed
+    there with the reason; the exit status is 1 only when none can be read. Paths are written as in a
+    manifest: a name that is no UTF-8 percent-encoded. In the CSV, text that a spreadsheet would compute has
+    an ' in front.
 
     \b
     Examples: retort predict photos/new
               retort predict cat.jpg --model outputs/export/teacher
               retort predict data/clean.parquet
     """
+    from components.common.progress import counted
     from components.export.predict import predict as classify
 
+    listed = OUTPUTS / "predict" / "predictions.csv"
     root = params().data.root if any(place.suffix == ".parquet" for place in images) else ""
     found = classify(model, images, root=root, out=OUTPUTS / "predict", threads=threads)
     for prediction in found[:20]:
         said = prediction.error or f"{prediction.class_name}  {prediction.score:.3f}"
         print(f"{prediction.path}  {said}")
+    if all(prediction.error for prediction in found):
+        raise RetortError(f"{counted(len(found), 'image')}, and none can be read; {listed} says why")
     more = f", of which {len(found) - 20:,} are not shown" if len(found) > 20 else ""
-    print(f"{len(found):,} images{more}: {OUTPUTS / 'predict' / 'predictions.csv'}")
+    print(f"{counted(len(found), 'image')}{more}: {listed}")
 
 
 @app.command()
@@ -574,6 +582,11 @@ def _take_global_options(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``retort``: runs one command and exits with the contract's status."""
     collect_less_often()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal's encoding lacks must stop no work
+            stream.reconfigure(errors="backslashreplace")
     status = run(sys.argv[1:] if arguments is None else arguments)
     # the process ends: what is left need not be looked through once more (DuckDB calls that a leak, aloud)
     if "duckdb" not in sys.modules:

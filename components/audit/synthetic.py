@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from components.audit.probe import Folded
 from components.audit.rows import Rows, look
 from components.audit.rules import Class
 from components.audit.suspects import Sample, suspects
+from components.common.sheet import write_csv
 from components.common.step import Run, step
-from components.common.storage import need, write_text
+from components.common.storage import need
 
 
 def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out: Path) -> None:
@@ -103,10 +102,9 @@ def _write(
     pq.write_table(pa.table(listed), run.product(out / "samples.parquet"), compression="zstd")
     suspects = [one for one in samples if one.rule == "labels.suspect"]
     if suspects:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [("path", "label"), *((one.path, one.suggested) for one in suspects)]
+        write_csv(
+            run.product(out / "proposed_corrections.csv"),
+            [("path", "label"), *((one.path, one.suggested) for one in suspects)],
         )
-        write_text(run.product(out / "proposed_corrections.csv"), text.getvalue())
     run.tracker.summary({"suspect_labels": len(suspects), "classes_with_synthetic": len(classes)})
     show.synthetic(run.page, counts, classes, samples, params)

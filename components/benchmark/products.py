@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from components.benchmark import curves
 from components.benchmark.choice import Result
 from components.benchmark.params import BenchmarkParams
 from components.common.page import Page, render
+from components.common.sheet import write_csv
 from components.common.step import Run
 from components.common.storage import human_bytes, write_json, write_text
 
@@ -27,10 +27,8 @@ def write(
     """Write the products and the page."""
     from matplotlib import pyplot
 
-    with run.product(out / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Result)])
-        writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
+    columns = [field.name for field in fields(Result)]
+    write_csv(run.product(out / "results.csv"), [columns, *(astuple(result) for result in results)])
     write_json(run.product(out / "choice.json"), chosen | {"preprocessing_ms": dict(costs)})
     write_json(run.product(out / "metrics.json"), metrics(results, chosen))
 

@@ -24,7 +24,7 @@ def say(message: str) -> None:
 
 def counted(count: int, noun: str) -> str:
     """``1 note``, ``2 notes``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class Task:

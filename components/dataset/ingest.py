@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components.common import sheet
 from components.common.errors import ConfigError, RetortError
+from components.common.sheet import write_csv
 from components.common.step import Run, step
-from components.common.storage import state_dir, write_json, write_text
+from components.common.storage import state_dir, write_json
 from components.dataset import manifest as manifests
 from components.dataset import s3, sources
 from components.dataset.columns import Columns, by_value, equals, kept, matches, put
@@ -298,7 +300,7 @@ def _read_corrections(file: Path) -> dict[str, str | None]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:  # a path may hold line breaks
-            lines = list(csv.reader(text))
+            lines = [[sheet.text(cell) for cell in line] for line in csv.reader(text)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RetortError(f"{file}: cannot be read ({error}); check data.corrections") from None
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
@@ -511,7 +513,7 @@ def _digest(group: str) -> str | None:
 def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
     moved, counts = tally.moved, tally.by_split()
     if held := tally.held_out:
-        write_text(out / "held_out.csv", "".join(f'"{_quoted(path)}"\n' for path in held))
+        write_csv(out / "held_out.csv", ([path] for path in held))
         run.find(
             "ingest.synthetic", "warning", "; ".join(held[:3]),
             f"{len(held):,} synthetic images are no rows of the manifest: real images of their groups are in "
@@ -569,7 +571,7 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
     if not found.rejected:
         return
     reasons = Counter(why for _, why in found.rejected).most_common()
-    write_text(out / "rejected.csv", "".join(f'"{_quoted(a)}","{_quoted(b)}"\n' for a, b in found.rejected))
+    write_csv(out / "rejected.csv", found.rejected)
     run.find(
         "ingest.rejected", "warning", "; ".join(where for where, _ in found.rejected[:3]),
         f"{len(found.rejected):,} entries of the source are no rows of the manifest: "
@@ -583,10 +585,6 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
 def _kinds(extensions: Counter[str]) -> str:
     """The commonest five."""
     return ", ".join(f"{name or 'without one'} ({count:,})" for name, count in extensions.most_common(5))
-
-
-def _quoted(text: str) -> str:
-    return text.replace('"', '""')
 
 
 def _need_classes(run: Run, survey: _Survey, names: dict[int, str], found: Found) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from components.common.errors import RetortError
 from components.dataset import images, manifest
 from components.dataset.images import EXTENSIONS, ImageError
+from components.dataset.sources import encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,10 +34,11 @@ class Named:
     def decoded(self) -> Iterator[tuple[str, Image | str]]:
         """Each image's path, and the whole image in RGB; or the reason why it has none.
 
+        A path is written as a manifest writes it: percent-encoded where it is no UTF-8.
         Memory does not grow with the number of images.
         """
         for path in self.files:
-            yield str(path), _decoded(path.read_bytes)
+            yield encode(os.fsencode(path)), _decoded(path.read_bytes)
         for place in self.manifests:
             with pq.ParquetFile(place) as rows:
                 for batch in rows.iter_batches(batch_size=4096, columns=["path"]):
@@ -51,8 +54,10 @@ class Named:
 def _decoded(read: Callable[[], bytes]) -> Image | str:
     try:
         return images.decode(read())
-    except (ImageError, OSError) as error:
+    except ImageError as error:
         return str(error).splitlines()[0]
+    except OSError as error:  # its text would hold the name as the system has it
+        return (error.strerror or str(error)).lower()
 
 
 def find(places: Sequence[Path], root: str) -> Named:

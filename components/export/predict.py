@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.progress import say, track
+from components.common.sheet import write_csv
 from components.common.storage import atomic_path
 from components.dataset import named
 from components.dataset.images import central_square
@@ -118,13 +118,8 @@ def _write(predictions: Sequence[Prediction], out: Path) -> None:
     arrays = [pa.array([row[index] for row in rows], kind) for index, kind in enumerate(kinds)]
     with atomic_path(out / "predictions.parquet") as partial:
         pq.write_table(pa.table(dict(zip(COLUMNS, arrays, strict=True))), partial)
-    with (
-        atomic_path(out / "predictions.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(
-            (path, name or "", "" if score is None else f"{score:.6f}", error)
-            for path, name, score, error in rows
-        )
+    lines = [
+        (item.path, item.class_name or "", "" if item.score is None else f"{item.score:.6f}", item.error)
+        for item in predictions
+    ]
+    write_csv(out / "predictions.csv", [COLUMNS, *lines])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from components.common.errors import ConfigError
 from components.common.findings import Finding, Report
 from components.common.page import Page
-from components.common.storage import atomic_path, human_bytes, need, sha256_file, write_json
+from components.common.sheet import write_csv
+from components.common.storage import human_bytes, need, sha256_file, write_json
 from components.models import build, cost, heads
 from components.models.card import read_card
 from components.models.checkpoint import CARD
@@ -179,13 +179,8 @@ def _write(out: Path, title: str, about: dict[str, Any], found: Cost, verdict: R
         "layers": rows,
     }
     write_json(out / f"{title}.json", content)
-    with (
-        atomic_path(out / f"{title}.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(row | {"output": _shape(row["output"])} for row in rows)
+    values = [(row | {"output": _shape(row["output"])}).values() for row in rows]
+    write_csv(out / f"{title}.csv", [list(rows[0]), *map(list, values)])
     page = Page()
     page.table(f"{title}: layers in the order in which they run", HEAD, _cells(found.layers, _raw), NOTES)
     verdict.write(out / "report.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from components.common.errors import ConfigError, RetortError
 from components.common.progress import say, task
+from components.common.sheet import write_csv
 from components.common.storage import atomic_path, human_bytes, need_disk, remove
 from components.models import checkpoint, features
 from components.models.backbone import KINDS, Backbone
@@ -194,8 +194,5 @@ def _list_unreadable(result: Extracted, count: int) -> None:
     if not result.unreadable:
         remove(path)  # an earlier run's
         return
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "reason"))
-        writer.writerows(result.unreadable)
+    write_csv(path, [("path", "reason"), *result.unreadable])
     say(f"{len(result.unreadable)} of {count:,} images cannot be read; {path} lists them")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from components.common import sheet
 from components.common.page import Page
-from components.common.storage import write_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 MARKERS = "osD^vP"
@@ -75,11 +73,7 @@ def write_confusion(
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A CSV file; floats with eight significant digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[_number(value) for value in row] for row in rows])
-    write_text(path, buffer.getvalue())
+    sheet.write_csv(path, [columns, *([_number(value) for value in row] for row in rows)])
 
 
 def _number(value: Any) -> Any:

@@ -254,6 +254,16 @@ def test_a_signal_that_a_library_swallowed_still_ends_with_its_status(tmp_path: 
     assert (ended.returncode, ended.stderr.count("\n")) == (143, 1)
 
 
+def test_a_letter_that_the_terminal_lacks_stops_no_command(tmp_path: Path) -> None:
+    code = "from pipelines import cli\ncli.run = lambda _: print('caf\\xe9 \\udcff')\ncli.main([])\n"
+    for encoding, shown in (("ascii", b"caf\\xe9 \\udcff\n"), ("utf-8", "café \\udcff\n".encode())):
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert (ended.returncode, ended.stdout) == (0, shown), ended.stderr
+
+
 def test_a_process_says_one_line_when_it_ends_for_want_of_a_file(tmp_path: Path) -> None:
     """Not what a library says of objects that are still there when Python ends (DuckDB's binding would)."""
     command = [sys.executable, "-m", "pipelines.cli", "validate"]

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.common.errors import ConfigError, FindingsError, RetortError
+from components.common.sheet import write_csv
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
 from components.dataset import sources
@@ -286,6 +287,18 @@ def test_corrections_relabel_and_drop(photos: Path, steps: Steps, tmp_path: Path
     csv = listed(tmp_path, "verdicts.csv", ["path,label", '"a/new\nline.png",b'])
     rows = {row["path"]: row for row in steps.ingest(str(photos), photos, corrections=csv)}
     assert rows["a/new\nline.png"]["class_name"] == "b"
+
+
+def test_corrections_as_they_were_proposed_name_what_a_spreadsheet_would_compute(
+    photos: Path, steps: Steps, tmp_path: Path
+) -> None:
+    put(photos / "=b" / "-1+1.png", encoded(digit(300)))
+    proposed = tmp_path / "proposed.csv"
+    write_csv(proposed, [("path", "label"), ("=b/-1+1.png", "a"), ("a/00.png", "=b")])
+    assert "'=b/-1+1.png" in proposed.read_text()
+    rows = {row["path"]: row for row in steps.ingest(str(photos), photos, corrections=str(proposed))}
+    assert rows["=b/-1+1.png"]["class_name"] == "a"
+    assert rows["a/00.png"]["class_name"] == "=b"
 
 
 def test_corrections_go_by_the_names_of_their_columns(photos: Path, steps: Steps, tmp_path: Path) -> None:

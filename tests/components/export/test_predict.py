@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from components.common.errors import RetortError
 from components.export import exported
 from components.export.predict import predict
+from pipelines import cli
 from tests.components.export.conftest import NAMES, Digits
 
 
@@ -59,6 +61,40 @@ def test_unreadable_files_are_named_and_the_rest_goes_on(
     said = capsys.readouterr().err
     assert "3 of 4 files cannot be read" in said
     assert "half.png" in said
+
+
+def test_names_that_are_no_utf8_or_a_formula_are_written_as_such(
+    digits: Digits, exported_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = sorted((digits.root / "val" / "3").iterdir())[0]
+    names = [b"=cmd|calc.png", b"caf\xe9.png", b"caf\xe9 empty.png"]
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes(b"" if b"empty" in name else good.read_bytes())
+    found = predict(exported_folder, [Path(os.fsdecode(name)) for name in names], out=tmp_path / "out")
+    assert [item.path for item in found] == ["=cmd|calc.png", "caf%E9.png", "caf%E9 empty.png"]
+    assert [bool(item.error) for item in found] == [False, False, True]
+    assert pq.read_table("out/predictions.parquet")["path"].to_pylist() == [item.path for item in found]
+    with Path("out/predictions.csv").open(encoding="utf-8") as file:
+        assert [row["path"][:5] for row in csv.DictReader(file)] == ["'=cmd", "caf%E", "caf%E"]
+
+
+def test_only_when_no_image_can_be_read_the_command_fails(
+    digits: Digits,
+    exported_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.png").write_bytes(b"")
+    good = sorted((digits.root / "val" / "3").iterdir())[0]
+    model = ["--model", str(exported_folder)]
+    assert cli.run(["predict", "empty.png", str(good), *model]) == 0
+    assert cli.run(["predict", "empty.png", *model]) == 1
+    said = capsys.readouterr().err
+    assert "retort: 1 image, and none can be read; outputs/predict/predictions.csv says why" in said
+    assert "the file is empty" in Path("outputs/predict/predictions.csv").read_text()
 
 
 def test_preprocessing_inside_or_outside_gives_the_same_classes(

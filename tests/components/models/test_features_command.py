@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,6 +195,20 @@ def test_a_folder_becomes_parquet_and_bad_images_are_listed(
     with (tmp_path / "pooled.unreadable.csv").open(encoding="utf-8") as file:
         listed = [Path(row["path"]).name for row in csv.DictReader(file)]
     assert listed == ["03 half.png", "empty.jpg", "page.jpg"]
+
+
+def test_a_name_that_is_no_utf8_is_written_as_a_manifest_writes_it(
+    student: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"caf\xe9.jpg"):
+        content = (photos / "01.png").read_bytes() if name.endswith(b"png") else b""
+        (folder / os.fsdecode(name)).write_bytes(content)
+    made = extract(student, [folder], tmp_path)
+    assert pq.read_table(tmp_path / "pooled.parquet")["path"].to_pylist() == [f"{folder}/caf%E9.png"]
+    assert [path for path, _ in made.unreadable] == [f"{folder}/caf%E9.jpg"]
+    assert "caf%E9.jpg" in (tmp_path / "pooled.unreadable.csv").read_text(encoding="utf-8")
 
 
 def test_maps_keep_their_shape_and_the_same_images_give_the_same_bytes(
