@@ -21,6 +21,7 @@ from components.common.errors import RetortError
 from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file
 from components.export import exported
+from components.models.card import names_finding
 
 PROOF_IMAGES = 16  # on which an engine must agree before it is timed
 SAMPLE = 1024  # validation images on which bf16's accuracy is measured
@@ -56,6 +57,7 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
         _need_models(folders)
         rows = exported.rows(manifest, "val")
         models = {name: _Model(name, folder) for name, folder in folders.items()}
+        _check_names(run, models, manifest)
         threads = _threads(run, settings.threads)
         configs = sorted(
             Config(batch, count, name, engine, precision)
@@ -93,6 +95,19 @@ def _need_models(folders: Mapping[str, Path]) -> None:
                 f"benchmark.candidates '{name}': {folder / 'model.onnx'}: no such file; run 'retort export"
                 f"{' --of teacher' if name == 'teacher' else ''}' first, or give a folder that export wrote"
             )
+
+
+def _check_names(run: Run, models: Mapping[str, _Model], manifest: Path) -> None:
+    """Each candidate calls its classes what the data call them: else accuracies do not compare."""
+    data = exported.class_names(manifest)
+    for name, model in models.items():
+        found = names_finding(
+            model.about.class_names, data, name, f"{_label(name)}/model.onnx",
+            "Train and export it on this data, or leave it out of benchmark.candidates.",
+        )  # fmt: skip
+        if found["level"] != "info":
+            run.find(**found)
+    run.stop_on_errors()
 
 
 def _label(name: str) -> str:

@@ -120,13 +120,18 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def class_names(table: pa.Table) -> list[str]:
     """Names by label, ``0 .. highest label``; a label without rows is called by its number."""
+    names = names_by_label(table)
+    return [names.get(label, str(label)) for label in range(max(names, default=-1) + 1)]
+
+
+def names_by_label(table: pa.Table) -> dict[int, str]:
+    """The names of labels that occur; a class without a name is called by its number."""
     pairs = table.select(["label", "class_name"]).group_by(["label", "class_name"]).aggregate([])
-    names = {
+    return {
         label: name or str(label)
         for label, name in zip(pairs["label"].to_pylist(), pairs["class_name"].to_pylist(), strict=True)
         if label >= 0
     }
-    return [names.get(label, str(label)) for label in range(max(names, default=-1) + 1)]
 
 
 def fingerprint(path: Path) -> str:

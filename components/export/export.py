@@ -16,7 +16,7 @@ from components.common.storage import human_bytes, read_json, sha256_file, write
 from components.export import exported
 from components.export.params import ExportParams
 from components.export.parity import ROUNDING, Comparison, Proof, prove, run_into
-from components.models.card import ModelCard
+from components.models.card import ModelCard, first_difference, names_finding, read_card
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,8 +55,9 @@ def export(
         f"outputs/{role}/model.json": model / "model.json",
     }
     with step("export", params, out, inputs=inputs, keep=("teacher",)) as run:
-        module, card = _load(run, model, role)
         rows = exported.rows(manifest, "val")
+        _check_names(run, model, manifest, role)
+        module, card = _load(run, model, role)
         _check_classes(run, module, card, rows, role)
         folded = _fold(run, params, module, card, rows, role)
         files = _write(run, params, folded, card, manifest, out)
@@ -66,6 +67,23 @@ def export(
         _judge_int8(run, proof, files)
         _show(run, proof, as_files, files, out)
         run.stop_on_errors()
+
+
+def _check_names(run: Run, model: Path, manifest: Path, role: str) -> None:
+    """The names that the file will carry are the data's, label by label.
+
+    Before the network is loaded, and of a changed card too: it is the names that a person must hear of.
+    """
+    try:
+        card = read_card(model / "model.json", changed=True)
+    except RetortError:
+        return  # loading says why
+    data, names = exported.class_names(manifest), card.class_names
+    label = first_difference(names, data)
+    if not names or (label is not None and label >= len(names)):
+        return  # no classifier, or too few classes: the class count says so
+    where = f"outputs/{role}/model.json"
+    run.find(**names_finding(names, data, role, where, exported.way_out(card, manifest, role)))
 
 
 def _load(run: Run, model: Path, role: str) -> tuple[nn.Module, ModelCard]:

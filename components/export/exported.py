@@ -137,6 +137,31 @@ class Rows:
         return Rows([self.paths[index] for index in chosen], self.labels[chosen])
 
 
+def class_names(manifest: Path) -> dict[int, str]:
+    """The data's class names, by label."""
+    from components.dataset import manifest as manifests
+
+    return manifests.names_by_label(manifests.read(manifest, ["label", "class_name"]))
+
+
+def way_out(card: ModelCard, manifest: Path, role: str) -> str:
+    """What to do when a network's class names are not the data's."""
+    from components.dataset import manifest as manifests
+
+    again = (
+        "'retort finetune'" if role == "teacher" else "'retort finetune', 'retort check', 'retort distill'"
+    )
+    if card.data_fingerprint == manifests.fingerprint(manifest):
+        return (
+            "Images and labels are those it was trained on, so names were changed since, in the card or in "
+            f"the data (data.class_names): restore them, or train again ({again})."
+        )
+    return (
+        f"The data are not those it was trained on: train on these ({again}), or read the old ones again "
+        "('retort ingest', 'retort validate')."
+    )
+
+
 def rows(manifest: Path, split: str) -> Rows:
     """The rows of one split; only those are held in memory.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def load(folder: Path, made_by: str = "finetune") -> tuple[nn.Module, ModelCard]
 
     Raises:
         RetortError: when a file is missing, is not the one that the card names, or does not fill the network
-            that the card describes: every tensor, no other one, none of another shape.
+            that the card describes: every tensor, no other one, none of another shape, each value finite.
     """
     card = read_card(need(folder / CARD, made_by))
     path = need(folder / FILE, made_by)
@@ -65,7 +66,28 @@ def load(folder: Path, made_by: str = "finetune") -> tuple[nn.Module, ModelCard]
             f"{path}: sha256 {digest[:12]}..., its card names {card.sha256[:12] or 'none'}...: "
             "the file is damaged, or another one"
         )
-    return _filled(build.create(card.arch, len(card.class_names)), path).eval(), card
+    module = _filled(build.create(card.arch, len(card.class_names)), path).eval()
+    bad = not_finite(module.state_dict())
+    if bad:
+        raise RetortError(
+            f"{path}: the checkpoint itself holds NaN or infinite values: {bad}; no network can compute with "
+            f"them: restore the file, or run 'retort {made_by}' again"
+        )
+    return module, card
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which tensors hold NaN or infinite values, and how many; empty when none does."""
+    import torch
+
+    counts = {
+        name: int((~torch.isfinite(tensor)).sum())
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    }
+    bad = [name for name, count in counts.items() if count]
+    more = f" and {len(bad) - NAMED} more tensors" if len(bad) > NAMED else ""
+    return ", ".join(f"{name} ({counts[name]:,} of {tensors[name].numel():,})" for name in bad[:NAMED]) + more
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,7 +106,11 @@ def _filled(module: nn.Module, path: Path) -> nn.Module:
     own = module.state_dict()
     missing = [name for name in own if name not in tensors]
     extra = [name for name in tensors if name not in own]
-    shapes = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
+    shapes = [
+        f"{name} ({list(tensors[name].shape)}, not {list(own[name].shape)})"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
     faults = [
         f"{what} {_some(names)}"
         for what, names in (("missing:", missing), ("not in the network:", extra), ("other shape:", shapes))

@@ -18,7 +18,7 @@ from components.common.progress import track
 from components.common.step import Run, step
 from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
-from components.models.card import ModelCard, read_card
+from components.models.card import ModelCard, names_finding, read_card
 from components.registry.compare import MIN_IMAGES, Comparison, compare
 from components.registry.params import RegisterParams
 from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
@@ -76,10 +76,21 @@ def register(
     with step("register", params, out, inputs=files) as run:
         for path, maker in made.values():
             need(path, maker)
+        _check_names(run, files)
+        run.stop_on_errors()
         _check_proofs(run, files)
         run.stop_on_errors()
         with opened(params.registry, "register") as versions, tempfile.TemporaryDirectory() as scratch:
             _Registration(run, params, versions, files, Path(scratch)).carry_out()
+
+
+def _check_names(run: Run, files: Mapping[str, Path]) -> None:
+    """The names that the model is served with are those of the data that it is judged on."""
+    card = read_card(files["outputs/student/model.json"], changed=True)
+    manifest = files["data/clean.parquet"]
+    advice = exports.way_out(card, manifest, "student")
+    data = exports.class_names(manifest)
+    run.find(**names_finding(card.class_names, data, "student", "outputs/student/model.json", advice))
 
 
 def _check_proofs(run: Run, files: Mapping[str, Path]) -> None:
@@ -89,6 +100,7 @@ def _check_proofs(run: Run, files: Mapping[str, Path]) -> None:
     onnx = exports.read(files["outputs/export/model.onnx"])
     if onnx.sha256 != inputs["outputs/student/model.safetensors"]:
         wrong.append(("model.onnx", "was exported from another checkpoint than the student's", "export"))
+    wrong += [("model.onnx", said, "export") for said in _unlike(onnx, files["outputs/student/model.json"])]
     proved = read_json(files["outputs/export/parity.json"]).get("files", {}).get("model.onnx", {})
     if proved.get("sha256") != inputs["outputs/export/model.onnx"]:
         wrong.append(("parity.json", "is the proof of another model.onnx", "export"))
@@ -98,6 +110,32 @@ def _check_proofs(run: Run, files: Mapping[str, Path]) -> None:
     for subject, message, again in wrong:
         advice = f"Run 'retort {again}' again."
         run.find("registry.proofs", "error", subject, f"{subject} {message}", advice=advice)
+
+
+def _unlike(onnx: exports.Exported, path: Path) -> list[str]:
+    """What the exported file says otherwise than the student's card."""
+    card = read_card(path)
+    said = {
+        "class names": (onnx.class_names, card.class_names),
+        "mean": (onnx.mean, card.mean),
+        "standard deviation": (onnx.std, card.std),
+        "image size": (onnx.size, card.input_size[-1]),
+    }
+    return [
+        f"has another {what} than the student's model.json ({_first_unlike(own, other)})"
+        for what, (own, other) in said.items()
+        if own != other
+    ]
+
+
+def _first_unlike(own: Any, other: Any) -> str:
+    """The first values that differ, where there are lists of them."""
+    if not isinstance(own, list):
+        return f"{own}, not {other}"
+    if len(own) != len(other):
+        return f"{len(own)}, not {len(other)}"
+    at = next(place for place, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+    return f"'{own[at]}', not '{other[at]}', at place {at}"
 
 
 @dataclass

@@ -15,8 +15,8 @@ from components.common.findings import Finding
 from components.common.step import Run, step
 from components.common.storage import need, read_json
 from components.dataset import manifest as manifests
-from components.models import build
-from components.models.card import ModelCard
+from components.models import build, checkpoint
+from components.models.card import ModelCard, names_finding, read_card
 from components.models.params import Arch
 from components.training import gate, loader, results, session, soft_labels
 from components.training.params import CheckParams
@@ -45,8 +45,8 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
     with step("check", params, out, inputs=files) as run:
         need(manifest, "validate")
         need(teacher / "model.json", "finetune")
-        answers = soft_labels.Teacher(teacher, torch.device("cpu"))
         names = session.class_names(params, manifest)
+        answers = _teacher(run, params, manifest, teacher)
         soft_labels.need_same_classes(answers.card, list(names), params.general.image_size)
         _teacher_accuracy(run, params, answers, manifest, names)
         _teacher_weights(run, params, answers.card, manifest, teacher, weights)
@@ -61,6 +61,30 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
             note="Distillation runs only with exactly the files and values that passed here.",
         )  # fmt: skip
         gate.write(run.product(out / gate.FILE), params, files)
+
+
+def _teacher(run: Run, params: CheckParams, manifest: Path, folder: Path) -> soft_labels.Teacher:
+    """The teacher, when it is whole and calls its classes what the data call them."""
+    card = read_card(folder / "model.json", changed=True)
+    data = manifests.names_by_label(manifests.read(manifest, ["label", "class_name"]))
+    found = names_finding(
+        card.class_names, data, "teacher", "outputs/teacher/model.json",
+        "A student would learn wrong names. Run 'retort finetune' on this data, or read the data again that "
+        "the teacher was trained on.",
+    )  # fmt: skip
+    if found["level"] == "error":
+        run.find(**found)
+        run.stop_on_errors()
+    try:
+        return soft_labels.Teacher(folder, torch.device("cpu"))
+    except RetortError as error:
+        run.find(
+            "distill.teacher_weights", "error", "teacher", str(error), row=ROW,
+            advice="Run 'retort finetune' again.",
+            waivable=False,  # without a teacher there is nothing to learn from
+        )  # fmt: skip
+        run.stop_on_errors()
+        raise
 
 
 def _verdict(finding: Finding) -> str:
@@ -138,8 +162,6 @@ def _teacher_weights(
     tensors = load_file(str(teacher / "model.safetensors"))
     faults: list[str] = []
     measured: dict[str, Any] = {"constant": round(constant_share(tensors), 4)}
-    if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
-        faults.append("some of its values are not finite")
     if measured["constant"] > UNTRAINED:
         faults.append(
             f"{measured['constant']:.0%} of its norms and biases still have their initial values, "
@@ -221,8 +243,8 @@ def _student_weights(run: Run, params: CheckParams, weights: Path) -> None:
         faults.append(f"{len(missing)} of its {len(loaded)} tensors are not in the file: {missing[0]}, ...")
     if unequal:
         faults.append(f"{len(unequal)} tensors differ from the file after loading: {unequal[0]}, ...")
-    if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
-        faults.append("some values in the file are not finite")
+    if bad := checkpoint.not_finite(tensors):
+        faults.append(f"its file holds NaN or infinite values: {bad}")
     if constant > UNTRAINED:
         faults.append(
             f"{constant:.0%} of its norms and biases have initial values: these are not trained weights"

@@ -28,7 +28,7 @@ from components.common.storage import (
 )
 from components.common.tracking import Tracker
 from components.dataset import manifest as manifests
-from components.models.card import read_card
+from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
 from components.training import cluster, engine, results, session
@@ -95,6 +95,8 @@ def compare_weights(
                 f"{manifest}: no rows in the split '{settings.split}'; see compare_weights.split"
             )
         wanted = choose(run, params, net, champion)
+        if CHAMPION in wanted and champion is not None:
+            _find_champion(run, champion, base.class_names)
         session.preflight(run, base, params.ray, settings.of)
         folder, proofs = state_dir(STATE, "weights"), Page()
         try:
@@ -142,6 +144,21 @@ def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | No
             "give some, such as -o 'compare_weights.candidates={imagenet: FILE}'"
         )
     return found
+
+
+def _find_champion(run: Run, champion: Path, class_names: Sequence[str]) -> None:
+    """That the champion was trained for other classes is no fault here, but worth knowing."""
+    own = read_card(champion / CARD).class_names
+    label = first_difference(own, dict(enumerate(class_names)))
+    if label is None:
+        return
+    named = f"'{own[label]}'" if label < len(own) else "nothing"
+    run.find(
+        RULE, "info", CHAMPION,
+        f"the champion has other classes: it calls label {label} {named}, the data call it "
+        f"'{class_names[label]}'; only its backbone is compared, so that is no fault",
+        measured=len(own), limit=len(class_names), row="1.1",
+    )  # fmt: skip
 
 
 def _prepare(

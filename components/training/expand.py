@@ -21,7 +21,7 @@ from components.common.step import Run, step
 from components.common.storage import atomic_path, need, remove, state_dir, write_json
 from components.dataset import manifest as manifests
 from components.models import build, checkpoint
-from components.models.card import Lineage, ModelCard
+from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
 from components.training import engine, loader, results, rows, sampling, session
 from components.training.params import ExpandParams
@@ -29,6 +29,8 @@ from components.training.params import ExpandParams
 WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
 PER_CLASS = 200  # training images that a class mean is taken over: its error is then 1/14 of the spread
 OLD_IMAGES = 20_000  # of all old classes together: their means only say where new rows must not reach
+EXCHANGED = 0.2  # top-1 that an exchange of class names may gain before it is taken for the truth
+MOST_EXCHANGED = 2_000  # classes among which the best exchange is sought
 NAMED = 5  # classes that a message names
 ROW = "5.4"
 
@@ -100,6 +102,7 @@ def expand(
                 "old": _translated(_predict(job, old, samples), card, classes),
                 "start": _predict(job, grown, samples),
             }
+        _check_names(run, classes, samples.labels[samples.rows("val")], before["old"], model)
         job = replace(job, start=_save(grown, folder / "start.safetensors"), whole=True)
         checkpoints = session.checkpoints("expand", job)
         state = session.train(run, job, params.ray, checkpoints)
@@ -308,6 +311,37 @@ def _translated(predicted: np.ndarray, card: ModelCard, classes: Classes) -> np.
     label = np.full(len(card.class_names), -1, dtype=np.int64)
     label[list(classes.kept)] = np.arange(len(classes.kept))
     return label[predicted]
+
+
+def _check_names(run: Run, classes: Classes, actual: np.ndarray, said: np.ndarray, model: Path) -> None:
+    """That the old network's rows are the classes that its card calls them: else new data teach wrong names.
+
+    Names say which row is which class, so rows whose names were exchanged still recognise their images, but
+    under another name: then the best exchange of names makes far more answers right than the card's do.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    count = len(classes.kept)
+    judged = (actual < count) & (said >= 0)
+    if not 1 < count <= MOST_EXCHANGED or not judged.any():
+        return
+    actual, said = actual[judged], said[judged]
+    taken = np.zeros((count, count), dtype=np.int64)
+    np.add.at(taken, (actual, said), 1)
+    rows_, columns = linear_sum_assignment(taken, maximize=True)
+    gain, half = results.paired_gain(actual, rows_[np.argsort(columns)][said], said)
+    if gain < EXCHANGED or gain <= 2 * half:
+        return
+    wrong = [(classes.names[a], classes.names[b]) for a, b in zip(rows_, columns, strict=True) if a != b]
+    run.find(
+        RULE, "error", str(model),
+        f"The old network recognises {(actual == said).mean():.1%} of {len(actual)} validation images of its "
+        f"classes, and {(actual == said).mean() + gain:.1%} if '{wrong[0][1]}' is called '{wrong[0][0]}' and "
+        f"{len(wrong)} names in all are exchanged: its card, or the data, bear wrong names.",
+        measured=round(gain, 6), limit=EXCHANGED, row="1.1",
+        advice=f"Restore {model / checkpoint.CARD}, or the class names that it was trained with.",
+    )  # fmt: skip
+    run.stop_on_errors()
 
 
 def _save(module: nn.Module, path: Path) -> Path:

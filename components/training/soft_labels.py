@@ -15,7 +15,7 @@ from components.common.errors import RetortError
 from components.common.storage import atomic_path, remove, sha256_json
 from components.dataset import images
 from components.models import checkpoint
-from components.models.card import ModelCard
+from components.models.card import ModelCard, first_difference
 from components.training import seals
 from components.training.loader import AUGMENTATION, Normalise, Views, load, pairs
 
@@ -210,10 +210,17 @@ def choose(labels: SoftLabels, per_class: int) -> np.ndarray:
 
 def need_same_classes(teacher: ModelCard, class_names: list[str], size: int) -> None:
     """Raises RetortError when the teacher was trained for other classes or another input size."""
-    if teacher.class_names != class_names:
+    own, again = teacher.class_names, "run 'retort finetune' on this data first"
+    if len(own) != len(class_names):
         raise RetortError(
-            f"teacher: trained for {len(teacher.class_names)} classes, this data has {len(class_names)}, "
-            "or they are named otherwise; run 'retort finetune' on this data first"
+            f"teacher: trained for {len(own)} classes, this data has {len(class_names)} (or "
+            f"global.class_num asks for them); {again}"
+        )
+    label = first_difference(own, dict(enumerate(class_names)))
+    if label is not None:
+        raise RetortError(
+            f"teacher: its classes are named otherwise: it calls label {label} '{own[label]}', this data "
+            f"'{class_names[label]}'; {again}"
         )
     if teacher.input_size[1:] != [size, size]:
         raise RetortError(

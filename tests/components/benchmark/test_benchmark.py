@@ -17,8 +17,9 @@ from components.benchmark import engines
 from components.benchmark.benchmark import benchmark, cost, family
 from components.benchmark.params import Benchmark
 from components.benchmark.sweep import Config, sweep
-from components.common.errors import RetortError
+from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
+from components.common.storage import sha256_file
 from components.export import exported
 from tests.components.benchmark.conftest import Exports
 
@@ -265,3 +266,17 @@ def test_without_a_quota_the_machine_limits_threads(tmp_path: Path) -> None:
 
     (tmp_path / "own").write_text("5:cpu:/\n0::/\n")
     assert engines.processors(tmp_path, tmp_path / "own").count == len(os.sched_getaffinity(0))
+
+
+def test_a_candidate_of_other_class_names_is_refused(exports: Exports, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(exports.folders["teacher"], tmp_path / "other"))
+    model = onnx.load(other / "model.onnx")
+    names = {prop.key: prop for prop in model.metadata_props}["class_names"]
+    names.value = json.dumps(json.loads(names.value)[::-1])
+    onnx.save(model, other / "model.onnx")
+    proof = json.loads((other / "parity.json").read_text())
+    proof["files"]["model.onnx"]["sha256"] = sha256_file(other / "model.onnx")
+    (other / "parity.json").write_text(json.dumps(proof))
+    params = exports.params(candidates=["student", str(other)])
+    with pytest.raises(FindingsError, match=r"model\.class_names: .*label 0 'digit 9', the data call it"):
+        benchmark(params, manifest=exports.digits.manifest, exports=exports.folders, out=tmp_path / "out")

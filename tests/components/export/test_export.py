@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 import timm
 import torch
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
+from components.dataset import manifest as manifests
 from components.export import exported, graph
 from components.export.export import export
 from components.models.card import read_card
@@ -152,8 +155,6 @@ def test_an_untrained_checkpoint_is_stopped(digits: Digits, tmp_path: Path) -> N
 
 
 def test_training_and_export_that_disagree_are_named(digits: Digits, trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     model = shutil.copytree(trained, tmp_path / "student")
     (model / "metrics.json").write_text(json.dumps({"val": {"top1": 0.5}}))
     export(digits.params(), manifest=digits.manifest, model=model, out=tmp_path / "export")
@@ -164,8 +165,6 @@ def test_training_and_export_that_disagree_are_named(digits: Digits, trained: Pa
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "other tensors", "card only"])
 def test_a_damaged_checkpoint_is_refused(damage: str, digits: Digits, trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     model = tmp_path / "student"
     if damage != "missing":
         shutil.copytree(trained, model)
@@ -201,6 +200,101 @@ def test_labels_beyond_the_checkpoints_classes_are_refused(digits: Digits, tmp_p
     with pytest.raises(FindingsError, match="label 9"):
         export(digits.params(), manifest=digits.manifest, model=model, out=tmp_path / "export")
     assert findings(tmp_path / "export")["export.class_num"].limit == 10
+
+
+def rename(trained: Path, folder: Path, names: list[str], by_hand: bool) -> Path:
+    """The trained network with other class names: edited by hand, or as if training had written them."""
+    model = Path(shutil.copytree(trained, folder))
+    card = read_card(model / "model.json").model_copy(update={"class_names": names})
+    if by_hand:
+        content = json.loads((model / "model.json").read_text())
+        (model / "model.json").write_text(json.dumps({**content, "class_names": names}))
+    else:
+        card.write(model / "model.json")
+    return model
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            NAMES[::-1],
+            "calls label 0 'digit 9', the data call it 'digit 0' (10 of 10 labels differ, the same",
+        ),
+        ([*NAMES[:3], "three", *NAMES[4:]], "calls label 3 'three', the data call it 'digit 3' (1 of 10"),
+        ([*NAMES[:8], NAMES[9], NAMES[8]], "calls label 8 'digit 9'"),
+        ([*NAMES[:9], NAMES[0]], "calls label 9 'digit 0'"),
+        ([*NAMES[::-1], "more"], "calls label 0 'digit 9'"),
+        (NAMES[1:], "calls label 0 'digit 1'"),
+    ],
+    ids=["reversed", "renamed", "permuted", "twice", "more", "fewer"],
+)
+def test_class_names_that_are_not_the_datas_are_refused(
+    by_hand: bool, names: list[str], said: str, digits: Digits, trained: Path, tmp_path: Path
+) -> None:
+    """Row 1.1: the right outputs under wrong names."""
+    model = rename(trained, tmp_path / "student", names, by_hand)
+    with pytest.raises(FindingsError, match=r"model\.class_names"):
+        export(digits.params(), manifest=digits.manifest, model=model, out=tmp_path / "export")
+    found = findings(tmp_path / "export")["model.class_names"]
+    assert (found.level, found.row) == ("error", "1.1")
+    assert said in found.message
+    assert "train on these" in found.advice
+    assert not (tmp_path / "export" / "labels.txt").exists()
+
+
+def test_a_renamed_class_folder_is_called_that(digits: Digits, trained: Path, tmp_path: Path) -> None:
+    """'digit 0' became 'nought', so that every other class moved one label down."""
+    names = [*NAMES[1:], "nought"]
+    table = manifests.read(digits.manifest)
+    moved = {f"digit {old}": (old - 1) % 10 for old in range(10)}
+    old = table["class_name"].to_pylist()
+    labels = pa.array([moved[name] for name in old], pa.int32())
+    for name, column in (("label", labels), ("class_name", pa.array([names[i] for i in labels.to_pylist()]))):
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    manifests.write(table, tmp_path / "clean.parquet")
+    with pytest.raises(FindingsError, match=r"model\.class_names: Class names differ: outputs/student/model"):
+        export(digits.params(), manifest=tmp_path / "clean.parquet", model=trained, out=tmp_path / "export")
+    assert "export.accuracy" not in findings(tmp_path / "export")
+
+
+def test_outputs_beyond_the_datas_classes_are_named_by_number(digits: Digits, tmp_path: Path) -> None:
+    """global.class_num above the data's classes is no difference."""
+    torch.manual_seed(0)
+    module = timm.create_model(ARCH, num_classes=12).eval()
+    model = write_checkpoint(tmp_path / "student", module, [*NAMES, "10", "11"], ARCH)
+    params = digits.params()
+    waived = params.model_copy(update={"checks": type(params.checks)(waive=["export.accuracy"])})
+    export(waived, manifest=digits.manifest, model=model, out=tmp_path / "export")
+    assert findings(tmp_path / "export")["model.class_names"].level == "info"
+
+
+def test_a_card_whose_preprocessing_was_changed_is_refused(
+    digits: Digits, trained: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(trained, tmp_path / "student"))
+    content = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**content, "mean": [0.0, 0.0, 0.0]}))
+    with pytest.raises(
+        FindingsError, match=r"export\.checkpoint: .*model\.json: changed since it was written"
+    ):
+        export(digits.params(), manifest=digits.manifest, model=model, out=tmp_path / "export")
+
+
+def test_a_checkpoint_that_holds_nan_is_not_called_a_bad_export(
+    digits: Digits, trained: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    module = timm.create_model(ARCH, num_classes=10)
+    module.load_state_dict(load_file(str(trained / "model.safetensors")))
+    with torch.no_grad():
+        module.get_classifier().weight[3] = torch.nan
+    model = write_checkpoint(tmp_path / "student", module, NAMES, ARCH)
+    with pytest.raises(FindingsError, match=r"export\.checkpoint: .*holds NaN .*classifier\.weight \(256 of"):
+        export(digits.params(), manifest=digits.manifest, model=model, out=tmp_path / "export")
+    assert "export.parity" not in findings(tmp_path / "export")
 
 
 def test_with_preprocessing_in_the_graph_whole_images_give_the_same_answers(

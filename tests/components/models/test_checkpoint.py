@@ -112,3 +112,19 @@ def test_a_network_of_another_architecture_than_its_card_is_never_saved(folder: 
             folder / "other.safetensors", folder / "other.json", module, read_card(folder / "model.json")
         )
     assert not (folder / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_checkpoint_that_holds_no_numbers_is_named_with_its_tensors(folder: Path, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["classifier.weight"][1] = value
+        tensors["conv_stem.weight"][0, 0, 0, 0] = value
+
+    rewrite(folder, spoil)
+    with pytest.raises(RetortError) as caught:
+        checkpoint.load(folder, "distill")
+    said = str(caught.value)
+    assert f"{folder / 'model.safetensors'}: the checkpoint itself holds NaN or infinite values" in said
+    assert "conv_stem.weight (1 of " in said
+    assert "classifier.weight (256 of 768)" in said
+    assert "run 'retort distill' again" in said

@@ -14,9 +14,10 @@ import pytest
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Report
 from components.common.params import Registry
-from components.common.storage import read_json, sha256_file
+from components.common.storage import read_json, sha256_file, write_json
 from components.common.tracking import connect, tracking_uri
 from components.export import exported as exports
+from components.models.card import read_card
 from components.registry.promote import promote, rollback
 
 URI = "sqlite:///.retort/mlflow/mlflow.db"
@@ -185,6 +186,47 @@ def test_files_that_do_not_belong_together_are_refused(project: Any) -> None:
     subjects = [finding["subject"] for finding in project.findings()["registry.proofs"]]
     assert subjects == ["model.onnx", "check/report.json"]
     assert not (project.folder / "outputs/register/registered.json").exists()
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_class_names_that_are_not_the_datas_are_not_registered(by_hand: bool, project: Any) -> None:
+    path = project.folder / "student/model.json"
+    names = [f"digit {label}" for label in reversed(range(10))]
+    if by_hand:
+        write_json(path, {**read_json(path), "class_names": names})
+    else:
+        read_card(path).model_copy(update={"class_names": names}).write(path)
+    with pytest.raises(FindingsError, match=r"model\.class_names: .*calls label 0 'digit 9', the data call"):
+        project.register()
+    assert "restore them, or train again" in project.findings()["model.class_names"][0]["advice"]
+    assert not (project.folder / "outputs/register/registered.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"class_names": "reversed"}, "class names than the student's model.json ('digit 9', not 'digit 0'"),
+        ({"mean": [0.1, 0.5, 0.5]}, "mean than the student's model.json ('0.1', not '0.5', at place 0)"),
+        ({"input_size": [3, 8, 8]}, "image size than the student's model.json (8, not 16)"),
+    ],
+)
+def test_an_exported_file_that_says_otherwise_than_the_card_is_refused(
+    change: dict[str, Any], said: str, project: Any
+) -> None:
+    """The card was right again after a wrong export."""
+    import onnx
+
+    card = read_card(project.folder / "student/model.json")
+    if change.get("class_names"):
+        change = {"class_names": card.class_names[::-1]}
+    path = project.folder / "export/model.onnx"
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, exports.metadata(card.model_copy(update=change), in_graph=False))
+    onnx.save(model, path)
+    write_json(path.with_name("parity.json"), {"files": {"model.onnx": {"sha256": sha256_file(path)}}})
+    with pytest.raises(FindingsError, match=r"registry\.proofs"):
+        project.register()
+    assert said in project.findings()["registry.proofs"][0]["message"]
 
 
 def test_without_the_tracker_there_is_no_registration(project: Any) -> None:

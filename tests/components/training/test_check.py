@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
+from components.common.storage import sha256_file
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
@@ -115,12 +116,37 @@ def test_a_teacher_of_other_data(judge: Judge, teacher: Path) -> None:
 
 def test_a_teacher_of_other_classes_or_size_is_refused(judge: Judge, teacher: Path) -> None:
     card = read_card(teacher / "model.json")
-    card.model_copy(update={"class_names": ["a", "b", "c", "d"]}).write(teacher / "model.json")
-    with pytest.raises(RetortError, match="named otherwise"):
-        judge()
+    for names, said in (
+        (["a", "b", "c", "d"], "calls label 0 'a', the data call it 'digit 0'"),
+        (card.class_names[::-1], "the same names in another order"),
+    ):
+        card.model_copy(update={"class_names": names}).write(teacher / "model.json")
+        found = judge()["model.class_names"]
+        assert (found.level, found.row) == ("error", "1.1")
+        assert said in found.message
+        assert "retort finetune" in found.advice
     card.model_copy(update={"input_size": [3, 64, 64]}).write(teacher / "model.json")
     with pytest.raises(RetortError, match="trained at 64 px"):
         judge()
+
+
+def test_a_teacher_that_is_damaged_or_changed_is_a_finding(judge: Judge, teacher: Path) -> None:
+    path = teacher / "model.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "mean": [0.0, 0.0, 0.0]}))
+    found = judge()["distill.teacher_weights"]
+    assert found.level == "error"
+    assert "changed since it was written" in found.message
+
+    tensors = load_file(str(teacher / "model.safetensors"))
+    tensors["conv_stem.weight"][0] = torch.nan
+    save_file(tensors, str(teacher / "model.safetensors"))
+    card = read_card(path, changed=True).model_copy(update={"mean": content["mean"]})
+    digest = sha256_file(teacher / "model.safetensors")
+    card.model_copy(update={"sha256": digest}).write(path)
+    found = judge()["distill.teacher_weights"]
+    assert found.level == "error"
+    assert "holds NaN or infinite values: conv_stem.weight (27 of" in found.message
 
 
 def test_a_student_of_random_weights(judge: Judge, weights: Path, params: DistillParams) -> None:
@@ -136,7 +162,9 @@ def test_a_student_with_values_that_are_not_numbers(judge: Judge, weights: Path)
     tensors = load_file(str(weights / "student.safetensors"))
     tensors["conv_stem.weight"][0] = torch.nan
     write_start(weights, "student", tensors)
-    assert levels(judge())["student_weights"] == "error"
+    found = judge()["distill.student_weights"]
+    assert found.level == "error"
+    assert "NaN or infinite values: conv_stem.weight (27 of" in found.message
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])

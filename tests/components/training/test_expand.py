@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from components.audit.plan import Loss, Plan, Sampling
-from components.common.errors import RetortError
+from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
 from components.dataset import manifest
 from components.models import build, checkpoint
-from components.models.card import Lineage, ModelCard
+from components.models.card import Lineage, ModelCard, read_card
 from components.models.params import Arch, Head
 from components.training import loader, rows
 from components.training.expand import Classes, choose, expand, relabel, remap
@@ -84,6 +84,17 @@ def run_expand(
     for finding in read_report(out / "report.json").findings:
         found.setdefault(finding.rule, []).append(finding)
     return found
+
+
+def test_names_that_were_exchanged_are_found_on_images(
+    params: DistillParams, data: SimpleNamespace, old: Path
+) -> None:
+    """A card that names its rows the other way round would teach every new image a wrong neighbour."""
+    card = read_card(old / "model.json")
+    card.model_copy(update={"class_names": OLD[::-1]}).write(old / "model.json")
+    with pytest.raises(FindingsError, match=r"model\.class_names: The old network recognises"):
+        run_expand(params, data, old, Path("outputs/expand"))
+    assert not Path("outputs/expand/model.safetensors").exists()
 
 
 # --- how new rows begin ---------------------------------------------------------------------------------
