@@ -77,6 +77,7 @@ RULES = (
     "manifest.path",
     "manifest.source",
     "manifest.split",
+    "model.class_names",
     "plan.loss",
     "plan.sampling",
     "preflight.shm",
