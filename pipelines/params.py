@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
-import re
+import reprlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
+from ruamel.yaml.nodes import MappingNode, Node
 
 from components.audit.params import Audit
 from components.benchmark.params import Benchmark
@@ -21,16 +26,9 @@ from components.models.params import Net
 from components.training.params import CompareWeights, Distill, Expand, Ray
 
 S = TypeVar("S", bound=BaseModel)
+SHORT = reprlib.Repr()  # of a value at fault: written out, aliases in YAML can fill the memory
+SHORT.maxstring, SHORT.maxlevel = 100, 2
 QUANTITY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # bytes as Kubernetes and kfp write them: 8Gi, 500M
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that it is in YAML 1.2, as DVC does; PyYAML takes it for a word."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 class Kubeflow(Section):
@@ -86,7 +84,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Params:
         ConfigError: naming the file or the override, the key, and the nearest known key or what the value
             should be.
     """
-    values = _read(path)
+    in_file = _read(path)
+    values = dict(in_file)
     origin: dict[str, str] = {}
     for override in overrides:
         key, value = _split(override)
@@ -95,20 +94,28 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Params:
     try:
         return Params.model_validate(values, strict=True)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path, origin)) from None
+        raise ConfigError(_explain(error, path, origin, in_file)) from None
+
+
+def _holds(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = parse(path.read_text(encoding="utf-8"))
+        values = parse(_text(path))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; 'retort init DIR' writes a commented one, or give --params FILE"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: {_fault(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -117,9 +124,62 @@ def _read(path: Path) -> dict[str, Any]:
     return {key: {} if value is None else value for key, value in values.items()}
 
 
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content
+    try:
+        if not wide:
+            return content.decode("utf-8-sig")
+        found = "UTF-16, or no text"
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = f"line {line} is not UTF-8"
+    raise ConfigError(f"{path}: {found}; save it as UTF-8")
+
+
 def parse(text: str) -> Any:
-    """A YAML value; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, but for numbers
+    """A value in YAML 1.2, as DVC reads it: ``1e-3`` is a number, ``no`` and ``1:30`` are words.
+
+    Raises:
+        YAMLError: the text is no YAML, or a key stands in it twice.
+    """
+    reader = YAML(typ="safe", pure=True)
+    try:
+        with warnings.catch_warnings(action="ignore", category=ReusedAnchorWarning):  # YAML allows it
+            return reader.load(text)
+    except RecursionError:
+        raise YAMLError("not valid YAML: nested too deep") from None
+    except DuplicateKeyError as error:
+        raise YAMLError(_twice(reader.compose(text), set()) or _fault(error)) from None
+
+
+def _twice(node: Node, seen: set[int]) -> str:
+    """Says which key stands twice in a mapping, and where; empty when none does."""
+    if id(node) in seen or not isinstance(node.value, list):
+        return ""
+    seen.add(id(node))  # an alias may lead back to it
+    if not isinstance(node, MappingNode):
+        return next(filter(None, (_twice(item, seen) for item in node.value)), "")
+    lines: dict[tuple[str, str], int] = {}
+    for key, value in node.value:
+        name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+        if name in lines:
+            where = f"{lines[name]} and on line {line}" if line > lines[name] else f"{line}"
+            return f"key '{key.value}' stands twice, on line {where}; keep one of them"
+        lines[name] = line
+        if said := _twice(value, seen):
+            return said
+    return ""
+
+
+def _fault(error: YAMLError) -> str:
+    """What is wrong and where, in one line."""
+    if not isinstance(error, MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    said = ", ".join(filter(None, (error.context, error.problem)))
+    return f"not valid YAML: {where}{' '.join(said.split())}"
 
 
 def _split(override: str) -> tuple[str, Any]:
@@ -128,15 +188,18 @@ def _split(override: str) -> tuple[str, Any]:
         raise ConfigError(f"-o {override}: expected KEY=VALUE, such as -o student.train.epochs=8")
     try:
         return key.strip(), parse(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"-o {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+    except YAMLError as error:
+        raise ConfigError(f"-o {override}: {_fault(error)}") from None
 
 
 def _put(values: dict[str, Any], key: str, value: Any, override: str) -> None:
     *parents, last = key.split(".")
     place = values
     for parent in parents:
-        place = place.setdefault(parent, {})
+        inside = place.get(parent)
+        # null: its keys are all commented out; a copy: an alias may have put the same section elsewhere too
+        place[parent] = {} if inside is None else dict(inside) if isinstance(inside, dict) else inside
+        place = place[parent]
         if not isinstance(place, dict):
             raise ConfigError(f"-o {override}: '{parent}' is a value, not a section")
     place[last] = value
@@ -151,14 +214,24 @@ def keys(model: type[BaseModel] = Params, prefix: str = "") -> Iterator[tuple[st
             yield from keys(field.annotation, f"{key}.")
 
 
-def _explain(error: ValidationError, path: Path, origin: dict[str, str]) -> str:
+def _origin(key: str, path: Path, origin: dict[str, str], in_file: dict[str, Any]) -> str:
+    """What put ``key`` there, in a section or for a key below it too: an override, or the file."""
+    for given, text in origin.items():
+        if f"{key}.".startswith(f"{given}.") or (
+            f"{given}.".startswith(f"{key}.") and not _holds(in_file, key)
+        ):
+            return text
+    return str(path)
+
+
+def _explain(error: ValidationError, path: Path, origin: dict[str, str], in_file: dict[str, Any]) -> str:
     known = [key for key, _ in keys()]
     lines = []
     for item in error.errors()[:2]:
         # pydantic appends the member of a union it tried to the location; keep what is a key
         parts = [str(part) for part in item["loc"]]
         full = ".".join(parts)
-        where = next((text for key, text in origin.items() if full.startswith(key)), str(path))
+        where = _origin(full, path, origin, in_file)
         if item["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(full, known, n=1, cutoff=0.5)
             tail = [key for key in known if key.split(".")[-1] == parts[-1]]
@@ -169,6 +242,6 @@ def _explain(error: ValidationError, path: Path, origin: dict[str, str]) -> str:
         while len(parts) > 1 and ".".join(parts) not in known:
             parts.pop()
         message = item["msg"][0].lower() + item["msg"][1:]
-        got = "" if item["type"] == "unknown_rule" else f", got {item['input']!r}"
+        got = "" if item["type"] == "unknown_rule" else f", got {SHORT.repr(item['input'])}"
         lines.append(f"{where}: {'.'.join(parts)}: {message}{got}")
     return "\n".join(dict.fromkeys(lines))

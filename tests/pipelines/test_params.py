@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,15 @@ def test_a_power_of_ten_is_a_number(file: Path) -> None:
         ("student.train.epochs.x=3", "'epochs' is a value, not a section"),
         ("student.train.epochs", "expected KEY=VALUE"),
         ("kubeflow.shm=lots", "kubeflow.shm: string should match pattern"),
-        ("student.weights=[", "not YAML"),
+        ("student.weights=[", "-o student.weights=[: not valid YAML: line 1, column 2"),
+        ("student.lr={initial: 1, initial: 2}", "key 'initial' stands twice, on line 1; keep one"),
+        ("teachr.lr=3", "-o teachr.lr=3: unknown key 'teachr'; did you mean 'teacher'?"),
+        ("teacher.lrr.x=3", "-o teacher.lrr.x=3: unknown key 'teacher.lrr'; did you mean 'teacher.lr'?"),
+        ("teacher.lr.inital=3", "-o teacher.lr.inital=3: unknown key 'teacher.lr.inital'; did you mean"),
+        (
+            "teacher.lr={inital: 3}",
+            "-o teacher.lr={inital: 3}: unknown key 'teacher.lr.inital'; did you mean",
+        ),
         ("student.lr.initial=.inf", "student.lr.initial: input should be a finite number, got inf"),
         ("student.lr.initial=.nan", "student.lr.initial: input should be a finite number, got nan"),
         ("audit.distribution=[.inf, 1]", "audit.distribution"),
@@ -94,7 +103,88 @@ def test_a_wrong_key_in_the_file_names_the_file(file: Path) -> None:
         load(file)
 
 
-@pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n", "just words"])
+def test_what_stands_in_the_file_is_not_blamed_on_an_override(file: Path) -> None:
+    file.write_text("teachr: {lr: 1}\nstudent: {lr: {initial: -1}}\n")
+    with pytest.raises(ConfigError) as raised:
+        load(file, ["teachr.seed=3", "student.lr.schedule=cosine"])
+    assert all(line.startswith(f"{file}: ") for line in str(raised.value).splitlines())
+
+
+def test_an_override_changes_one_section_though_an_alias_made_it_two(file: Path) -> None:
+    file.write_text("teacher: &net\n  train: {epochs: 3}\nstudent: *net\n")
+    params = load(file, ["student.train.epochs=9"])
+    assert (params.teacher.train.epochs, params.student.train.epochs) == (3, 9)
+
+
+def test_a_section_whose_keys_are_all_commented_out_can_be_overridden(file: Path) -> None:
+    file.write_text("student:\n  lr:\n    # initial: 0.1\n")
+    assert load(file, ["student.lr.initial=0.2"]).student.lr.initial == 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("data: {}\nstudent: {}\n\ndata:\n  root: x\n", "key 'data' stands twice, on line 1 and on line 4;"),
+        (
+            "student:\n  lr:\n    initial: 1\n    # no\n    initial: 2\n",
+            "'initial' stands twice, on line 3 and on",
+        ),
+        ("benchmark:\n  x: [1, {b: 1}, {b: 1, c: {d: 1, d: 2}}]\n", "key 'd' stands twice, on line 2;"),
+        ("x: &x {a: [*x], a: 1}\n", "key 'a' stands twice, on line 1;"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_as_dvc_refuses_it(file: Path, content: str, said: str) -> None:
+    file.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        load(file)
+    assert f"{file}: " in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_anchors_and_merge_keys_are_no_second_keys(file: Path) -> None:
+    file.write_text("teacher: &net\n  weights: a.pth\n  coverage: 1\nstudent: {<<: *net, weights: b.pth}\n")
+    params = load(file)
+    assert (params.teacher.weights, params.student.weights, params.student.coverage) == ("a.pth", "b.pth", 1)
+
+
+def test_values_are_what_dvc_takes_them_for(file: Path) -> None:
+    from dvc.utils.serialize import load_yaml
+
+    file.write_text(
+        "data: {class_names: no, group: 1:30}\nglobal: {seed: 010}\nstudent: {lr: {initial: 1e-3}}\n"
+    )
+    params, read = load(file), load_yaml(str(file))
+    assert (params.data.class_names, params.data.group) == (
+        read["data"]["class_names"],
+        read["data"]["group"],
+    )
+    assert params.data.class_names == "no"
+    assert params.general.seed == read["global"]["seed"] == 10
+    assert params.student.lr.initial == read["student"]["lr"]["initial"] == 0.001
+
+
+def test_a_file_in_another_encoding_is_to_be_saved_as_utf8(file: Path) -> None:
+    text = "data: {root: caf\xe9}\n"
+    for encoding in ("utf-16", "utf-16-le", "utf-32", "latin-1"):
+        file.write_bytes(text.encode(encoding))
+        with pytest.raises(ConfigError, match="save it as UTF-8"):
+            load(file)
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert load(file).data.root == "caf\xe9"
+
+
+def test_aliases_that_stand_for_millions_of_values_are_not_written_out(file: Path) -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, name in itertools.pairwise("abcdefghij"):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")
+    file.write_text("\n".join(["data:", *(f"  {line}" for line in lines), "  root: *j", "  source: *j"]))
+    file.write_text(file.read_text() + "\nchecks: {waive: *j}\n")
+    with pytest.raises(ConfigError) as raised:
+        load(file)
+    assert len(str(raised.value)) < 2000
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "a: [", "- 1\n- 2\n", "just words"])
 def test_a_file_that_is_no_params_file_is_refused(file: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigError, match=r"params\.yaml"):
