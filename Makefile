@@ -29,8 +29,7 @@ bench: setup ## measure what the README claims; a table, and outputs/bench/resul
 	@python -m tests.benchmarks
 
 ui: setup ## the MLflow UI of this folder's runs, at http://127.0.0.1:5000 (PORT=...)
-	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	  mlflow ui --backend-store-uri sqlite:///.retort/mlflow/mlflow.db --host 127.0.0.1 --port $(PORT)
+	@retort ui --port $(PORT)
 
 images: ## the container images of infra/images (needs Docker)
 	@infra/images/build.sh

@@ -478,6 +478,24 @@ def sync() -> None:
     print(f"{counts['sent']} steps sent{running}")
 
 
+@app.command()
+def ui(
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where to serve it; the next free one if taken.")
+    ] = 5000,
+    browser: Annotated[
+        bool, typer.Option("--open/--no-browser", help="Open a browser too, or only say the address.")
+    ] = False,
+) -> None:
+    """Open MLflow on this folder's runs and models (registry.tracking_uri), until Ctrl-C.
+
+    A server's address is only said.
+    """
+    from pipelines.ui import ui as serve
+
+    serve(params().registry, port, browser)
+
+
 @app.command("compile")
 def compile_() -> None:
     """Write the Kubeflow pipeline as IR: pipeline.yaml.

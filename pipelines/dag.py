@@ -2,6 +2,7 @@
 
 # no 'from __future__ import annotations' here: kfp reads the types of a pipeline's parameters themselves
 
+import copy
 import math
 import re
 import tempfile
@@ -103,7 +104,9 @@ def build(params: Params) -> Any:
 
         small = to_onnx(of="student", export=export, model=distilled.outputs["trained"], **rows)
         pod.full(small, "Export the student")
-        large = to_onnx(of="teacher", export=export, model=finetuned.outputs["trained"], **rows)
+        large = _called(to_onnx, "export-teacher")(
+            of="teacher", export=export, model=finetuned.outputs["trained"], **rows
+        )
         pod.full(large, "Export the teacher")
 
         exports = {"student": small.outputs["exported"], "teacher": large.outputs["exported"]}
@@ -131,6 +134,14 @@ def compile(params: Params, out: Path) -> None:
         path = Path(folder) / "pipeline.yaml"
         Compiler().compile(pipeline, str(path))
         write_text(out, path.read_text(encoding="utf-8"))
+
+
+def _called(component: Any, name: str) -> Any:
+    """The same component by another name: kfp names a task after it, and a second one 'export-2'."""
+    twin = copy.copy(component)
+    twin.component_spec = copy.deepcopy(component.component_spec)
+    twin.component_spec.name = name
+    return twin
 
 
 class _Pods:

@@ -67,7 +67,7 @@ class Versions:
             if error.error_code in ABSENT:
                 raise RetortError(
                     f"version {version}: '{self.name}' has no such version in {public_uri(self.uri)}; "
-                    "'make ui' lists them under Models"
+                    "'retort ui' lists them under Models"
                 ) from None
             raise
 

@@ -277,7 +277,8 @@ def test_a_process_says_one_line_when_it_ends_for_want_of_a_file(tmp_path: Path)
     [
         "ingest", "validate", "weights", "audit", "audit imbalance", "audit synthetic", "plan", "finetune",
         "check", "distill", "export", "benchmark", "register", "predict", "expand", "features", "cost",
-        "compare-weights", "compile", "submit", "promote", "rollback", "sync", "report", "init", "clean",
+        "compare-weights", "compile", "submit", "promote", "rollback", "sync", "ui", "report", "init",
+        "clean",
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(words: str, capsys: pytest.CaptureFixture[str]) -> None:

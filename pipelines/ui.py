@@ -1,0 +1,114 @@
+"""``retort ui``: MLflow's pages on the runs of this folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from pathlib import Path
+
+from components.common.errors import RetortError
+from components.common.params import Registry
+from components.common.progress import say
+from components.common.storage import state_dir
+from components.common.tracking import public_uri, tracking_uri
+
+HOST = "127.0.0.1"
+PORTS = 100  # that are tried, one after the other
+START_SECONDS = 180.0  # MLflow imports much; on a busy machine that takes a minute
+END_SECONDS = 10.0
+SQLITE = "sqlite:///"
+SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def ui(registry: Registry, port: int, browser: bool) -> None:
+    """Serve ``registry.tracking_uri`` on this machine until Ctrl-C; of a server, say the URL.
+
+    Args:
+        port: the first that is tried.
+        browser: open the pages too.
+
+    Raises:
+        RetortError: when there are no runs yet, no port is free, or MLflow does not start.
+    """
+    uri = tracking_uri(registry)
+    if not uri.startswith(SQLITE):
+        _show(public_uri(uri), browser, "")
+        return
+    if not Path(uri.removeprefix(SQLITE)).exists():
+        raise RetortError(
+            f"{uri.removeprefix(SQLITE)}: no such file, so there are no runs to show yet; run a step first"
+        )
+    free = _free_port(port)
+    log = state_dir() / "ui.log"
+    if free != port:
+        say(f"port {port} is taken")
+    say("MLflow starts; that may take some seconds")
+    with log.open("w", encoding="utf-8") as out:
+        server = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
+                "--host", HOST, "--port", str(free), "--workers", "1",
+            ],
+            env={**os.environ, **SETTINGS}, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C comes here, and all of its processes are ended together
+        )  # fmt: skip
+    try:
+        _await(server, free, log)
+        _show(f"http://{HOST}:{free}", browser, " (Ctrl-C ends it)")
+        server.wait()
+        raise RetortError(f"MLflow ended with status {server.returncode}; see {log}")
+    except KeyboardInterrupt:
+        say("ended")
+    finally:
+        _end(server)
+
+
+def _show(url: str, browser: bool, how: str) -> None:
+    print(f"MLflow: {url}{how}", flush=True)
+    if browser and not webbrowser.open(url):
+        say("no browser was found; open the address by hand")
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, min(first + PORTS, 65536)):
+        with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+            try:
+                taken.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise RetortError(f"--port {first}: this port and the {PORTS - 1} after it are taken; name another")
+
+
+def _await(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Return when the server answers."""
+    started = time.monotonic()
+    while server.poll() is None and time.monotonic() - started < START_SECONDS:
+        try:
+            socket.create_connection((HOST, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise RetortError(f"MLflow did not start: {lines[-1][:160] if lines else 'no word from it'}; see {log}")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers: they are a process group of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, number)
+        except ProcessLookupError:  # all of them ended
+            break
+        try:
+            server.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    server.wait()
