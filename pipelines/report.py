@@ -11,6 +11,7 @@ from components.common.findings import Report, read_report
 from components.common.page import findings_html, read_sections, render
 from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, write_text
+from components.registry.compare import verdict
 from pipelines.params import Params
 
 # Each step of the DAG in its order: name, folder below outputs/, what a person calls it.
@@ -59,10 +60,13 @@ def report(params: Params, outputs: Path) -> None:
         RetortError: when a file in ``outputs`` is damaged; missing ones are shown as not run.
     """
     steps = [_read(outputs, *step) for step in STEPS]
-    headline = _headline(outputs)
+    answers, headline = _answers(outputs), _headline(outputs)
     write_text(
-        outputs / "index.html", render(f"Retort: {params.registry.name}", _body(params, steps, headline))
+        outputs / "index.html",
+        render(f"Retort: {params.registry.name}", _body(params, steps, answers, headline)),
     )
+    for question, answer in answers:
+        print(f"{question} {answer}")
     for step in steps:
         counts = ", ".join(
             counted(step.count(level), level) for level in ("error", "warning") if step.count(level)
@@ -85,6 +89,47 @@ def _read(outputs: Path, name: str, folder: str, title: str) -> Step:
 
 def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _answers(outputs: Path) -> list[tuple[str, str]]:
+    """What a person wants to know before any number: did the teacher help, and is the student in use?"""
+    answers = []
+    student = _json(outputs / "student" / "metrics.json")
+    if "val" in student:
+        answers.append(("Did the teacher help?", _helped(student)))
+    registered = _json(outputs / "register" / "registered.json")
+    if registered:
+        said = verdict(
+            registered["version"], registered["alias"], registered.get("champion"),
+            registered.get("reason", ""),
+        )  # fmt: skip
+        answers.append(("Champion or challenger?", f"{registered['name']} {said}."))
+    return answers
+
+
+def _helped(student: dict[str, Any]) -> str:
+    """The student beside the same student without a teacher, on the same validation images."""
+    gain, control = student.get("gain", {}), student.get("control", {}).get("val", {})
+    if "val_top1" not in gain or "top1" not in control:
+        return "Not measured: distill.control is off, so there is no student without a teacher beside it."
+    value, half, images = gain["val_top1"], gain["val_half_width"], student["val"]["images"]
+    low, high = value - half, value + half
+    if low > 0:
+        said = "Yes"
+    elif high < 0:
+        said = "No, it did harm"
+    else:
+        said = "Unknown, the difference is within the noise"
+    numbers = (
+        f"{said}: {student['val']['top1']:.1%} top-1 with it, {control['top1']:.1%} without it, "
+        f"{100 * value:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}) on "
+        f"{counted(images, 'validation image')}."
+    )
+    if high < 0:
+        numbers += " See distill.gain for the way out."
+    elif low <= 0:
+        numbers += " More validation images would tell."
+    return numbers
 
 
 def _headline(outputs: Path) -> list[tuple[str, str, str]]:
@@ -112,8 +157,11 @@ def _headline(outputs: Path) -> list[tuple[str, str, str]]:
         lines.append(("Recommended", f"{best['p50_ms']:.2f} ms", note))
     registered = _json(outputs / "register" / "registered.json")
     if registered:
-        name = f"{registered['name']} v{registered['version']}"
-        lines.append(("Registered", name, f"alias {registered['alias']}"))
+        champion = registered.get("champion")
+        alias = registered["alias"] or "neither champion nor challenger"
+        stays = f"; champion: v{champion}" if champion not in (None, registered["version"]) else ""
+        name = f"v{registered['version']}, {alias}"
+        lines.append(("Registered", name, f"as {registered['name']}{stays}"))
     return lines
 
 
@@ -121,15 +169,17 @@ def _configuration(row: dict[str, Any]) -> str:
     return f"{row['engine']}, {counted(row['threads'], 'thread')}, {row['precision']}, batch {row['batch']}"
 
 
-def _body(params: Params, steps: list[Step], headline: list[tuple[str, str, str]]) -> str:
+def _body(
+    params: Params, steps: list[Step], answers: list[tuple[str, str]], headline: list[tuple[str, str, str]]
+) -> str:
     failed = [step for step in steps if step.verdict == "failed"]
     missing = [step for step in steps if step.verdict == "not run"]
     if failed:
-        verdict, sentence = "failed", f"Stopped at: {failed[0].title}."
+        state, sentence = "failed", f"Stopped at: {failed[0].title}."
     elif missing:
-        verdict, sentence = "unfinished", f"Not run yet: {', '.join(step.title for step in missing)}."
+        state, sentence = "unfinished", f"Not run yet: {', '.join(step.title for step in missing)}."
     else:
-        verdict, sentence = "passed", "Every step passed its checks."
+        state, sentence = "passed", "Every step passed its checks."
     cards = "".join(
         f'<div class="figurecard"><div class="label">{html.escape(label)}</div>'
         f'<div class="value">{html.escape(value)}</div><div class="label">{html.escape(note)}</div></div>'
@@ -143,11 +193,19 @@ def _body(params: Params, steps: list[Step], headline: list[tuple[str, str, str]
     name = html.escape(params.registry.name)
     return (
         f"<style>{STYLE}</style>"
-        f'<h1>{name} <span class="badge {verdict}">{verdict}</span></h1><p>{html.escape(sentence)}</p>'
+        f'<h1>{name} <span class="badge {state}">{state}</span></h1><p>{html.escape(sentence)}</p>'
+        f"{_answers_html(answers)}"
         f'<div class="cards">{cards}</div>'
         f'<nav><ol class="steps">{chips}</ol></nav>'
         + "".join(_step(step) for step in steps if step.report is not None)
     )
+
+
+def _answers_html(answers: list[tuple[str, str]]) -> str:
+    if not answers:
+        return ""
+    lines = "".join(f"<dt>{html.escape(asked)}</dt><dd>{html.escape(said)}</dd>" for asked, said in answers)
+    return f'<dl class="answers">{lines}</dl>'
 
 
 def _marks(step: Step) -> str:
@@ -183,6 +241,8 @@ def _notes(count: int) -> str:
 
 
 STYLE = """
+.answers{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:4px 16px 12px}
+.answers dt{font-weight:650;margin-top:8px}.answers dd{margin:2px 0 0}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(156px,1fr));gap:12px;margin:16px 0}
 .figurecard{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 .figurecard .value{font-size:1.25rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}

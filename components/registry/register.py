@@ -14,12 +14,12 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.findings import read_report
-from components.common.progress import track
+from components.common.progress import say, track
 from components.common.step import Run, step
 from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
 from components.models.card import ModelCard, names_finding, read_card
-from components.registry.compare import MIN_IMAGES, Comparison, compare
+from components.registry.compare import FIRST, MIN_IMAGES, Comparison, compare, reason, verdict
 from components.registry.params import RegisterParams
 from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
 
@@ -32,6 +32,7 @@ PROOFS = "extra_files"  # where MLflow keeps files that belong to a model
 METRICS = "metrics.json"  # among the proofs: what the next challenger is compared with
 CARD, CHECKPOINT = "card.json", "model.safetensors"  # too: what a later network may start from
 DECIDED = "decided"  # tag of a version whose alias was settled when it was registered
+REASON = "decided.reason"  # and why
 BATCH = 64
 MOST_ROWS = 40
 
@@ -49,7 +50,8 @@ def register(
 ) -> None:
     """Register ``model.onnx`` with its proofs; champion if there is none or it is better, else challenger.
 
-    Writes ``registered.json``. The same ``model.onnx`` a second time is the version it was the first time.
+    Writes ``registered.json``: version, alias and why, and which version is champion now. The same
+    ``model.onnx`` a second time is the version it was the first time.
 
     Args:
         student, exported, benchmark, check: the folders of those steps.
@@ -151,6 +153,7 @@ class _Registration:
     metrics: dict[str, Any] = field(init=False)
     champion: ModelVersion | None = None  # the one that was champion before
     comparison: Comparison | None = None
+    reason: str = ""  # of its alias
 
     def __post_init__(self) -> None:
         self.card = read_card(self.files["outputs/student/model.json"])
@@ -163,7 +166,10 @@ class _Registration:
         self.versions.make()
         version = self.versions.of_content(self.sha256) or self._log()
         alias = self._settle(version)
-        self._write(version, alias)
+        holder = self.versions.holder(CHAMPION)
+        said = verdict(int(version.version), alias, int(holder.version) if holder else None, self.reason)
+        say(f"register: {self.versions.name} {said}")
+        self._write(version, alias, holder)
         self._show(version, alias)
 
     # --- the model in MLflow's format ---
@@ -300,6 +306,9 @@ class _Registration:
         champion = versions.holder(CHAMPION)
         if version.tags.get(DECIDED):
             alias = self._alias_of(number)
+            self.reason = version.tags.get(REASON, "")
+            if alias != version.tags[DECIDED]:
+                self.reason = "decided by a promotion since it was registered"
             self.run.find(
                 "registry.known", "info", f"version {number}",
                 f"this model.onnx is version {number} of '{versions.name}' already, "
@@ -313,9 +322,12 @@ class _Registration:
             if champion is None or int(champion.version) != number:
                 versions.crown(number, "register")
             alias = CHAMPION
+            if self.champion is None:
+                self.reason = FIRST
         else:
             versions.client.set_registered_model_alias(versions.name, CHALLENGER, str(number))
             alias = CHALLENGER
+        versions.client.set_model_version_tag(versions.name, str(number), REASON, self.reason)
         versions.client.set_model_version_tag(versions.name, str(number), DECIDED, alias)
         return alias
 
@@ -331,6 +343,7 @@ class _Registration:
         subject = f"champion, version {champion.version}"
         recalls = self._recalls_of(champion, subject)
         if recalls is None:
+            self.reason = f"version {champion.version} could not be measured"
             self.run.find(
                 "registry.better", "warning", subject,
                 "it has no model.onnx of ours that could be measured, so the new version stays challenger",
@@ -377,18 +390,16 @@ class _Registration:
 
     def _judge(self, comparison: Comparison, subject: str) -> None:
         registry = self.params.registry
-        measured = f"top-1 {comparison.challenger:.2%} against {comparison.champion:.2%}"
-        if comparison.better:
+        self.reason = reason(comparison)
+        lower = not comparison.in_common or not comparison.as_accurate
+        if comparison.better or comparison.equal or lower:
+            stays = "becomes champion" if comparison.better else "stays challenger"
             self.run.find(
-                "registry.better", "info", subject, f"the new version is better: {measured}",
+                "registry.better", "warning" if lower else "info", subject,
+                f"the new version {stays}, {self.reason}",
                 measured=comparison.challenger, limit=comparison.champion - registry.tolerance,
-            )  # fmt: skip
-        if not comparison.as_accurate:
-            self.run.find(
-                "registry.better", "warning", subject,
-                f"the new version stays challenger: {measured}, {registry.tolerance:.2%} lower is allowed",
-                measured=comparison.challenger, limit=comparison.champion - registry.tolerance,
-                advice="See the table of classes; 'retort promote VERSION' makes it champion all the same.",
+                advice="" if comparison.better else
+                "See the table of classes; 'retort promote VERSION' makes it champion all the same.",
             )  # fmt: skip
         if comparison.worse:
             worst = comparison.worse[0]
@@ -413,13 +424,15 @@ class _Registration:
 
     # --- what is left behind ---
 
-    def _write(self, version: ModelVersion, alias: str) -> None:
+    def _write(self, version: ModelVersion, alias: str, champion: ModelVersion | None) -> None:
         identity = self.run.tracker.identity()
         registered = {
             "schema_version": SCHEMA_VERSION,
             "name": self.versions.name,
             "version": int(version.version),
             "alias": alias,
+            "reason": self.reason,
+            "champion": int(champion.version) if champion else None,
             "model_uri": f"models:/{self.versions.name}/{version.version}",
             "sha256": self.sha256,
             "checkpoint_sha256": self.card.sha256,
@@ -439,6 +452,7 @@ class _Registration:
         rows = [
             ["name", self.versions.name],
             ["version", f"{version.version}{f', {alias}' if alias else ''}"],
+            ["why", self.reason],
             ["architecture", self.card.arch.name],
             ["top-1, validation split", f"{self.metrics['val']['top1']:.2%}"],
             ["load it", f"mlflow.onnx.load_model('models:/{self.versions.name}/{version.version}')"],

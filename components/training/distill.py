@@ -160,7 +160,9 @@ def _gain(run: Run, actual: dict[str, np.ndarray], said: dict[str, Any]) -> dict
         f"with the teacher {gain:+.2%} top-1 on the same {len(actual['val'])} validation images as the same "
         f"student without one, on as many steps (95 % interval {gain - half:+.2%} to {gain + half:+.2%})",
         measured=round(gain, 6), limit=0.0, row="2.3",
-        advice="The teacher does not help here: use more unlabelled images, more epochs, or no teacher."
+        advice="The teacher does harm here. A better teacher (see distill.teacher_accuracy), more "
+        "distill.epochs or more unlabelled images may turn that; or do without: set teacher.arch to the "
+        "student's network, run 'retort finetune' and use 'retort export --of teacher'."
         if worse else "",
     )  # fmt: skip
     run.tracker.summary({"gain_val": gain})

@@ -141,6 +141,24 @@ def test_a_model_that_is_as_good_takes_over_and_can_be_rolled_back(project: Any)
     assert holder("champion") == 1
 
 
+def test_an_equal_model_stays_challenger(project: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The very same answers from another file: a tie is not better."""
+    first = project.register()
+    assert first["reason"] == "it is the first: nothing to compare with"
+    assert "register: digits v1, champion because it is the first: nothing" in capsys.readouterr().err
+    project.train(scale=2.0)
+    second = project.register()
+    assert (second["alias"], second["champion"]) == ("challenger", 1)
+    assert "not better: equal, top-1" in second["reason"]
+    finding = project.findings()["registry.better"][0]
+    assert finding["message"].startswith("the new version stays challenger, not better: equal")
+    assert "register: digits v2, challenger (champion stays v1): not better: equal" in capsys.readouterr().err
+    assert (holder("champion"), holder("challenger")) == (1, 2)
+    assert project.register()["reason"] == second["reason"]
+    promote(project.params(), 2)
+    assert "promotion" in project.register()["reason"]
+
+
 def test_a_model_that_loses_a_class_stays_challenger(project: Any) -> None:
     project.register()
     project.train(blind_to=4)
