@@ -34,9 +34,9 @@ def said(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], s
 @pytest.mark.parametrize(
     ("gain", "half", "answer"),
     [
-        (-0.15, 0.05, "No, it did harm: 60.0% top-1 with it, 75.0% without it, -15.0 points (95 % interval -20.0"
-         " to -10.0) on 100 validation images. See distill.gain for the way out."),
-        (0.15, 0.05, "Yes: 60.0% top-1 with it, 45.0% without it, +15.0 points (95 % interval +10.0 to +20.0)"),
+        (-0.15, 0.05, "No, it did harm: 60.0% top-1 with it, 75.0% without it, -15.0 points (95 % interval "
+         "-20.0 to -10.0) on 100 validation images. See distill.gain for the way out."),
+        (0.15, 0.05, "Yes: 60.0% top-1 with it, 45.0% without it, +15.0 points (95 % interval +10.0 to"),
         (-0.15, 0.2, "Unknown, the difference is within the noise: 60.0% top-1 with it, 75.0% without it,"),
     ],
 )  # fmt: skip
