@@ -10,7 +10,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,37 +108,22 @@ def ingest() -> None:
 
     Example: retort ingest -o data.source=photos -o data.root=photos
     """
-    from components.dataset.ingest import ingest as step
-    from components.dataset.params import IngestParams
-
     with working("ingest") as p:
-        step(p.of(IngestParams), manifest=MANIFEST, out=OUTPUTS / "ingest")
+        _ingest(p)
 
 
 @app.command()
 def validate() -> None:
     """Check every image and row; write clean.parquet, quarantine.parquet and Data Docs."""
-    from components.dataset.params import ValidateParams
-    from components.dataset.validate import validate as step
-
     with working("validate") as p:
-        step(
-            p.of(ValidateParams),
-            manifest=MANIFEST,
-            clean=CLEAN,
-            quarantine=QUARANTINE,
-            out=OUTPUTS / "validate",
-        )
+        _validate(p)
 
 
 @app.command()
 def weights() -> None:
     """Fetch, convert and prove the weights that teacher and student start from."""
-    from components.weights.params import WeightsParams
-    from components.weights.prepare import prepare as step
-
     with working("weights") as p:
-        step(p.of(WeightsParams), out=WEIGHTS)
+        _weights(p)
 
 
 @audit_app.callback()
@@ -172,6 +157,28 @@ def plan() -> None:
         _plan(p)
 
 
+def _ingest(p: Params) -> None:
+    from components.dataset.ingest import ingest as step
+    from components.dataset.params import IngestParams
+
+    step(p.of(IngestParams), manifest=MANIFEST, out=OUTPUTS / "ingest")
+
+
+def _validate(p: Params) -> None:
+    from components.dataset.params import ValidateParams
+    from components.dataset.validate import validate as step
+
+    out = OUTPUTS / "validate"
+    step(p.of(ValidateParams), manifest=MANIFEST, clean=CLEAN, quarantine=QUARANTINE, out=out)
+
+
+def _weights(p: Params) -> None:
+    from components.weights.params import WeightsParams
+    from components.weights.prepare import prepare as step
+
+    step(p.of(WeightsParams), out=WEIGHTS)
+
+
 def _audit_imbalance(p: Params) -> None:
     from components.audit.imbalance import audit_imbalance as step
     from components.audit.params import AuditParams
@@ -191,6 +198,43 @@ def _plan(p: Params) -> None:
     from components.audit.params import AuditParams
 
     step(p.of(AuditParams), imbalance=AUDIT / "imbalance", synthetic=AUDIT / "synthetic", out=AUDIT)
+
+
+def _up_to_date(p: Params, command: str) -> None:
+    """Run what stands before the plan and is missing, or was made for another manifest than there is now.
+
+    Whether the source itself has changed is not looked at: that takes reading it.
+    """
+    from components.audit.plan import read_plan
+    from components.common.findings import read_report
+    from components.common.progress import say
+    from components.common.storage import sha256_file
+
+    def run(name: str, why: str, *steps: Callable[[Params], None]) -> None:
+        say(f"{command}: {why}: 'retort {name}' runs first")
+        for each in steps:
+            each(p)
+
+    if not CLEAN.exists() and not MANIFEST.exists():
+        run("ingest", f"{MANIFEST} is missing", _ingest)
+    report = OUTPUTS / "validate" / "report.json"
+    if not CLEAN.exists():
+        run("validate", f"{CLEAN} is missing", _validate)
+    elif (
+        MANIFEST.exists()
+        and report.exists()
+        and read_report(report).inputs.get(str(MANIFEST)) != sha256_file(MANIFEST)
+    ):
+        run("validate", f"{MANIFEST} is newer than {CLEAN}", _validate)
+    why = ""
+    if not PLAN.exists():
+        why = "is missing"
+    elif read_plan(PLAN).manifest not in ("", sha256_file(CLEAN)):  # empty: a person wrote it for this data
+        why = "was made for other data"
+    if why:
+        if not (WEIGHTS / "features.onnx").exists():
+            run("weights", f"{WEIGHTS / 'features.onnx'} is missing", _weights)
+        run("audit", f"{PLAN} {why}", _audit_imbalance, _audit_synthetic, _plan)
 
 
 @app.command()
@@ -359,6 +403,9 @@ def expand(
 ) -> None:
     """Add the data's new classes to a trained classifier; old ones keep their rows.
 
+    Says and runs what is missing of ingest, validate, weights and audit, or was made for an older manifest;
+    new images are read by 'retort ingest'.
+
     \b
     Examples: retort expand
               retort expand --of teacher -o expand.epochs=4
@@ -371,6 +418,7 @@ def expand(
     if of not in models:
         raise ConfigError(f"--of {of}: expected student or teacher")
     with working("expand") as p:
+        _up_to_date(p, "expand")
         step(
             p.of(ExpandParams),
             manifest=CLEAN,

@@ -138,7 +138,7 @@ def choose(
     if not new:
         raise RetortError(
             f"{manifest}: every class in it is known to {model} ({_some(known)}); add images of the new "
-            "classes and run 'retort ingest', 'retort validate' and 'retort audit' first"
+            "classes, then 'retort ingest && retort expand'"
         )
     return Classes((*(known[row] for row in kept), *new), tuple(kept))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,29 @@ def test_repro_reads_own_images_again_when_there_are_more(tmp_path: Path, given:
     assert repro() == (6, False)
     draw(images / "train/a/6.png", 6)
     assert repro() == (7, True)
+
+
+@pytest.mark.slow
+def test_expand_runs_what_it_needs_and_only_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "params.yaml").write_text(
+        "global: {image_size: 32}\ndata: {source: photos, root: photos}\n"
+        "teacher: &net\n  arch: {name: test_efficientnet}\nstudent: *net\n"
+    )
+    for number, (split, label) in enumerate(itertools.product(["train", "val", "test"], "ab")):
+        draw(tmp_path / "photos" / split / label / f"{number}.png", number)
+
+    def ran() -> list[str]:
+        assert cli.run(["expand"]) == 1, "there is no student"
+        said = capsys.readouterr().err
+        assert "outputs/student/model.json: no such file" in said
+        return re.findall(r"^expand: .*: 'retort (\w+)' runs first$", said, re.MULTILINE)
+
+    assert ran() == ["ingest", "validate", "weights", "audit"]
+    assert ran() == []
+    draw(tmp_path / "photos/train/c/9.png", 9)
+    assert ran() == [], "what is new in the source is for ingest to read"
+    assert cli.run(["ingest"]) == 0
+    assert ran() == ["validate", "audit"]
 
 
 def draw(path: Path, number: int) -> None:
