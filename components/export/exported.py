@@ -81,6 +81,28 @@ def describe(opened: onnxruntime.InferenceSession, path: Path) -> Exported:
     )  # fmt: skip
 
 
+def need_numbers(path: Path) -> None:
+    """Raises RetortError when weights of an exported file are NaN: kernels may hide that in wrong answers.
+
+    Infinity is let through here, since graphs mask with it; it shows in the scores, if at all.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    bad = {}
+    for tensor in onnx.load(path).graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+            values = numpy_helper.to_array(tensor)
+            if count := int(np.isnan(values).sum()):
+                bad[tensor.name] = f"{tensor.name} ({count:,} of {values.size:,})"
+    if bad:
+        more = f" and {len(bad) - 3} more tensors" if len(bad) > 3 else ""
+        raise RetortError(
+            f"{path}: the model itself holds NaN: {', '.join(list(bad.values())[:3])}{more}; it was damaged "
+            "after it was exported: run 'retort export' again"
+        )
+
+
 def session(path: Path, threads: int = 0, **free_dimensions: int) -> onnxruntime.InferenceSession:
     """Open an ONNX file on the CPU. ``threads`` 0 leaves the number to ONNX Runtime.
 

@@ -55,7 +55,8 @@ def predict(
     Files that cannot be read are named, counted, and listed with their reason; the rest goes on.
 
     Raises:
-        RetortError: when the model is missing or has no classes (a backbone), or no image is found.
+        RetortError: when the model is missing, has no classes (a backbone), or is damaged; or no image is
+            found.
     """
     file = model / exported.FILES["fp32"] if model.is_dir() else model
     if model.exists() and (file.suffix != ".onnx" or not file.exists()):
@@ -72,6 +73,13 @@ def predict(
             "finetune it ('retort finetune'), export that, and predict with the result"
         )
     about = exported.describe(session, model)
+    count = outputs[0].shape[-1]
+    if isinstance(count, int) and count != len(about.class_names):
+        raise RetortError(
+            f"{model}: gives {count} scores, its metadata names {len(about.class_names)} classes: changed "
+            "since it was exported; run 'retort export' again"
+        )
+    exported.need_numbers(model)
     found = named.find(images, root)
     decoded = found.decoded()
     predictions: list[Prediction] = []
@@ -103,6 +111,11 @@ def _classify(
     groups = [[place] for place in pixels] if about.in_graph else [list(pixels)] if pixels else []
     for group in groups:
         scores = exported.run(session, about.feed(np.stack([pixels[place] for place in group])))
+        if not np.isfinite(scores).all():
+            raise RetortError(
+                f"{about.path}: its scores are not finite numbers, so the model is damaged: run 'retort "
+                "export' again"
+            )
         for place, row in zip(group, scores, strict=True):
             best = int(row.argmax())
             results[place] = Prediction(images[place][0], about.class_names[best], float(row[best]))

@@ -113,6 +113,32 @@ def test_preprocessing_inside_or_outside_gives_the_same_classes(
     assert [item.class_name for item in inside] == [item.class_name for item in outside]
 
 
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "holds NaN: .* of "), (np.inf, "are not finite")])
+def test_a_model_that_holds_no_numbers_does_not_predict(
+    value: float, said: str, digits: Digits, exported_folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(exported_folder / "model.onnx")
+    head = next(node for node in model.graph.node if node.op_type == "Gemm")
+    tensor = next(each for each in model.graph.initializer if each.name == head.input[1])
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] = value
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(RetortError, match=f"{tmp_path / 'model.onnx'}: .*{said}.*retort export"):
+        predict(tmp_path / "model.onnx", [digits.root / "val"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_names_fewer_classes_than_it_has_does_not_predict(
+    digits: Digits, exported_folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(exported_folder / "model.onnx")
+    next(prop for prop in model.metadata_props if prop.key == "class_names").value = '["a", "b"]'
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(RetortError, match="gives 10 scores, its metadata names 2 classes"):
+        predict(tmp_path / "model.onnx", [digits.root / "val"], out=tmp_path / "out")
+
+
 def test_a_backbone_without_a_head_cannot_predict(
     digits: Digits, exported_folder: Path, tmp_path: Path
 ) -> None:
