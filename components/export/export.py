@@ -122,6 +122,7 @@ def _check_classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.
     with torch.inference_mode():
         outputs = list(module(torch.zeros(1, 3, size, size)).shape)
     named, highest = len(card.class_names), int(rows.labels.max())
+    asked = run.params.general.class_num
     retrain = "Train it on this data, or export with the data it was trained on."
     if not named or len(outputs) != 2:
         run.find(
@@ -152,6 +153,18 @@ def _check_classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.
             measured=named,
             limit=highest + 1,
             advice=retrain,
+            row="1.1",
+        )
+    elif asked not in ("auto", named):
+        run.find(
+            "export.class_num",
+            "warning",
+            role,
+            f"global.class_num asks for {asked} classes, the checkpoint has {named}: the file gives {named} "
+            "scores, whatever the parameter says.",
+            measured=named,
+            limit=asked,
+            advice="Set global.class_num to auto, or train with it.",
             row="1.1",
         )
     else:

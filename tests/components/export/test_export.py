@@ -195,6 +195,20 @@ def test_a_class_count_of_1000_never_slips_in(digits: Digits, tmp_path: Path) ->
     assert "1000" in found.get("export.class_num", found.get("export.checkpoint")).message
 
 
+@pytest.mark.parametrize("asked", [1000, 3])
+def test_a_class_count_in_the_parameters_changes_no_export(
+    asked: int, digits: Digits, trained: Path, exported_folder: Path, tmp_path: Path
+) -> None:
+    params = digits.params()
+    general = params.general.model_copy(update={"class_num": asked})
+    params = params.model_copy(update={"general": general})
+    export(params, manifest=digits.manifest, model=trained, out=tmp_path / "export")
+    found = findings(tmp_path / "export")["export.class_num"]
+    assert (found.level, found.measured, found.limit) == ("warning", 10, asked)
+    assert f"global.class_num asks for {asked} classes, the checkpoint has 10" in found.message
+    assert (tmp_path / "export/model.onnx").read_bytes() == (exported_folder / "model.onnx").read_bytes()
+
+
 def test_labels_beyond_the_checkpoints_classes_are_refused(digits: Digits, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "s", timm.create_model(ARCH, num_classes=7), NAMES[:7], ARCH)
     with pytest.raises(FindingsError, match="label 9"):
