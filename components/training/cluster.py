@@ -20,6 +20,7 @@ from components.common import signals
 from components.common.environment import collect_less_often, environment
 from components.common.errors import RetortError
 from components.common.progress import say
+from components.training import reaper
 from components.training.params import Ray
 
 CONNECT_SECONDS = 5.0  # for a cluster that should be there
@@ -78,7 +79,7 @@ def running(params: Ray) -> Iterator[None]:
         _answers(params.address)
     settings = SETTINGS if params.address else {**SETTINGS, **LOCAL_SETTINGS}
     ours = {key: os.environ.get(key, value) for key, value in settings.items()}
-    with environment(ours), _connected(params):
+    with environment(ours), nullcontext() if params.address else reaper.beside(), _connected(params):
         yield
 
 
@@ -203,15 +204,16 @@ def fit(
     # SIGTERM arrive as exceptions and the step's frame can clean up
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
-    errors: list[str] = []
+    errors: list[RetortError] = []
     failures = Failures()
 
     def listen() -> None:
         for event in ray.get(mailbox.take.remote()):
             if event["kind"] == "error":
-                errors.append(event["message"])
+                errors.append(RetortError(event["message"]))
+                errors[-1].rule = event["rule"]
             elif event["kind"] == "failed":
-                errors.extend(failures.judge(event))
+                errors.extend(RetortError(said) for said in failures.judge(event))
             else:
                 hear(event)
 
@@ -222,7 +224,7 @@ def fit(
     if not errors:
         listen()
     if errors:
-        raise RetortError(errors[0])
+        raise errors[0]
     if "error" in outcome:
         raise RetortError(_why(outcome["error"], params))
     return None if outcome["path"] is None else Path(outcome["path"])
