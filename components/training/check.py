@@ -23,6 +23,7 @@ from components.training.params import CheckParams
 from components.weights.load import another, load_backbone
 
 RECIPES = Path(__file__).with_name("recipes.json")
+ABOVE_CHANCE = 0.2  # of the way from chance to 1 a teacher must have gone, if nothing else is asked
 UNTRAINED = 0.5  # share of constant one-dimensional tensors above which a network was never trained
 RELATED = 0.1  # correlation below which two kernels have nothing to do with each other
 ROW = "2.3"
@@ -118,17 +119,50 @@ def _teacher_accuracy(
         for pixels in loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], 0)
     ]
     metrics = results.evaluate(samples.labels[rows], np.concatenate(said), names)
-    top1, limit = metrics["top1"], params.distill.min_teacher_accuracy
-    good = top1 >= limit
+    _judge_accuracy(run, params, metrics, samples.labels[rows], len(names))
+    run.tracker.summary({"teacher_val_top1": metrics["top1"]})
+
+
+def chance(labels: np.ndarray, class_num: int) -> tuple[float, float]:
+    """Top-1 and macro recall, 0..1, of a guess, or of always naming the commonest class, if that is better.
+
+    Args:
+        labels: of the validation split, int64 [n].
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    return max(1 / class_num, float(counts.max()) / len(labels)), 1 / len(counts)
+
+
+def above(level: float) -> float:
+    """What is well above a level of chance."""
+    return level + ABOVE_CHANCE * (1 - level)
+
+
+def _judge_accuracy(
+    run: Run, params: CheckParams, metrics: dict[str, Any], labels: np.ndarray, class_num: int
+) -> None:
+    """Top-1 against what is asked for; and macro recall, so that naming the commonest class is not enough."""
+    asked = params.distill.min_teacher_accuracy
+    by_chance, macro_by_chance = chance(labels, class_num)
+    limit = above(by_chance) if asked is None else asked
+    macro_limit = above(macro_by_chance) if asked is None else min(asked, above(macro_by_chance))
+    top1, macro = metrics["top1"], metrics["macro_recall"]
+    why = f" (well above chance, {by_chance:.1%} here)" if asked is None else ""
+    one_sided = top1 >= limit and macro < macro_limit
+    good = top1 >= limit and not one_sided
     run.find(
         "distill.teacher_accuracy", "info" if good else "error", "teacher",
-        f"the teacher recognises {top1:.1%} of the {len(rows)} validation images, measured now; "
-        f"at least {limit:.1%} is asked for",
-        measured=round(top1, 6), limit=limit, row=ROW,
-        advice="" if good else "A student learns what its teacher says: train the teacher longer or better "
-        "first, or lower distill.min_teacher_accuracy.",
+        f"the teacher recognises {top1:.1%} of the {metrics['images']} validation images, measured now; "
+        f"at least {limit:.1%} is asked for{why}. Its mean recall over the classes is {macro:.1%}, of at "
+        f"least {macro_limit:.1%}",
+        measured=round(macro if one_sided else top1, 6), limit=round(macro_limit if one_sided else limit, 6),
+        row=ROW,
+        advice="" if good
+        else "It names the commonest class and little else: see the audit of imbalance, and its plan."
+        if one_sided
+        else "A student learns what its teacher says: train the teacher longer or better first, or lower "
+        "distill.min_teacher_accuracy.",
     )  # fmt: skip
-    run.tracker.summary({"teacher_val_top1": top1})
 
 
 def constant_share(tensors: dict[str, Tensor]) -> float:

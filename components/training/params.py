@@ -39,8 +39,12 @@ class Distill(Section):
     finetune_lr: float = Field(
         0.1, gt=0, le=1, description="share of student.lr.initial that the short finetune starts with"
     )
-    min_teacher_accuracy: float = Field(
-        0.9, ge=0, le=1, description="top-1 on the validation split below which the gate closes"
+    min_teacher_accuracy: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="top-1 on the validation split below which the gate closes; null: a fifth of the way "
+        "from chance (always naming the commonest class) to 1",
     )
     reference_lr: float | None = Field(
         None, gt=0, description="initial learning rate used to train this student on ImageNet-1k"

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
+from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
 from components.training import gate, session
-from components.training.check import check, constant_share, correlations, reference
+from components.training.check import above, chance, check, constant_share, correlations, reference
 from components.training.params import CheckParams, DistillParams
 from tests.components.training.conftest import train, write_start
 
@@ -70,6 +73,17 @@ def test_the_gate_opens_when_nothing_is_wrong(judge: Judge) -> None:
     assert 0.3 <= found["distill.teacher_accuracy"].measured <= 1
 
 
+def test_replaced_images_are_not_blamed_on_the_teacher(
+    data: SimpleNamespace, judge: Judge, tmp_path: Path
+) -> None:
+    row = next(i for i, path in enumerate(data.paths) if path.startswith("val/"))
+    (Path(data.root) / data.paths[row]).write_bytes((Path(data.root) / data.paths[row + 1]).read_bytes())
+    with pytest.raises(RetortError, match=rf"image\.changed: {data.paths[row]} "):
+        judge()
+    report = read_report(tmp_path / "outputs/check/report.json")
+    assert [finding.rule for finding in report.errors()] == ["image.changed"]
+
+
 def test_a_weak_teacher(judge: Judge, teacher: Path) -> None:
     def forget(tensors: dict[str, torch.Tensor]) -> None:
         for name in tensors:
@@ -86,6 +100,54 @@ def test_a_weak_teacher(judge: Judge, teacher: Path) -> None:
         ]
         == "warning"
     )
+
+
+def test_what_is_asked_of_a_teacher_follows_from_the_data(judge: Judge, teacher: Path) -> None:
+    found = judge(distill={"min_teacher_accuracy": None})["distill.teacher_accuracy"]
+    assert found.level == "info"
+    assert 0.35 < found.limit < 0.6, "four classes, about equal: chance is a quarter or a little more"
+    assert "well above chance" in found.message
+
+    def guess(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if name.startswith("classifier"):
+                tensors[name] = torch.zeros_like(tensors[name])
+
+    rewrite(teacher, guess)
+    assert judge(distill={"min_teacher_accuracy": None})["distill.teacher_accuracy"].level == "error"
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_num", "top1", "macro"),
+    [
+        ([0, 1, 2, 3] * 5, 4, 0.4, 0.4),
+        ([0] * 95 + [1] * 5, 2, 0.96, 0.6),
+        ([0, 1] * 5, 10, 0.6, 0.6),  # eight classes do not occur in validation
+    ],
+)
+def test_floors_lie_a_fifth_of_the_way_above_chance(
+    labels: list[int], class_num: int, top1: float, macro: float
+) -> None:
+    assert [above(level) for level in chance(np.array(labels), class_num)] == pytest.approx([top1, macro])
+
+
+def test_naming_the_commonest_class_is_not_enough(
+    data: SimpleNamespace, judge: Judge, teacher: Path, tmp_path: Path
+) -> None:
+    def always_two(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["classifier.weight"] = torch.zeros_like(tensors["classifier.weight"])
+        tensors["classifier.bias"] = torch.tensor([0.0, 0.0, 9.0, 0.0])
+
+    table = manifests.read(data.manifest).to_pylist()
+    val = [row for row in table if row["split"] == "val"]
+    for row in val[:-2]:
+        row |= {"label": 2, "class_name": "digit 2"}
+    manifests.write(pa.Table.from_pylist(table, schema=manifests.SCHEMA), data.manifest)
+    rewrite(teacher, always_two)
+    found = judge(distill={"min_teacher_accuracy": 0.9})["distill.teacher_accuracy"]
+    assert found.level == "error"
+    assert found.measured < found.limit <= 0.6, "macro recall"
+    assert "names the commonest class" in found.advice
 
 
 def test_a_teacher_of_random_weights(judge: Judge, teacher: Path, params: DistillParams) -> None:
