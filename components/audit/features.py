@@ -145,6 +145,7 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
 
     Raises:
         RetortError: when a store cannot be reached.
+        ChangedError: when an image's content is not that of its hash.
     """
     with closing(_open_cache(backbone)) as cache:
         known = _lookup(cache, hashes)
@@ -153,7 +154,8 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
         with task("features of images", len(todo)) as shown:
             for start in range(0, len(todo), PORTION):
                 portion = todo[start : start + PORTION]
-                made = dict(one for batch in _batches(backbone, root, paths, portion) for one in batch)
+                batches = _batches(backbone, root, paths, hashes, portion)
+                made = dict(one for batch in batches for one in batch)
                 _store(cache, [(hashes[i], content) for i, content in made.items() if hashes[i]])
                 fresh.update(made)
                 shown.advance(len(portion))
@@ -168,15 +170,17 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
 
 
 def _batches(
-    backbone: Backbone, root: str, paths: Sequence[str], todo: Sequence[int]
+    backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequence[str | None], todo: Sequence[int]
 ) -> Iterator[list[tuple[int, bytes]]]:
     """(position, features as bytes) of the images that can be read, a batch at a time."""
 
     def pixels(i: int) -> NDArray[np.uint8] | None:
         try:
-            return images.load_rgb(root, paths[i], backbone.size)
-        except images.ImageError:  # validate names such images, or was told not to open them
-            return None
+            return images.load_rgb(root, paths[i], backbone.size, images.Pin(None, hashes[i]))
+        except images.ChangedError:  # its features would be stored under the other content's hash
+            raise
+        except images.ImageError:
+            return None  # validate names such images, or was told not to open them
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(todo), BATCH):

@@ -143,7 +143,7 @@ class _Model:
     def images(self, params: BenchmarkParams, rows: exported.Rows) -> np.ndarray:
         """``rows`` as the graph takes them."""
         size = self.about.size
-        _, pixels = next(exported.pixel_batches(params.data.root, rows.paths, size, max(len(rows), 1)))
+        _, pixels = next(exported.pixel_batches(params.data.root, rows, size, max(len(rows), 1)))
         return self.about.feed(pixels)
 
 
@@ -270,7 +270,7 @@ def _bf16_top1(params: BenchmarkParams, model: _Model, config: Config, rows: exp
     path = model.files[model.name, "fp32"]
     run = engines.open_model(config.engine, engines.Job(path, "bf16", config.threads, batch))
     right = 0
-    for place, pixels in exported.pixel_batches(params.data.root, some.paths, model.about.size, batch):
+    for place, pixels in exported.pixel_batches(params.data.root, some, model.about.size, batch):
         filled = pixels[np.arange(batch) % len(pixels)]
         found = run(model.about.feed(filled)).argmax(axis=1)[: len(pixels)]
         right += int((found == some.labels[place]).sum())
@@ -325,14 +325,15 @@ def _preprocessing(
             whole = graph.with_preprocessing(onnx.load(path), about.size, about.mean, about.std)
             onnx.save(whole, Path(folder) / "whole.onnx")
             alone, inside = inside, exported.session(Path(folder) / "whole.onnx", 1)
-        for place in rows.spread(64).paths:
+        some = rows.spread(64)
+        for place, pin in zip(some.paths, some.pins, strict=True):
             if (
                 len(next(iter(steps.values()), [])) >= MIN_IMAGES
                 and _elapsed(started) > params.benchmark.time_budget_s
             ):
                 break
             marks = [time.perf_counter()]
-            image = reader.decode(reader.read_bytes(root, place))
+            image = reader.decode(reader.read_bytes(root, place, pin))
             marks.append(time.perf_counter())
             square = reader.central_square(image, about.size)[None]
             marks.append(time.perf_counter())

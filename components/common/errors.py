@@ -6,10 +6,12 @@ from __future__ import annotations
 class RetortError(Exception):
     """The work failed for a reason that the message names: file, key or value, and the way out.
 
-    The command line prints the message (one or two lines, no traceback) and exits with ``status``.
+    The command line prints the message (one or two lines, no traceback) and exits with ``status``. ``rule``:
+    the id of the rule that was broken, if there is one; the step's report then says it.
     """
 
     status = 1
+    rule = ""
 
 
 class ConfigError(RetortError):

@@ -140,9 +140,8 @@ def step(
             raise stopped from None
         run.report.passed = False
         message = str(error) if isinstance(error, (RetortError, OSError)) else repr(error)
-        run.report.findings.append(
-            Finding(rule=f"{name}.failed", level="error", subject=name, message=message)
-        )
+        rule = (isinstance(error, RetortError) and error.rule) or f"{name}.failed"
+        run.report.findings.append(Finding(rule=rule, level="error", subject=name, message=message))
         _write_report(run)
         raise
     finally:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -17,12 +18,14 @@ from components.common.errors import RetortError
 from components.dataset.manifest import image_path
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29
+NAMED = 3  # images that an error names
 VERSION = 1  # of what is computed here: caches of pixels made by another number are not used
 PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the chunk that ends every PNG
 
@@ -38,20 +41,69 @@ def decoder() -> str:
 
 
 class ImageError(RetortError):
-    """One image cannot be used; ``rule`` is the rule it breaks (``image.unreadable``, ``image.bomb``)."""
+    """One image cannot be used; ``rule`` is the rule it breaks, such as ``image.unreadable``."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
         self.rule = rule
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageError, (self.rule, str(self))  # loader processes hand it over
 
-def read_bytes(root: str | Path, path: str) -> bytes:
+
+class ChangedError(ImageError):
+    """Images that are no longer those of the manifest (``image.changed``); ``what`` says of each how."""
+
+    def __init__(self, *what: str) -> None:
+        more = f"; and {len(what) - NAMED} more near them" if len(what) > NAMED else ""
+        super().__init__(
+            "image.changed",
+            f"image.changed: {'; '.join(what[:NAMED])}{more}: not what 'retort ingest' read. Put it back, or "
+            "run 'retort ingest' and 'retort validate' again",
+        )
+        self.what = what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChangedError, self.what
+
+
+class Pin(NamedTuple):
+    """What the manifest says of an image's content; None: nothing."""
+
+    bytes: int | None
+    sha256: str | None
+
+
+def pins(table: pa.Table) -> list[Pin]:
+    """The pin of each row of a manifest, from its columns ``bytes`` and ``sha256``."""
+    return [Pin(*row) for row in zip(table["bytes"].to_pylist(), table["sha256"].to_pylist(), strict=True)]
+
+
+def read_bytes(root: str | Path, path: str, pin: Pin | None = None) -> bytes:
     """The content of a manifest's ``path``: a file below ``root``, or an s3:// object through the cache.
+
+    Args:
+        pin: what it must be; a step that uses the labels and splits of the manifest needs its very images.
 
     Raises:
         ImageError: when it is missing, no ordinary file, outside ``root``, or larger than MAX_BYTES.
+        ChangedError: when it is not what ``pin`` says.
         RetortError: when the store cannot be reached.
     """
+    content = _content(root, path)
+    if pin is not None:
+        _need_same(path, content, pin)
+    return content
+
+
+def _need_same(path: str, content: bytes, pin: Pin) -> None:
+    if pin.bytes is not None and len(content) != pin.bytes:
+        raise ChangedError(f"{path} has {len(content):,} bytes instead of {pin.bytes:,}")
+    if pin.sha256 is not None and hashlib.sha256(content).hexdigest() != pin.sha256:
+        raise ChangedError(f"{path} has another content")
+
+
+def _content(root: str | Path, path: str) -> bytes:
     if "://" in path:
         from components.dataset import s3
 
@@ -144,7 +196,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_rgb(root: str | Path, path: str, size: int) -> NDArray[np.uint8]:
+def load_rgb(root: str | Path, path: str, size: int, pin: Pin | None = None) -> NDArray[np.uint8]:
     """The preprocessing of every step: central square, bicubic with antialiasing.
 
     The same as resizing the shorter side to ``size`` and cropping the centre, at a cost that does not
@@ -156,7 +208,7 @@ def load_rgb(root: str | Path, path: str, size: int) -> NDArray[np.uint8]:
     Raises:
         ImageError: see ``read_bytes`` and ``decode``.
     """
-    return central_square(decode(read_bytes(root, path)), size)
+    return central_square(decode(read_bytes(root, path, pin)), size)
 
 
 def central_square(image: Image.Image, size: int) -> NDArray[np.uint8]:

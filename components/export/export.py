@@ -191,7 +191,7 @@ def _fold(
     if not blocks:
         return module
     some = rows.spread(BATCH)
-    _, pixels = next(exported.pixel_batches(params.data.root, some.paths, card.input_size[-1], BATCH))
+    _, pixels = next(exported.pixel_batches(params.data.root, some, card.input_size[-1], BATCH))
     images = torch.from_numpy(exported.normalise(pixels, card.mean, card.std))
     with torch.inference_mode():
         before, after = module(images), folded(images)
@@ -228,7 +228,7 @@ def _write(
         train = exported.rows(manifest, "train").spread(CALIBRATION_IMAGES)
         batches = (
             exported.normalise(pixels, card.mean, card.std)
-            for _, pixels in exported.pixel_batches(params.data.root, train.paths, size, BATCH)
+            for _, pixels in exported.pixel_batches(params.data.root, train, size, BATCH)
         )
         graphs["int8"] = graph.quantise(copy.deepcopy(core), batches, reduce_range=not exported.has_vnni())
     metadata = exported.metadata(card, settings.preprocess_in_graph)
@@ -262,14 +262,15 @@ def _prove(
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         count = -(-len(rows) // BATCH)
-        prepared = exported.pixel_batches(root, rows.paths, size, BATCH)
+        prepared = exported.pixel_batches(root, rows, size, BATCH)
         for place, pixels in track(prepared, "comparing scores", count):
             yield pixels, rows.labels[place]
             if as_files is None:
                 continue
             logits = network(pixels)
-            for index, path in enumerate(rows.paths[place]):
-                image = np.asarray(reader.decode(reader.read_bytes(root, path)))[None]
+            named = zip(rows.paths[place], rows.pins[place], strict=True)
+            for index, (path, pin) in enumerate(named):
+                image = np.asarray(reader.decode(reader.read_bytes(root, path, pin)))[None]
                 one = slice(index, index + 1)
                 run_into(as_files, session, image, logits[one], rows.labels[place][one])
 

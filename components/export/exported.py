@@ -17,6 +17,8 @@ from components.models.card import ModelCard
 if TYPE_CHECKING:
     import onnxruntime
 
+    from components.dataset.images import Pin
+
 INPUT = "images"
 OUTPUT = "scores"
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}  # by precision, in an export's folder
@@ -143,10 +145,11 @@ def normalise(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.nda
 
 @dataclass(frozen=True)
 class Rows:
-    """Paths and labels of some rows of a manifest, in its order."""
+    """Paths and labels of some rows of a manifest, in its order, and what it says of their content."""
 
     paths: list[str]
     labels: np.ndarray
+    pins: list[Pin]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -156,7 +159,8 @@ class Rows:
         if len(self) <= count:
             return self
         chosen = np.linspace(0, len(self) - 1, count).astype(int)
-        return Rows([self.paths[index] for index in chosen], self.labels[chosen])
+        paths, pins = ([part[index] for index in chosen] for part in (self.paths, self.pins))
+        return Rows(paths, self.labels[chosen], pins)
 
 
 def class_names(manifest: Path) -> dict[int, str]:
@@ -193,24 +197,32 @@ def rows(manifest: Path, split: str) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from components.dataset.images import pins
+
+    columns = ["path", "label", "bytes", "sha256"]
     try:
-        table = pq.read_table(manifest, columns=["path", "label"], filters=[("split", "=", split)])
+        table = pq.read_table(manifest, columns=columns, filters=[("split", "=", split)])
     except FileNotFoundError:
         raise RetortError(f"{manifest}: no such file; run 'retort validate' first") from None
     except (pa.ArrowException, OSError) as error:
         raise RetortError(f"{manifest}: not a manifest ({str(error).splitlines()[0]})") from None
     if not table.num_rows:
         raise RetortError(f"{manifest}: no row of the split '{split}'; export and benchmark measure on it")
-    return Rows(table["path"].to_pylist(), table["label"].to_numpy())
+    return Rows(table["path"].to_pylist(), table["label"].to_numpy(), pins(table))
 
 
-def pixel_batches(root: str, paths: list[str], size: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Decoded images, uint8 [n, size, size, 3], ``batch`` at a time, with their place among ``paths``."""
+def pixel_batches(root: str, rows: Rows, size: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Decoded images, uint8 [n, size, size, 3], ``batch`` at a time, with their place among ``rows``.
+
+    Raises:
+        ChangedError: when an image is no longer the manifest's.
+    """
     from components.dataset.images import load_rgb
 
-    for start in range(0, len(paths), batch):
-        part = paths[start : start + batch]
-        yield slice(start, start + len(part)), np.stack([load_rgb(root, path, size) for path in part])
+    for start in range(0, len(rows), batch):
+        place = slice(start, min(start + batch, len(rows)))
+        named = zip(rows.paths[place], rows.pins[place], strict=True)
+        yield place, np.stack([load_rgb(root, path, size, pin) for path, pin in named])
 
 
 @lru_cache(maxsize=1)

@@ -123,7 +123,7 @@ def work(config: dict[str, Any]) -> None:
     try:
         Worker(config["job"], config["mailbox"]).run()
     except RetortError as error:
-        tell(config["mailbox"], "error", message=str(error))
+        tell(config["mailbox"], "error", message=str(error), rule=error.rule)
         raise
 
 

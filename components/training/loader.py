@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Samples:
     ``decoded`` is a file uint8 [rows, size, size, 3]; None: each image is decoded when it is asked for.
     """
 
-    table: pa.Table  # columns path, label, split, source
+    table: pa.Table  # columns path, label, split, source; bytes and sha256 where they are not decoded yet
     root: str
     size: int
     decoded: Path | None = None
@@ -55,7 +55,9 @@ class Samples:
 
 def open_samples(path: Path, root: str, size: int, decoded: Path | None = None) -> Samples:
     """The samples of the manifest ``path``; ``decoded`` as ``decode_all`` made it."""
-    return Samples(manifest.read(path, ["path", "label", "split", "source"]), root, size, decoded)
+    pinned = [] if decoded is not None else ["bytes", "sha256"]  # decoded images are those of the manifest
+    table = manifest.read(path, ["path", "label", "split", "source", *pinned])
+    return Samples(table, root, size, decoded)
 
 
 def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Path | None:
@@ -65,9 +67,9 @@ def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Pa
         The file, uint8 [rows, size, size, 3], or None when it would be larger than ``limit`` bytes.
 
     Raises:
-        RetortError: when an image cannot be read, or the disk is too small.
+        RetortError: when an image cannot be read or is another one by now, or the disk is too small.
     """
-    table = manifest.read(path, ["path", "sha256"])
+    table = manifest.read(path, ["path", "bytes", "sha256"])
     wanted = table.num_rows * size * size * 3
     if wanted > limit:
         progress.say(
@@ -93,8 +95,16 @@ def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Pa
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(paths), CHUNK):
                 chunk = paths[start : start + CHUNK]
-                for offset, image in enumerate(pool.map(lambda name: _pixels(root, name, size), chunk)):
-                    array[start + offset] = image
+                pins = images.pins(table.slice(start, CHUNK))
+                changed: list[str] = []
+                made = pool.map(lambda name, pin: _or_changed(root, name, size, pin), chunk, pins)
+                for offset, image in enumerate(made):
+                    if isinstance(image, images.ChangedError):
+                        changed += image.what
+                    else:
+                        array[start + offset] = image
+                if changed:
+                    raise images.ChangedError(*changed)
                 task.advance(len(chunk))
         array.flush()
         del array
@@ -102,10 +112,20 @@ def decode_all(path: Path, root: str, size: int, limit: int = CACHE_BYTES) -> Pa
     return target.resolve()
 
 
-def _pixels(root: str, name: str, size: int) -> np.ndarray:
+def _or_changed(root: str, name: str, size: int, pin: images.Pin) -> np.ndarray | images.ChangedError:
+    """The pixels, or that they are another image's: others near it may be named beside it."""
+    try:
+        return _pixels(root, name, size, pin)
+    except images.ChangedError as error:
+        return error
+
+
+def _pixels(root: str, name: str, size: int, pin: images.Pin) -> np.ndarray:
     """One image uint8 [size, size, 3]; a RetortError names it."""
     try:
-        return images.load_rgb(root, name, size)
+        return images.load_rgb(root, name, size, pin)
+    except images.ChangedError:
+        raise
     except RetortError as error:
         if "://" not in name and not Path(root).is_dir():
             raise RetortError(
@@ -192,30 +212,61 @@ class Views(Dataset[Tensor]):
         return self.samples.table.num_rows
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Tensor:
-        """(row, view) pairs -> uint8 [B, 3, S, S]."""
+        """(row, view) pairs -> uint8 [B, 3, S, S].
+
+        Raises:
+            RetortError: when an image that is not decoded yet cannot be read or is another one by now.
+        """
         rows, views = np.array(items, dtype=np.int64).reshape(-1, 2).T
         if self._decoded is not None:
             pixels = self._decoded[rows]
         else:
-            names = self.samples.table["path"].take(pa.array(rows)).to_pylist()
-            pixels = np.stack([images.load_rgb(self.samples.root, name, self.samples.size) for name in names])
+            pixels = np.stack([self._decode(row) for row in rows.tolist()])
         stacked = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         return augment(stacked, rows, views, self.kind, self.seed)
+
+    def _decode(self, row: int) -> np.ndarray:
+        table = (
+            self.samples.table
+        )  # asked cell by cell: to take rows, Arrow would join the whole column first
+        name, size, digest = (table[column][row].as_py() for column in ("path", "bytes", "sha256"))
+        return _pixels(self.samples.root, name, self.samples.size, images.Pin(size, digest))
+
+
+class _Told(Dataset[Any]):
+    """Views whose errors come as values: what a loader process raises reaches us as a traceback's text."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Tensor | RetortError:
+        try:
+            return self._views.__getitems__(items)
+        except RetortError as error:
+            return error
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def load(views: Views, batches: Sequence[Sequence[tuple[int, int]]], num_workers: int) -> DataLoader[Tensor]:
-    """Batches uint8 [B, 3, S, S] in the given order, made by ``num_workers`` processes (0: by this one)."""
-    return DataLoader(
-        views,
+def load(views: Views, batches: Sequence[Sequence[tuple[int, int]]], num_workers: int) -> Iterator[Tensor]:
+    """Batches uint8 [B, 3, S, S] in the given order, made by ``num_workers`` processes (0: by this one).
+
+    Raises:
+        RetortError: see ``Views``.
+    """
+    made = DataLoader(
+        _Told(views),
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
         collate_fn=_as_it_is,
         prefetch_factor=PREFETCH if num_workers else None,
     )
+    for batch in made:
+        if isinstance(batch, RetortError):
+            raise batch
+        yield batch
 
 
 def pairs(rows: np.ndarray, view: int) -> list[tuple[int, int]]:

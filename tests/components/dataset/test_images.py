@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.dataset.images import ImageError, decode, load_rgb, read_bytes, thumbnail
+from components.dataset.images import ChangedError, ImageError, Pin, decode, load_rgb, read_bytes, thumbnail
 from tests.components.dataset.conftest import digit, encoded, put
 
 
@@ -97,6 +99,26 @@ def test_what_is_missing_or_outside_is_named(tmp_path: Path, path: str) -> None:
     (tmp_path / "root" / "a").mkdir(parents=True)
     with pytest.raises(ImageError):
         read_bytes(tmp_path / "root", path)
+
+
+def test_an_image_is_held_to_what_the_manifest_says(tmp_path: Path) -> None:
+    content = encoded(digit(0))
+    put(tmp_path / "a.png", content)
+    pin = Pin(len(content), hashlib.sha256(content).hexdigest())
+    assert read_bytes(tmp_path, "a.png", pin) == content
+    assert read_bytes(tmp_path, "a.png", Pin(None, None)) == content, "nothing is known of it"
+    changed = content[:-1] + b"!"
+    for other, word in ((content + b"!", "instead of"), (changed, "another content")):
+        put(tmp_path / "a.png", other)
+        with pytest.raises(ChangedError, match=rf"image\.changed: a\.png .*{word}.*'retort ingest'") as told:
+            read_bytes(tmp_path, "a.png", pin)
+    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
+    assert told.value.rule == "image.changed"
+
+
+def test_only_some_changed_images_are_named() -> None:
+    error = ChangedError(*(f"{i}.png is another" for i in range(8)))
+    assert "2.png is another; and 5 more near them: not what" in str(error)
 
 
 def test_a_pipe_is_no_image_and_does_not_block(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import torch
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
+from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
+from components.dataset.images import ImageError
 from components.export import exported, graph
 from components.export.export import export
 from components.models.card import read_card
@@ -55,6 +57,20 @@ def test_class_ids_and_scores_equal_the_networks_on_every_validation_image(expor
         "export.int8",
     } <= set(found)
     assert found["export.class_num"].measured == 10
+
+
+def test_a_replaced_image_is_named(digits: Digits, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits.root, tmp_path / "images")
+    rows = exported.rows(digits.manifest, "val")
+    table = manifests.read(digits.manifest)
+    hashes = [sha256_file(digits.root / path) for path in table["path"].to_pylist()]
+    place = table.schema.get_field_index("sha256")
+    manifests.write(table.set_column(place, "sha256", pa.array(hashes)), tmp_path / "clean.parquet")
+    shutil.copyfile(tmp_path / "images" / rows.paths[7], tmp_path / "images" / rows.paths[5])
+
+    moved = Digits(tmp_path / "images", tmp_path / "clean.parquet")
+    with pytest.raises(ImageError, match=rf"image\.changed: {rows.paths[5]} "):
+        export(moved.params(), manifest=moved.manifest, model=trained, out=tmp_path / "export")
 
 
 def test_the_scores_are_probabilities_for_any_batch(exported_folder: Path) -> None:

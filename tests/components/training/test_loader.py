@@ -9,6 +9,7 @@ import torch
 
 from components.common.errors import RetortError
 from components.dataset import images
+from components.dataset.images import ImageError
 from components.training import loader
 
 SIZE = 32
@@ -58,6 +59,37 @@ def test_a_missing_image_leaves_no_half_written_cache(data: SimpleNamespace) -> 
     with pytest.raises(RetortError, match=data.paths[3]):
         loader.decode_all(data.manifest, data.root, SIZE)
     assert not list(Path(".retort/cache/decoded").iterdir())
+
+
+def replace_images(data: SimpleNamespace, *rows: int) -> None:
+    for row in rows:
+        path = Path(data.root) / data.paths[row]
+        content = path.read_bytes()
+        path.write_bytes((Path(data.root) / data.paths[row + 10]).read_bytes())
+        assert path.read_bytes() != content
+
+
+def test_images_that_were_replaced_are_named_when_they_are_decoded(data: SimpleNamespace) -> None:
+    decoded = loader.decode_all(data.manifest, data.root, SIZE)
+    assert decoded is not None
+    replace_images(data, 4, 9)
+    assert loader.decode_all(data.manifest, data.root, SIZE) == decoded, "pixels of the right ones are there"
+    decoded.unlink()
+    with pytest.raises(ImageError, match=rf"image\.changed: {data.paths[4]} .*; {data.paths[9]} ") as told:
+        loader.decode_all(data.manifest, data.root, SIZE)
+    assert told.value.rule == "image.changed"
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_replaced_images_are_named_where_pixels_are_not_cached(data: SimpleNamespace, processes: int) -> None:
+    replace_images(data, 4)
+    views = loader.Views(loader.open_samples(data.manifest, data.root, SIZE), "light", 7)
+    batches = [loader.pairs(np.array(rows), 0) for rows in ([1, 2], [3, 4])]
+    made = loader.load(views, batches, processes)
+    assert next(made).shape == (2, 3, SIZE, SIZE)
+    with pytest.raises(ImageError, match=rf"image\.changed: {data.paths[4]} ") as told:
+        next(made)
+    assert told.value.rule == "image.changed"
 
 
 def test_a_folder_that_is_gone_is_named_in_place_of_its_images(data: SimpleNamespace) -> None:
