@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components.audit.plan import Plan
 from components.common.errors import RetortError
+from components.common.progress import counted
 from components.common.storage import sha256_file, sha256_json
 from components.dataset import images, manifest
 from components.models import build, checkpoint
@@ -34,11 +35,11 @@ from components.training.loader import (
     open_samples,
     pairs,
 )
+from components.training.pace import TIMED_SECONDS, Pace, Part, Promise
 from components.training.params import Distill
 from components.training.rows import NewRows
 
 STATE = "state.pt"  # in each checkpoint
-TIMED_STEPS = 4  # after the first, which warms up
 TELL_SECONDS = 0.4  # between two signs of progress
 FLAT = 0.98  # a loss that keeps more than this share has not moved
 BUCKET_MB = 8  # gradients summed at once: in one bucket, a small network's would wait for its whole backward
@@ -270,6 +271,8 @@ class Worker:
         self.teacher: soft_labels.Teacher | None = None
         self.crops: list[soft_labels.SoftLabels] = []
         self._told = 0.0
+        self._trained = 0.0  # when the last epoch's steps were done
+        self._promise = Promise()
         self.state: dict[str, Any] = {
             "phase": 0,
             "epoch": 0,
@@ -290,8 +293,9 @@ class Worker:
         try:
             if job.teacher is not None and not state["predictions"]:
                 self._ask_teacher(job.teacher)
+            self._promise, pace = Promise(), self._pace()
             while state["phase"] < len(job.phases):
-                self._run_phase(job.phases[state["phase"]])
+                self._run_phase(job.phases[state["phase"]], pace)
         except Stop as stop:
             self.tell("stopped", **stop.told)
             return
@@ -349,12 +353,18 @@ class Worker:
         cached = distill.teacher_labels == "cached"
         wanted = len(pool) + (distill.crops * len(self.labelled) if cached else 0)
         self.tell("phase", name="soft labels", total=wanted, unit="images")
-        done = 0
+        done, started, first = 0, monotonic(), 0
 
         def advance(count: int) -> None:
-            nonlocal done
+            nonlocal done, started, first
             done += count * self.world
             self._progress(done)
+            now = monotonic()
+            if not first:  # it warms up
+                started, first = now, done
+            elif self.rank == 0 and now - started >= TIMED_SECONDS:
+                left = (now - started) / (done - first) * (wanted - done)
+                self._promised(left, f"soft labels of {wanted:,} images")
 
         def note(said: str) -> None:
             self.tell("note", said=said)
@@ -384,7 +394,30 @@ class Worker:
 
     # --- phases and epochs ------------------------------------------------------------------------------
 
-    def _run_phase(self, phase: Phase) -> None:
+    def _pace(self) -> Pace:
+        """What this worker has before it."""
+        parts = []
+        for phase in self.job.phases:
+            count = len(self.labelled) + self.state["chosen"] * (phase.soft or phase.matched)
+            steps = sampling.steps_per_epoch(count, self.job.train.batch_size, self.world)
+            parts.append(Part(phase.epochs, steps, count / steps / self.world))
+        val, test = (len(self.samples.rows(split)) / self.world for split in ("val", "test"))
+        return Pace(parts, val, len({phase.net for phase in self.job.phases}) * (val + test))
+
+    def _estimate(self, pace: Pace) -> None:
+        """Tell how long all of it will take, at first and whenever that was wrong."""
+        if self.rank == 0 and pace.known:
+            to_come = self.job.phases[self.state["phase"] :]
+            epochs = sum(phase.epochs for phase in to_come) - self.state["epoch"]
+            names = ", ".join(phase.name for phase in to_come)
+            self._promised(pace.left(), f"{names}: {counted(epochs, 'epoch')} and their validation")
+
+    def _promised(self, left: float, name: str) -> None:
+        again = self._promise.told
+        if self._promise.renew(monotonic(), left):
+            self.tell("estimate", name=name, seconds=left, again=again)
+
+    def _run_phase(self, phase: Phase, pace: Pace) -> None:
         state = self.state
         module = self._network(phase.net)
         frozen = None if phase.new_rows is None else NewRows(module, phase.new_rows)
@@ -398,18 +431,22 @@ class Worker:
             "phase", name=phase.name, total=steps * phase.epochs, unit="steps",
             epochs=phase.epochs, done=steps * state["epoch"],
         )  # fmt: skip
+        pace.phase(state["phase"], state["epoch"])
         while state["epoch"] < phase.epochs:
-            row = self._epoch(phase, module, optimizer, steps, frozen)
+            row = self._epoch(phase, module, optimizer, steps, frozen, pace)
             state["epoch"] += 1
             state["history"].append(row)
             state["nets"][phase.net] = module.state_dict()
             state["optimizer"] = optimizer.state_dict()
             self.tell("epoch", row=row)
-            if state["epoch"] == phase.epochs:
+            last = state["epoch"] == phase.epochs
+            if last:
                 state.update(phase=state["phase"] + 1, epoch=0, optimizer=None)
-                self._save()
-                return
             self._save()
+            pace.epoch(monotonic() - self._trained)
+            if last:
+                return
+            self._estimate(pace)
 
     def _drawn(self, phase: Phase, number: int) -> np.ndarray:
         """The rows of an epoch in order, int64: labelled as the plan weighs them, and the unlabelled once.
@@ -435,6 +472,7 @@ class Worker:
         optimizer: torch.optim.Optimizer,
         steps: int,
         frozen: NewRows | None,
+        pace: Pace,
     ) -> dict[str, Any]:
         job, number = self.job, self._number(phase)
         noise = sampling.generator(job.seed, NOISE, self.state["phase"], number, self.rank)
@@ -453,7 +491,7 @@ class Worker:
         if self.teacher is not None:
             self.teacher.assert_frozen()
         total_loss = lr = 0.0
-        started = monotonic()
+        self._trained = monotonic()
         self._told = 0.0
         for step, pixels in enumerate(load(self.views, items, job.train.num_workers)):
             at, everyone = batches[step]
@@ -477,11 +515,10 @@ class Worker:
             if frozen is not None:
                 frozen.keep()
             total_loss += float(summed)
-            if step == 0:
-                started = monotonic()
-            if step == TIMED_STEPS and self.state["epoch"] == 0:
-                left = (monotonic() - started) / TIMED_STEPS * (phase.epochs * steps - step)
-                self.tell("estimate", name=phase.name, epochs=phase.epochs, steps=steps, seconds=left)
+            now = monotonic()
+            pace.step(now - self._trained)
+            self._trained = now
+            self._estimate(pace)
             self._progress(done + 1, f"epoch {self.state['epoch'] + 1}/{phase.epochs}, loss {mean:.3f}")
         if frozen is None:
             self._average_buffers(module)

@@ -48,6 +48,7 @@ def make_job(
     Raises:
         RetortError: when an image cannot be read, or the class count does not fit the data.
     """
+    progress.at("reading the data")
     names = class_names(params, manifest)
     return engine.Job(
         manifest=manifest.resolve(),
@@ -134,6 +135,7 @@ def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
     )
     check_shm(run, job, ray, where)
     run.stop_on_errors()
+    progress.at(f"building {job.arch.name}")
     module = build.create(job.arch, len(job.class_names))
     held = heads.fc_share(module)
     if held is not None:
@@ -218,6 +220,7 @@ class Listener:
 
     def _on_phase(self, event: cluster.Event) -> None:
         self._stack.close()
+        progress.at("judging the networks, keeping the checkpoint")  # what is done after the last step
         self._epochs[event["name"]] = event.get("epochs", 0)
         title = f"{self._run.name}: {event['name']} ({event['unit']})"
         self._task = self._stack.enter_context(progress.task(title, event["total"]))
@@ -228,9 +231,11 @@ class Listener:
             self._task.update(event["done"], event["note"])
 
     def _on_estimate(self, event: cluster.Event) -> None:
+        seconds = duration(event["seconds"])
         say(
-            f"{self._run.name}: {event['name']}: {event['epochs']} epochs of {event['steps']} steps "
-            f"will take about {duration(event['seconds'])}"
+            f"{self._run.name}: {event['name']}: {seconds} more from here, by what was measured since"
+            if event["again"]
+            else f"{self._run.name}: {event['name']} will take about {seconds}"
         )
 
     def _on_note(self, event: cluster.Event) -> None:
@@ -278,12 +283,14 @@ def train(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
         FindingsError: with ``train.finite`` or ``train.learns``, when the run was stopped.
         RetortError: when Ray or a worker failed for good.
     """
+    progress.at("starting Ray" if not ray.address else f"connecting to Ray at {ray.address}")
     with cluster.running(ray):
         return fit(run, job, ray, folder)
 
 
 def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
     """The same in a cluster that is running already, so that several jobs can share it."""
+    progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
     with Listener(run) as listener:
         last = cluster.fit(engine.work, {"job": job}, ray, folder, listener)
     if listener.stopped is not None:
@@ -295,6 +302,7 @@ def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
         run.stop_on_errors()
     if last is None:
         raise RetortError(f"{run.name}: no epoch was finished, so there is nothing to keep")
+    progress.at("writing what was learnt")
     state = torch.load(last / engine.STATE, map_location="cpu", weights_only=True)
     for net in state["predictions"].values():
         for split, values in net.items():
