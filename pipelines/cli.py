@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 from components.common import signals
 from components.common.environment import collect_less_often
 from components.common.errors import ConfigError, RetortError, Terminated
+from components.common.progress import doing
 
 if TYPE_CHECKING:
     from pipelines.params import Params
@@ -32,6 +33,24 @@ OUTPUTS = Path("outputs")
 WEIGHTS, AUDIT, PLAN = OUTPUTS / "weights", OUTPUTS / "audit", OUTPUTS / "audit" / "plan.json"
 TEACHER, CHECK, STUDENT = OUTPUTS / "teacher", OUTPUTS / "check", OUTPUTS / "student"
 EXPORT, BENCHMARK = OUTPUTS / "export", OUTPUTS / "benchmark"
+
+# commands that take long before their step begins: what they load is named, from so many seconds on
+LONG = {
+    *(
+        "ingest",
+        "validate",
+        "weights",
+        "audit",
+        "plan",
+        "finetune",
+        "check",
+        "distill",
+        "export",
+        "benchmark",
+    ),
+    *("register", "expand", "predict", "features", "compare-weights", "cost"),
+}
+IMPORT_SECONDS = 4.0
 
 app = typer.Typer(
     name="retort",
@@ -695,7 +714,8 @@ def run(arguments: list[str]) -> int:
     signals.catch()
     try:
         rest = _take_global_options(arguments)
-        result: Any = app(args=rest, prog_name="retort", standalone_mode=False)
+        with doing(rest[0], "loading", IMPORT_SECONDS) if rest and rest[0] in LONG else nullcontext():
+            result: Any = app(args=rest, prog_name="retort", standalone_mode=False)
         if result == 130:  # what Typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

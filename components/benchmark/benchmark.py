@@ -18,6 +18,7 @@ from components.benchmark.params import BenchmarkParams
 from components.benchmark.products import main_pair, metrics, write
 from components.benchmark.sweep import Config, Sweep, ratio, sweep
 from components.common.errors import RetortError
+from components.common.progress import at
 from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file
 from components.export import exported
@@ -56,6 +57,7 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
         started = time.perf_counter()
         _need_models(folders)
         rows = exported.rows(manifest, "val")
+        at("reading the models, and what an image costs")
         models = {name: _Model(name, folder) for name, folder in folders.items()}
         _check_names(run, models, manifest)
         threads = _threads(run, settings.threads)
@@ -68,6 +70,7 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
             for precision in dict.fromkeys(settings.precisions)
         )
         files = {key: path for model in models.values() for key, path in model.files.items()}
+        at("decoding images")
         some = rows.spread(PROOF_IMAGES)
         images = {name: model.images(params, some) for name, model in models.items()}
         spent = time.perf_counter() - started
@@ -82,6 +85,7 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
         results = _results(params, models, done, rows)
         chosen = choose(results, settings.latency_budget_ms)
         chosen["student_against_teacher"] = _against(models, results, done)
+        at("measuring the preprocessing")
         costs = _preprocessing(params, models[chosen["recommended"]["model"]], rows, started)
         _find(run, params, results, chosen, done, len(rows))
         write(run, params, results, chosen, costs, out)

@@ -1,12 +1,20 @@
-"""Progress of long work: bars on a terminal, plain lines with percentages elsewhere (CI, pods)."""
+"""Progress of long work: bars on a terminal, plain lines elsewhere (CI, pods). No silence over two seconds.
+
+A thread looks at what is being done, innermost first: once nothing was said for a while, it says so. It
+writes under a lock that a fork waits for, and ends with the outermost work.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -14,12 +22,148 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUIET_SECONDS = 2.0  # shorter work says nothing
-LINE_SECONDS = 5.0  # between two plain lines
+LINE_SECONDS = 15.0  # between two plain lines of the same work
+TICK_SECONDS = 0.5  # between two looks, and two pictures of the spinner
+SPINNER = "|/-\\"
+
+
+class _Work(Protocol):
+    """Something that takes long; ``quiet``: seconds of silence after which it is named first, without a
+    terminal; ``named``: whether it was."""
+
+    quiet: float
+    named: bool
+
+    def line(self) -> str: ...
+
+
+class _Watch:
+    """What is being done, innermost last; when something was last said; the thread that looks at both."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.forget()
+
+    def forget(self) -> None:
+        self.stack: list[_Work] = []
+        self.last = time.perf_counter()
+        self.spinning = False
+        self.bars = 0
+        self._end = threading.Event()
+        self._frames = itertools.cycle(SPINNER)
+
+    def begin(self, work: _Work) -> None:
+        with self.lock:
+            self.stack.append(work)
+            if len(self.stack) > 1:
+                return
+            self._end = threading.Event()
+            self.last = time.perf_counter()
+            threading.Thread(target=self._look, args=(self._end,), name="progress", daemon=True).start()
+
+    def end(self, work: _Work) -> None:
+        with self.lock:
+            self.erase()
+            if work in self.stack:
+                self.stack.remove(work)
+            if not self.stack:
+                self._end.set()
+
+    def erase(self) -> None:
+        """Take the spinner off the screen."""
+        if self.spinning:
+            self.spinning = False
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _look(self, end: threading.Event) -> None:
+        while not end.wait(TICK_SECONDS):
+            with self.lock:
+                if not end.is_set() and self.stack and not self.bars:
+                    self.look()
+
+    def look(self) -> None:
+        """Say what is being done, if it is time to."""
+        work = self.stack[-1]
+        silent = time.perf_counter() - self.last
+        if on_terminal():
+            if silent >= QUIET_SECONDS:
+                self.spinning = True
+                text = f"{next(self._frames)} {work.line().strip()}"
+                sys.stderr.write(f"\r\x1b[K  {text[: shutil.get_terminal_size().columns - 3]}")
+                sys.stderr.flush()
+        elif silent >= (LINE_SECONDS if work.named else work.quiet):
+            work.named = True
+            say(work.line())
+
+
+_watch = _Watch()
+
+
+def _after_fork() -> None:
+    _watch.lock.release()
+    _watch.forget()  # its thread does not live here
+
+
+os.register_at_fork(
+    before=_watch.lock.acquire, after_in_parent=_watch.lock.release, after_in_child=_after_fork
+)
+
+
+def on_terminal() -> bool:
+    """Whether a person watches standard error on a terminal that can draw."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def say(message: str) -> None:
     """A line for the person who watches, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    with _watch.lock:
+        _watch.erase()
+        print(message, file=sys.stderr, flush=True)
+        _watch.last = time.perf_counter()
+
+
+class Work:
+    """Work without a count: what it is, and how long it has taken."""
+
+    def __init__(self, name: str, what: str, quiet: float) -> None:
+        self.name, self.what = name, what
+        self.quiet = quiet
+        self.named = False
+        self._started = time.perf_counter()
+
+    def line(self) -> str:
+        return f"  {self.name}: {self.what} ({time.perf_counter() - self._started:.0f} s)"
+
+    def turn(self, what: str) -> None:
+        """Go on with something else."""
+        with _watch.lock:
+            self.what, self.named, self._started = what, False, time.perf_counter()
+
+
+@contextmanager
+def doing(name: str, what: str = "at work", quiet: float = QUIET_SECONDS) -> Iterator[None]:
+    """Name work that takes long: by a spinner on a terminal, now and then by a line elsewhere.
+
+    Args:
+        name: whose work it is, such as a step's.
+        what: what it begins with; ``at`` goes on from there.
+    """
+    work = Work(name, what, quiet)
+    _watch.begin(work)
+    try:
+        yield
+    finally:
+        _watch.end(work)
+
+
+def at(what: str) -> None:
+    """Name what the innermost work of ``doing``, a step's, goes on with from here."""
+    with _watch.lock:
+        for work in reversed(_watch.stack):
+            if isinstance(work, Work):
+                work.turn(what)
+                return
 
 
 def counted(count: int, noun: str) -> str:
@@ -35,6 +179,8 @@ class Task:
         self.total = max(total, 1)
         self.done = 0
         self.note = ""
+        self.quiet = QUIET_SECONDS
+        self.named = False
         self._started = self._last_line = time.monotonic()
         self._bar: tuple[Progress, TaskID] | None = None
 
@@ -47,32 +193,50 @@ class Task:
         now = time.monotonic()
         if now - self._started < QUIET_SECONDS:
             return
-        if sys.stderr.isatty():
+        if on_terminal():
             self._draw()
-        elif now - self._last_line >= LINE_SECONDS:
-            self._last_line = now
+        elif not self.named or now - self._last_line >= LINE_SECONDS:
             self._line()
 
     def close(self, complete: bool = True) -> None:
         """Take the bar off the screen; ``complete``: the last plain line says 100 %."""
         if self._bar is not None:
             self._bar[0].stop()
-        elif complete and self._last_line > self._started:
+            with _watch.lock:
+                _watch.bars -= 1
+                _watch.last = time.perf_counter()
+        elif complete and self.named:
             self.done = self.total
             self._line()
 
-    def _line(self) -> None:
+    def line(self) -> str:
         share = 100 * self.done // self.total
         note = f"  {self.note}" if self.note else ""
         elapsed = time.monotonic() - self._started
-        say(f"  {self.description}: {share}% ({self.done}/{self.total}, {elapsed:.0f} s){note}")
+        return f"  {self.description}: {share}% ({self.done}/{self.total}, {elapsed:.0f} s){note}"
+
+    def _line(self) -> None:
+        self.named = True
+        self._last_line = time.monotonic()
+        say(self.line())
 
     def _draw(self) -> None:
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                SpinnerColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
+            with _watch.lock:
+                _watch.erase()
+                _watch.bars += 1
             bar = Progress(
+                SpinnerColumn(),
                 TextColumn("  {task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -91,10 +255,12 @@ def task(description: str, total: int) -> Iterator[Task]:
     """Show progress of ``total`` units of work; nothing is shown for work under two seconds."""
     shown = Task(description, total)
     complete = False
+    _watch.begin(shown)
     try:
         yield shown
         complete = True
     finally:
+        _watch.end(shown)
         shown.close(complete)
 
 

@@ -13,7 +13,7 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Level, Report
 from components.common.page import Page
 from components.common.params import StepParams
-from components.common.progress import counted, say
+from components.common.progress import at, counted, doing, say
 from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
 from components.common.tracking import Tracker
@@ -112,6 +112,14 @@ def step(
     Raises:
         FindingsError: after the report is written, when it holds an error.
     """
+    with doing(name), _framed(name, params, out, inputs or {}, keep) as run:
+        yield run
+
+
+@contextmanager
+def _framed(
+    name: str, params: StepParams, out: Path, inputs: Mapping[str, Path], keep: tuple[str, ...]
+) -> Iterator[Run]:
     out.mkdir(parents=True, exist_ok=True)
     for entry in out.iterdir():
         if entry.name not in keep:
@@ -119,8 +127,10 @@ def step(
     started = time.monotonic()
     tracker = Tracker(name, params.registry)
     run = Run(name, params, out, tracker)
-    run.report.inputs = {label: sha256_file(path) for label, path in (inputs or {}).items() if path.is_file()}
+    run.report.inputs = {label: sha256_file(path) for label, path in inputs.items() if path.is_file()}
+    at("opening a run in MLflow")
     tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
+    at("at work")
     status = "FAILED"
     try:
         yield run
@@ -146,6 +156,7 @@ def step(
         raise
     finally:
         seconds = time.monotonic() - started
+        at("writing to MLflow")
         tracker.finish(status, seconds, out)
         if status == "FINISHED":
             write_json(out / "run.json", {**tracker.identity(), "made": run.products()})

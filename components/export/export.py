@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from components.common.errors import RetortError
-from components.common.progress import track
+from components.common.progress import at, track
 from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file, write_json, write_text
 from components.export import exported
@@ -57,10 +57,13 @@ def export(
     with step("export", params, out, inputs=inputs, keep=("teacher",)) as run:
         rows = exported.rows(manifest, "val")
         _check_names(run, model, manifest, role)
+        at(f"loading the {role}")
         module, card = _load(run, model, role)
         _check_classes(run, module, card, rows, role)
         folded = _fold(run, params, module, card, rows, role)
+        at(f"exporting {card.arch.name} to ONNX")
         files = _write(run, params, folded, card, manifest, out)
+        at("comparing scores")
         proof, as_files = _prove(params, module, card, rows, files)
         _judge(run, params, proof, card, rows, model, role)
         _judge_files(run, proof, as_files, role)
@@ -230,6 +233,7 @@ def _write(
             exported.normalise(pixels, card.mean, card.std)
             for _, pixels in exported.pixel_batches(params.data.root, train, size, BATCH)
         )
+        at("calibrating int8")
         graphs["int8"] = graph.quantise(copy.deepcopy(core), batches, reduce_range=not exported.has_vnni())
     metadata = exported.metadata(card, settings.preprocess_in_graph)
     files = {}

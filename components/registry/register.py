@@ -14,7 +14,7 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.findings import read_report
-from components.common.progress import say, track
+from components.common.progress import at, say, track
 from components.common.step import Run, step
 from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
@@ -82,6 +82,7 @@ def register(
         run.stop_on_errors()
         _check_proofs(run, files)
         run.stop_on_errors()
+        at("opening the registry in MLflow")
         with opened(params.registry, "register") as versions, tempfile.TemporaryDirectory() as scratch:
             _Registration(run, params, versions, files, Path(scratch)).carry_out()
 
@@ -164,7 +165,9 @@ class _Registration:
 
     def carry_out(self) -> None:
         self.versions.make()
+        at("saving the model with its proofs in MLflow")
         version = self.versions.of_content(self.sha256) or self._log()
+        at("comparing with the champion")
         alias = self._settle(version)
         holder = self.versions.holder(CHAMPION)
         said = verdict(int(version.version), alias, int(holder.version) if holder else None, self.reason)

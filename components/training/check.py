@@ -12,6 +12,7 @@ from torch import Tensor
 
 from components.common.errors import RetortError
 from components.common.findings import Finding
+from components.common.progress import at, track
 from components.common.step import Run, step
 from components.common.storage import need, read_json
 from components.dataset import manifest as manifests
@@ -47,9 +48,11 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
         need(manifest, "validate")
         need(teacher / "model.json", "finetune")
         names = session.class_names(params, manifest)
+        at("loading the teacher")
         answers = _teacher(run, params, manifest, teacher)
         soft_labels.need_same_classes(answers.card, list(names), params.general.image_size)
         _teacher_accuracy(run, params, answers, manifest, names)
+        at("comparing weights")
         _teacher_weights(run, params, answers.card, manifest, teacher, weights)
         _student_weights(run, params, weights)
         _initial_lr(run, params)
@@ -114,10 +117,9 @@ def _teacher_accuracy(
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     views = loader.Views(samples, "none", params.general.seed)
     teacher.assert_frozen()
-    said = [
-        teacher(pixels).argmax(1).numpy()
-        for pixels in loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], 0)
-    ]
+    asked = loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], 0)
+    what = "check: asking the teacher (batches)"
+    said = [teacher(pixels).argmax(1).numpy() for pixels in track(asked, what, len(parts))]
     metrics = results.evaluate(samples.labels[rows], np.concatenate(said), names)
     _judge_accuracy(run, params, metrics, samples.labels[rows], len(names))
     run.tracker.summary({"teacher_val_top1": metrics["top1"]})

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from components.common.errors import RetortError
+from components.common.progress import at
 from components.common.step import Run, step
 from components.common.storage import atomic_path, sha256_file, write_json
 from components.dataset.params import S3
@@ -99,8 +100,10 @@ def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path, section: str | 
         section: that of params.yaml whose network it is, for advice; None: ``who``.
     """
     section = section or who
+    at(f"building {net.arch.name}")
     module = build.plain(net.arch, 0)
     own = shapes(module.state_dict())
+    at(f"fetching and reading the {who}'s weights")
     source = locate(net.weights, net.weights_sha256, s3)
     stored = _read(source)
     converted = convert(stored, Target(net.arch.name, own, heads.names(module)), source.path)
@@ -120,6 +123,7 @@ def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path, section: str | 
         path = run.product(out / f"{who}.safetensors")
         _save(module, converted, coverage, path)
         _prove(module, path, converted)
+        at(f"comparing the {who}'s kernels with their norms")
         _find_fit(run, who, norm_fits(module.eval()))
         _write_record(run, out, who, net, sha256_file(path), [lineage], converted.classes)
     return Prepared(module, rows, path)
@@ -375,6 +379,7 @@ def _write_features(run: Run, params: WeightsParams, ready: Mapping[str, Prepare
         )  # fmt: skip
         torch.manual_seed(params.general.seed)
         module = build.plain(net.arch, 0)
+    at(f"exporting {net.arch.name} as the audit's backbone")
     size, (mean, std) = params.general.image_size, build.preprocessing(net.arch)
     _need_size(module.eval(), size, net.arch.name)
     features.write_onnx(module, size, mean, std, run.product(out / "features.onnx"))
