@@ -36,20 +36,9 @@ EXPORT, BENCHMARK = OUTPUTS / "export", OUTPUTS / "benchmark"
 
 # commands that take long before their step begins: what they load is named, from so many seconds on
 LONG = {
-    *(
-        "ingest",
-        "validate",
-        "weights",
-        "audit",
-        "plan",
-        "finetune",
-        "check",
-        "distill",
-        "export",
-        "benchmark",
-    ),
-    *("register", "expand", "predict", "features", "compare-weights", "cost"),
-}
+    "ingest", "validate", "weights", "audit", "plan", "finetune", "check", "distill", "export", "benchmark",
+    "register", "expand", "predict", "features", "compare-weights", "cost",
+}  # fmt: skip
 IMPORT_SECONDS = 4.0
 
 app = typer.Typer(
