@@ -293,7 +293,7 @@ def test_a_process_says_one_line_when_it_ends_for_want_of_a_file(tmp_path: Path)
     command = [sys.executable, "-m", "pipelines.cli", "validate"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    said = [line for line in ended.stderr.splitlines() if not line.startswith("  validate: ")]  # still at work
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("  validate: ")]  # it loads
     assert said == ["retort: data/manifest.parquet: no such file; run 'retort ingest' first"]
 
 
