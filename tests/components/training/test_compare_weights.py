@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.common.step import Run
-from components.common.storage import read_json, write_json
 from components.common.tracking import Tracker, connect, tracking_uri
+from components.models.card import read_card
 from components.training import compare_weights as module
 from components.training.compare_weights import choose, compare_weights, gain, interval
 from components.training.params import CompareWeightsParams, DistillParams
@@ -101,11 +101,13 @@ def test_what_is_compared(data: SimpleNamespace, params: DistillParams) -> None:
     }
     assert not run.report.findings
 
-    card = read_json(data.teacher / "model.json")
-    write_json(data.teacher / "model.json", {**card, "arch": {**card["arch"], "blocks": "acb"}})
+    card = read_card(data.teacher / "model.json")
+    blocks = card.arch.model_copy(update={"blocks": "acb"})
+    card.model_copy(update={"arch": blocks}).write(data.teacher / "model.json")
     assert "champion" in choose(run, given, given.teacher, data.teacher)  # its plain backbone is
 
-    write_json(data.teacher / "model.json", {**card, "arch": {**card["arch"], "name": "resnet18"}})
+    other = card.arch.model_copy(update={"name": "resnet18"})
+    card.model_copy(update={"arch": other}).write(data.teacher / "model.json")
     assert "champion" not in choose(run, given, given.teacher, data.teacher)
     assert "the champion is a resnet18" in run.report.findings[0].message
 
