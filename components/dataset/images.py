@@ -74,7 +74,7 @@ class Pin(NamedTuple):
     sha256: str | None
 
 
-def pins(table: pa.Table) -> list[Pin]:
+def pins(table: pa.Table | pa.RecordBatch) -> list[Pin]:
     """The pin of each row of a manifest, from its columns ``bytes`` and ``sha256``."""
     return [Pin(*row) for row in zip(table["bytes"].to_pylist(), table["sha256"].to_pylist(), strict=True)]
 

@@ -41,9 +41,9 @@ class Named:
             yield encode(os.fsencode(path)), _decoded(path.read_bytes)
         for place in self.manifests:
             with pq.ParquetFile(place) as rows:
-                for batch in rows.iter_batches(batch_size=4096, columns=["path"]):
-                    for name in batch.column(0).to_pylist():
-                        yield name, _decoded(partial(images.read_bytes, self.root, name))
+                for batch in rows.iter_batches(batch_size=4096, columns=["path", "bytes", "sha256"]):
+                    for name, pin in zip(batch["path"].to_pylist(), images.pins(batch), strict=True):
+                        yield name, _decoded(partial(images.read_bytes, self.root, name, pin))
 
     def read(self, size: int) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
         """The same with the central square, uint8 [size, size, 3], in place of the whole image."""
