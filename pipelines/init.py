@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -119,6 +120,9 @@ def init(
         if Path(images).is_dir():
             need_apart(folder, Path(images))
         proposal = _proposed(build(own, overrides).data, fast, measure)
+        if overrides:
+            given = f"given, and not in what is said here: {' '.join(overrides)}"
+            proposal = dataclasses.replace(proposal, reasons=[*proposal.reasons, given])
         own = _merged(own, proposal.values)
     params = build(own, overrides)  # whatever is wrong is said before anything is made
     folder.mkdir(parents=True, exist_ok=True)

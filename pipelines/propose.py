@@ -21,7 +21,7 @@ TEACHER, STUDENT = "tf_efficientnet_lite2", "tf_efficientnet_lite0"  # their wei
 MEASURED_SIZE = 96  # pixels at which networks are measured; other sizes by the number of pixels
 SMALLEST, LARGEST = 64, 224  # image sizes; the student's start weights were trained at 224
 FAST_LARGEST = 96
-FEWEST_STEPS = 300  # of a whole training, below which a network has seen too little
+FEWEST_STEPS, FAST_FEWEST_STEPS = 300, 200  # of a whole training, below which a network has seen too little
 BUDGET, FAST_BUDGET = 60.0, 8.0  # minutes that a proposal keeps within, if it can; fast promises ten
 EPOCHS, FAST_EPOCHS = (10, 20), (4, 6)  # of teacher and student, of which a budget takes a share
 SHARES, FAST_SHARES = (1.0, 0.7, 0.5, 0.3), (1.0, 0.7, 0.5)
@@ -35,7 +35,9 @@ STEPS, STEP_SECONDS = (
     6.0,
 )  # of dvc.yaml beside those that train: to start each, import, and write its page
 GUESS = {TEACHER: (55.0, 280.0), STUDENT: (80.0, 360.0)}  # images a second and core: training, inference
-GPU_GUESS = 1_000.0  # images a second of a GPU, which waits for its loaders
+GPU_GUESS, CORE_GUESS = 2_000.0, 130.0  # images a second at LARGEST: of a GPU, and of a core that feeds it
+SLOW_DECODING = 2.0  # minutes, from which on smaller copies are advised
+PROBED = 2_000  # images that the audit of synthetic ones looks at, when it must be fast
 JUDGED = 10  # images of the smallest class, wanted for validation
 
 
@@ -53,7 +55,7 @@ def guess(machine: MachineFacts) -> Speeds:
     from components.training.estimate import Speed
 
     if machine.gpus:
-        fed = min(GPU_GUESS, 100.0 * machine.cores) * machine.gpus
+        fed = min(GPU_GUESS * machine.gpus, CORE_GUESS * machine.cores) * (LARGEST / MEASURED_SIZE) ** 2
         return Speeds(Speed(fed, 2 * fed), Speed(fed, 2 * fed), guessed=True)
     teacher, student = (
         Speed(*(speed * machine.cores for speed in GUESS[name])) for name in (TEACHER, STUDENT)
@@ -113,8 +115,9 @@ def _with(
     per_worker = max(1, batch // workers)
     total = per_worker * workers
     steps = max(1, math.ceil(training / total))
+    fewest = FAST_FEWEST_STEPS if fast else FEWEST_STEPS
     first, second = (
-        min(MOST_EPOCHS, max(math.ceil(epochs * share), math.ceil(FEWEST_STEPS / steps)))
+        min(MOST_EPOCHS, max(math.ceil(epochs * share), math.ceil(fewest / steps)))
         for epochs in (FAST_EPOCHS if fast else EPOCHS)
     )
     fits = (training + val + held + data.unlabelled) * size * size * 3 <= DECODED
@@ -143,6 +146,7 @@ def _with(
     }
     if fast:
         values["benchmark"] = {"time_budget_s": 10}
+        values["audit"] = {"probe_images": PROBED}
     reasons = [
         f"image size {size}: the images' shorter side is {data.side} px (median)"
         + ("; a smaller size than that is faster" if size + 32 <= data.side else ""),
@@ -161,6 +165,11 @@ def _with(
     ]
     if fast:
         reasons.append("fast: no control without a teacher, so it is not shown whether the teacher helped")
+    if (decoding := _decoding(data, machine) / 60) > SLOW_DECODING:
+        reasons.append(
+            f"decoding images of {data.side} px takes {decoding:.0f} minutes each time all are read; copies "
+            "with a shorter side of 512 px take less"
+        )
     return Proposal(
         values, reasons, _minutes(data, machine, speeds, values, (training, val, held)), speeds.guessed
     )
@@ -201,6 +210,15 @@ def _batch(training: int, machine: MachineFacts) -> int:
     if training < 3_000:
         return 32
     return 64 if not machine.gpus or training < 10_000 else 256
+
+
+def _images(data: DataFacts) -> int:
+    return data.labelled + data.unlabelled + data.synthetic
+
+
+def _decoding(data: DataFacts, machine: MachineFacts) -> float:
+    """Seconds to decode all images once."""
+    return data.decode_seconds * _images(data) / machine.cores
 
 
 def _minutes(
