@@ -21,10 +21,10 @@ from PIL import Image
 
 from components.common.progress import track
 from components.common.storage import state_dir
-from components.dataset import images, s3
+from components.dataset import images, quality, s3
 from components.dataset.manifest import image_path
 
-VERSION = 5  # of what is computed here: another number never reads the cache of this one
+VERSION = 6  # of what is computed here: another number never reads the cache of this one
 STORED_AT_ONCE = 2_000
 AT_ONCE = 16  # images that a thread inspects before it reports
 FLAT = 4.0  # standard deviation of grey values, 0..255, below which an image shows nothing
@@ -39,7 +39,7 @@ class Inspection:
 
     ``rule`` and ``problem`` say why the image cannot be used; they are empty for a good one. ``look`` is
     its 16 x 16 grey pixels, one byte each, by which near-duplicates are confirmed; ``contrast`` their
-    standard deviation, 0..255.
+    standard deviation, 0..255. ``quality``: what the checks of the quality audit measure, see there.
     """
 
     sha256: str | None = None
@@ -52,6 +52,7 @@ class Inspection:
     rotated: bool = False
     contrast: float = 0.0
     look: Pixels = b""
+    quality: Pixels = b""
     rule: str = ""
     problem: str = ""
 
@@ -70,9 +71,16 @@ def inspect(content: bytes) -> Inspection:
     except Exception as error:  # noqa: BLE001 - counting frames or reading EXIF of a damaged file
         return Inspection(**known, rule="image.unreadable", problem=f"{type(error).__name__}: {error}")
     known["width"], known["height"] = image.size
-    grey = _small(image)
-    look = grey.resize((16, 16), Image.Resampling.LANCZOS).tobytes()
-    return Inspection(**known, phash=perceptual_hash(grey), contrast=_spread(look), look=look)
+    grey = _grey(image)
+    small = _small(grey)
+    look = small.resize((16, 16), Image.Resampling.LANCZOS).tobytes()
+    return Inspection(
+        **known,
+        phash=perceptual_hash(small),
+        contrast=_spread(look),
+        look=look,
+        quality=quality.measure(grey),
+    )
 
 
 def _spread(grey: Pixels) -> float:
@@ -82,14 +90,17 @@ def _spread(grey: Pixels) -> float:
     return round(math.sqrt(max(0.0, float(values @ values) / len(grey) - mean * mean)), 2)
 
 
-def _small(image: Image.Image) -> Image.Image:
-    """The image in grey at 32 x 32: a large one is thinned out, then blocks are averaged, which is fast."""
+def _grey(image: Image.Image) -> Image.Image:
+    """The image in grey; a large one is thinned out, which is fast."""
     width, height = image.size
     if min(width, height) >= 256:
-        width, height = width // 2, height // 2
-        image = image.resize((width, height), Image.Resampling.NEAREST)
-    grey = image.convert("L")  # first: averages of one channel cost a quarter
-    across, down = max(1, width // 64), max(1, height // 64)
+        image = image.resize((width // 2, height // 2), Image.Resampling.NEAREST)
+    return image.convert("L")  # before averages: those of one channel cost a quarter
+
+
+def _small(grey: Image.Image) -> Image.Image:
+    """32 x 32 pixels of it: blocks are averaged, which is fast too."""
+    across, down = max(1, grey.width // 64), max(1, grey.height // 64)
     if across == down == 1:
         return grey.resize((32, 32), Image.Resampling.LANCZOS)
     return grey.reduce((across, down)).resize((32, 32), Image.Resampling.BICUBIC)

@@ -62,6 +62,9 @@ class Validate(Section):
     near_duplicate_bits: int = Field(
         6, ge=0, le=16, description="Hamming distance of perceptual hashes that proposes a pair"
     )
+    quality: bool = Field(
+        True, description="name images that are blurry, dark, over-exposed, flat, or hold little information"
+    )
     max_bad_share: float = Field(
         0.1, ge=0, le=1, description="share of quarantined rows above which the step fails"
     )

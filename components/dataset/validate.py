@@ -21,6 +21,7 @@ from components.dataset.database import database
 from components.dataset.inspection import FLAT, inspect_all
 from components.dataset.near import SURE_ROUNDING, SURE_WORST, near_duplicates, same_everywhere
 from components.dataset.params import ValidateParams
+from components.dataset.quality import report as quality
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,8 +45,9 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
     """Check rows, images, labels, duplicates and leakage; write ``clean`` and ``quarantine``.
 
     Beside the report: ``findings.parquet`` (every single case: rule, path, other, detail),
-    ``counts.parquet`` (clean rows by label, split and source: the ``validate.baseline`` of a later run),
-    ``drift.parquet`` (every class against the baseline) and ``data_docs/`` (Great Expectations).
+    ``quality.parquet`` (what the quality audit measured on each clean image), ``counts.parquet`` (clean rows
+    by label, split and source: the ``validate.baseline`` of a later run), ``drift.parquet`` (every class
+    against the baseline) and ``data_docs/`` (Great Expectations).
 
     Raises:
         RetortError: when ``manifest`` is no manifest.
@@ -86,6 +88,8 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         _names(run, db)
         _groups_apart(run, db)
         counts = _quarantined(run, db, params)
+        # after that: what it names stays
+        show_quality = quality.audit(run, db, out) if looked and params.validation.quality else None
         clean_counts = _clean_counts(db)
         _lost_classes(run, db, clean_counts)
         drift.write_counts(clean_counts, run.product(out / "counts.parquet"))
@@ -94,6 +98,8 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         _expect(run, db, params, counts, out)
         _write_findings(db, out)
         show.sections(run, db, params, counts, looked)
+        if show_quality:
+            show_quality(params.data.root)
         _write_rows(run, db, manifest, clean, quarantine)
 
 
@@ -132,7 +138,8 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
         return False
     db.execute(
         "create table seen (row bigint, rule varchar, problem varchar, sha256 varchar, width int, "
-        "height int, mode varchar, frames int, rotated boolean, contrast double, phash ubigint, look blob)"
+        "height int, mode varchar, frames int, rotated boolean, contrast double, phash ubigint, look blob, "
+        "quality blob)"
     )
     total = db.execute("select count(*) from m").fetchall()[0][0]
     order = "order by row" if wanted == "all" else f"order by md5(path), row limit {int(wanted)}"
@@ -190,6 +197,7 @@ _SEEN = pa.schema(
         ("contrast", pa.float64()),
         ("phash", pa.uint64()),
         ("look", pa.binary()),
+        ("quality", pa.binary()),
     ]
 )
 

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from components.dataset import quality
+from components.dataset.quality import CHECKS
+from components.dataset.quality.judge import judge
 from tests.benchmarks import fashion
 from tests.benchmarks.measure import Command, Row, at_least, at_most, run
 
@@ -28,7 +31,7 @@ VALIDATE = ("-o", "validate.images=none", "-o", "data.root=.")
 
 def measure(seeds: int) -> list[Row]:
     """Every number about data; only the planted copies depend on a seed."""
-    return [*_scale(SIZES), *_near(1_000_000), *_images(), *_planted(seeds)]
+    return [*_scale(SIZES), *_near(1_000_000), *_images(), *_quality(), *_planted(seeds)]
 
 
 def _retort(folder: Path, *arguments: str) -> Command:
@@ -268,6 +271,64 @@ def _images(count: int = 3_000, repeats: int = 3) -> list[Row]:
             os.environ["RETORT_STATE"] = before
     note = f"{statistics.median(rates):.0f} images/s of 500 x 375 on {cores} cores, median of {repeats}"
     return [at_least("image checks to bare decoding", statistics.median(ratios), 0.8, "x", note)]
+
+
+# -- quality
+
+
+DAMAGE = {
+    "blurry": lambda image: image.filter(ImageFilter.GaussianBlur(0.05 * min(image.size))),
+    "dark": lambda image: image.point([int(0.15 * level) for level in range(256)]),
+    "light": lambda image: image.point([min(255, 4 * level) for level in range(256)]),
+    "information": lambda image: image.point([255 * (level > 127) for level in range(256)]),
+    "flat": lambda image: image.point([120 + level // 12 for level in range(256)]),
+}
+
+
+def _quality(count: int = 3_000) -> list[Row]:
+    """Shares named of clean images, and of damaged ones: one in 100, one in 10, one in 3, and a class."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    sets = {"8 x 8 digits": ((digits.images * 255 / 16).astype(np.uint8), digits.target)}
+    if fashion.there("quality of Fashion-MNIST"):
+        pixels, labels = fashion.read()
+        sets["Fashion-MNIST"] = (pixels[:count], labels[:count])
+    rows = []
+    for name, (pixels, labels) in sets.items():
+        clean = _measures([Image.fromarray(one) for one in pixels])
+        named = _named(clean, labels)
+        worst = int(np.argmax(named.mean(axis=0)))
+        note = f"of {len(clean):,} images; the most: {CHECKS[worst].rule}"
+        rows.append(
+            at_most(f"quality, {name}: clean images named", 100 * named[:, worst].mean(), 0.5, "%", note)
+        )
+        for place, (kind, damage) in enumerate(DAMAGE.items()):
+            if min(pixels.shape[1:]) < 16 and kind in ("blurry", "light"):
+                continue  # 8 pixels: 5 % of them is no blur, and strokes are white anyway
+            bad = _measures([damage(Image.fromarray(one)) for one in pixels])
+            recalls = {}
+            for share in ("1 %", "10 %", "33 %", "a class"):
+                struck = labels == 0
+                if share != "a class":
+                    struck = np.random.default_rng(0).random(len(labels)) < int(share[:-2]) / 100
+                mixed = np.where(struck[:, None], bad, clean)
+                recalls[share] = _named(mixed, labels)[struck, place].mean()
+            note = ", ".join(f"{share}: {recall:.3f}" for share, recall in recalls.items())
+            least = min(recalls["1 %"], recalls["10 %"])
+            rows.append(at_least(f"  recall of {kind} ones at 1 and 10 %", least, 0.9, "", note))
+    return rows
+
+
+def _measures(pictures: list[Image.Image]) -> np.ndarray:
+    blobs = b"".join(quality.measure(picture) for picture in pictures)
+    return np.frombuffer(blobs, np.float32).reshape(len(pictures), -1).astype(np.float64)
+
+
+def _named(measures: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    same = np.zeros(len(labels), np.int64)
+    verdicts = [judge(check, measures[:, place], labels, same) for place, check in enumerate(CHECKS)]
+    return np.stack([verdict.named for verdict in verdicts], axis=1)
 
 
 # -- planted copies
