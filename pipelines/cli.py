@@ -5,7 +5,6 @@ Imports stand inside the commands: ``retort --help`` answers at once, and a step
 
 from __future__ import annotations
 
-import errno
 import gc
 import io
 import os
@@ -22,6 +21,7 @@ from components.common import signals
 from components.common.environment import collect_less_often
 from components.common.errors import ConfigError, RetortError, Terminated
 from components.common.progress import doing
+from components.common.storage import disk_full
 
 if TYPE_CHECKING:
     from pipelines.params import Params
@@ -32,6 +32,7 @@ MANIFEST, CLEAN, QUARANTINE = DATA / "manifest.parquet", DATA / "clean.parquet",
 OUTPUTS = Path("outputs")
 WEIGHTS, AUDIT, PLAN = OUTPUTS / "weights", OUTPUTS / "audit", OUTPUTS / "audit" / "plan.json"
 TEACHER, CHECK, STUDENT = OUTPUTS / "teacher", OUTPUTS / "check", OUTPUTS / "student"
+NEXT_TO_NOTHING = 1 << 20  # bytes free on a disk that work failed on
 EXPORT, BENCHMARK = OUTPUTS / "export", OUTPUTS / "benchmark"
 
 # commands that take long before their step begins: what they load is named, from so many seconds on
@@ -724,6 +725,8 @@ def run(arguments: list[str]) -> int:
         stopped = signals.stopped_by(error)
         if stopped is not None:  # a library made something else of what the handler raised
             return _stopped(stopped)
+        if disk_full(error) or _full_folder() is not None:  # torch's writer, for one, gives no reason
+            return _failed(_full(""), 1)
         said = next(iter(str(error).splitlines()), "")
         return _failed(f"internal error: {type(error).__name__}: {said} (--debug shows where)", 1)
 
@@ -733,13 +736,31 @@ def _stopped(error: BaseException) -> int:
     return _failed(f"{word}; the next run goes on from what was finished", status)
 
 
+def _full(where: str) -> str:
+    full = _full_folder()
+    named = f" ({full.absolute()} lies on it)" if full is not None and not where else ""
+    return (
+        f"{where}the disk is full{named}; nothing half-written was left. Free some space "
+        "('retort clean' removes what can be remade) and run again"
+    )
+
+
+def _full_folder() -> Path | None:
+    """The folder that commands write to whose disk has next to nothing left, if there is one."""
+    import shutil
+    import tempfile
+
+    state = Path(os.environ.get("RETORT_STATE", ".retort"))
+    folders = [
+        place for place in (state, OUTPUTS, DATA, Path(), Path(tempfile.gettempdir())) if place.is_dir()
+    ]
+    return next((place for place in folders if shutil.disk_usage(place).free < NEXT_TO_NOTHING), None)
+
+
 def _explain(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return (
-            f"{where}the disk is full; nothing half-written was left. Free some space "
-            "('retort clean' removes what can be remade) and run again"
-        )
+    if disk_full(error):
+        return _full(where)
     return f"{where}{(error.strerror or str(error)).lower()}"
 
 

@@ -62,7 +62,7 @@ def count(manifest: Path) -> Counts:
         RetortError: when it is no manifest, or has no training image.
     """
     manifests.check(manifest)
-    with database() as db:
+    with database(manifest) as db:
         view(db, manifest)
         found = db.sql(
             "select label, split, source, count(*) as rows, min(class_name) as name "

@@ -119,7 +119,7 @@ def select(manifest: Path, limit: int) -> pa.Table:
     Of every class, split and source the same number is taken, as far as it has so many, but one at least;
     which ones follows from the paths alone.
     """
-    with database() as db:
+    with database(manifest) as db:
         view(db, manifest)
         sizes = np.array(db.execute("select count(*) from m group by label, split, source").fetchall())[:, 0]
         most = int(sizes.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -98,6 +99,23 @@ def need(path: Path, made_by: str) -> Path:
     if not path.exists():
         raise RetortError(f"{path}: no such file; run 'retort {made_by}' first (or 'dvc repro')")
     return path
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, or what lies behind it, says that a disk is full.
+
+    SQLite, DuckDB and the writers of tensors raise errors of their own, with the system's words in them.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(link).lower() for words in ("no space left on device", "disk is full")):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def human_bytes(count: float) -> str:

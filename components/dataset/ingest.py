@@ -459,7 +459,7 @@ def _sorted(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetWriter(file, manifests.SCHEMA, compression="lz4") as writer:
             for batch in rows:
                 writer.write_batch(batch)
-        with database() as db:
+        with database(file) as db:
             table = db.read_parquet(str(file), file_row_number=True)
             names = ", ".join(f'"{name}"' for name in manifests.SCHEMA.names)
             by = 'path, split, label, source, class_name, "group", file_row_number'

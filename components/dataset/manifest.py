@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -92,12 +93,12 @@ def check(path: Path) -> pq.FileMetaData:
         metadata = pq.read_metadata(path)
     except FileNotFoundError:
         raise RetortError(f"{path}: no such file; run 'retort ingest' first") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RetortError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise RetortError(f"{path}: not a Parquet file ({_first_line(error)}); {remake(path)}") from None
     schema = metadata.schema.to_arrow_schema()
-    version = (schema.metadata or {}).get(b"schema_version", b"1")
-    if int(version) > SCHEMA_VERSION:
-        raise RetortError(f"{path}: schema_version {int(version)} is newer than {SCHEMA_VERSION}")
+    version = (schema.metadata or {}).get(b"schema_version", b"1").decode("ascii", "replace")
+    if not version.isdecimal() or int(version) > SCHEMA_VERSION:
+        raise RetortError(f"{path}: schema_version {version} is not {SCHEMA_VERSION} or older")
     for field in SCHEMA:
         if field.name not in schema.names:
             raise RetortError(f"{path}: column '{field.name}' is missing; see the manifest's schema")
@@ -115,7 +116,32 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
         RetortError: naming the file and the column at fault, when it is no manifest of ours.
     """
     check(path)
-    return pq.read_table(path, columns=columns or SCHEMA.names)
+    with whole(path):
+        return pq.read_table(path, columns=columns or SCHEMA.names)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Name the file when rows cannot be read though its footer could: Arrow's errors do not.
+
+    Raises:
+        RetortError: with the step that makes it anew.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise RetortError(f"{path}: damaged ({_first_line(error)}); {remake(path)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    said = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+    return "".join(letter if letter.isprintable() else "?" for letter in said)
+
+
+def remake(path: Path) -> str:
+    """How to get a damaged manifest again."""
+    step = {"manifest": "retort ingest", "clean": "retort validate"}.get(path.stem)
+    return f"'{step}' makes it anew" if step else "restore it, or make it anew"
 
 
 def class_names(table: pa.Table) -> list[str]:
@@ -143,7 +169,7 @@ def fingerprint(path: Path) -> str:
     names = ["path", "label", "split", "source", "sha256"]
     digests = {name: (hashlib.sha256(), hashlib.sha256()) for name in names}
     rows = 0
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with whole(path), pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=names):
             rows += len(batch)
             for name, (values, lengths) in digests.items():

@@ -40,7 +40,7 @@ class Named:
         for path in self.files:
             yield encode(os.fsencode(path)), _decoded(path.read_bytes)
         for place in self.manifests:
-            with pq.ParquetFile(place) as rows:
+            with manifest.whole(place), pq.ParquetFile(place) as rows:
                 for batch in rows.iter_batches(batch_size=4096, columns=["path", "bytes", "sha256"]):
                     for name, pin in zip(batch["path"].to_pylist(), images.pins(batch), strict=True):
                         yield name, _decoded(partial(images.read_bytes, self.root, name, pin))

@@ -76,11 +76,17 @@ def describe(opened: onnxruntime.InferenceSession, path: Path) -> Exported:
             f"{path}: its metadata lacks {', '.join(absent)}, so classes and preprocessing are unknown; "
             "use a model.onnx that 'retort export' wrote"
         )
-    return Exported(
-        path=path, class_names=json.loads(props["class_names"]), mean=json.loads(props["mean"]),
-        std=json.loads(props["std"]), size=int(props["size"]), in_graph=props.get("preprocess") == "in_graph",
-        arch=props.get("arch", ""), sha256=props["sha256"],
-    )  # fmt: skip
+    try:
+        return Exported(
+            path=path, class_names=json.loads(props["class_names"]), mean=json.loads(props["mean"]),
+            std=json.loads(props["std"]), size=int(props["size"]),
+            in_graph=props.get("preprocess") == "in_graph",
+            arch=props.get("arch", ""), sha256=props["sha256"],
+        )  # fmt: skip
+    except ValueError as error:
+        raise RetortError(
+            f"{path}: its metadata cannot be read ({error}); use a model.onnx that 'retort export' wrote"
+        ) from None
 
 
 def need_numbers(path: Path) -> None:

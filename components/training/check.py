@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from components.common.errors import RetortError
@@ -195,7 +194,7 @@ def _teacher_weights(
     run: Run, params: CheckParams, card: ModelCard, manifest: Path, teacher: Path, weights: Path
 ) -> None:
     """That the teacher carries weights trained on this data: neither random nor merely what it began with."""
-    tensors = load_file(str(teacher / "model.safetensors"))
+    tensors = checkpoint.read_tensors(teacher / "model.safetensors")
     faults: list[str] = []
     measured: dict[str, Any] = {"constant": round(constant_share(tensors), 4)}
     if measured["constant"] > UNTRAINED:
@@ -218,7 +217,7 @@ def _teacher_weights(
         faults.append(f"{fault}, so the teacher was not compared with it")
         advice = "Run 'retort weights' again."
     else:
-        before = load_file(str(weights / "teacher.safetensors"))
+        before = checkpoint.read_tensors(weights / "teacher.safetensors")
         related = correlations(tensors, before)
         same = [name for name, t in before.items() if name in tensors and torch.equal(tensors[name], t)]
         measured["correlation"] = round(float(np.median(related)), 4) if related else None
@@ -264,7 +263,7 @@ def _student_weights(run: Run, params: CheckParams, weights: Path) -> None:
             waivable=False,  # distillation does not start from it either
         )  # fmt: skip
         return
-    tensors = load_file(str(path))
+    tensors = checkpoint.read_tensors(path)
     module = build.plain(params.student.arch, 0)
     coverage = load_backbone(module, path)
     loaded = module.state_dict()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
+from safetensors import SafetensorError
 
 from components.common import storage
 from components.common.errors import RetortError
@@ -93,3 +96,28 @@ def test_a_second_run_in_the_same_folder_is_refused_with_the_holders_name(tmp_pa
 )
 def test_human_bytes(count: float, said: str) -> None:
     assert storage.human_bytes(count) == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (sqlite3.OperationalError, "database or disk is full"),
+        (duckdb.IOException, 'IO Error: Could not write file "x": No space left on device'),
+        (SafetensorError, "Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_known_by_whatever_library_says_it(kind: type[Exception], words: str) -> None:
+    assert storage.disk_full(kind(words))
+    assert not storage.disk_full(kind("it is not there"))
+    wrapped = RuntimeError("the step failed")
+    wrapped.__cause__ = kind(words)
+    assert storage.disk_full(wrapped)
+
+
+def test_a_database_without_room_says_so(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "full.db")
+    db.execute("pragma max_page_count = 2")
+    with pytest.raises(sqlite3.OperationalError) as raised:
+        db.executescript("create table a (b); create table c (d); create table e (f);")
+    db.close()
+    assert storage.disk_full(raised.value)
