@@ -21,6 +21,7 @@ from pathlib import Path
 LOOK_SECONDS = 1.0
 GRACE_SECONDS = 1.0  # for those that end by themselves
 END_SECONDS = 5.0
+IN_ORDER = b"."  # what the driver says when it has stopped Ray by itself
 
 
 @contextmanager
@@ -40,13 +41,14 @@ def beside() -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            watching.stdin.close()  # the end in order: nothing is left to do
+            watching.stdin.write(IN_ORDER)
+            watching.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             watching.wait(END_SECONDS)
 
 
 def watch(driver: int) -> None:
-    """Note the driver's descendants until it closes our standard input (in order) or ends (kill them)."""
+    """Note the driver's descendants until it says that all is over; kill them if it ends before."""
     noted: dict[tuple[int, str], int] = {}
     try:
         end = os.pidfd_open(driver)
@@ -54,13 +56,17 @@ def watch(driver: int) -> None:
         return
     if os.getppid() != driver:
         return
-    while True:
+    told = sys.stdin.fileno()
+    watched = [end, told]
+    while end in watched:
         _note(driver, noted)
-        ready, _, _ = select.select([end, sys.stdin.fileno()], [], [], LOOK_SECONDS)
+        ready, _, _ = select.select(watched, [], [], LOOK_SECONDS)
+        if told in ready:
+            if os.read(told, 1) == IN_ORDER:
+                return
+            watched.remove(told)  # closed without a word: the end of a killed process begins with its files
         if end in ready:
-            break
-        if ready:
-            return
+            watched.remove(end)
     time.sleep(GRACE_SECONDS)
     for descriptor in noted.values():
         with suppress(ProcessLookupError):

@@ -37,7 +37,7 @@ def until(found: Callable[[], bool]) -> None:
 def driver(last: str) -> subprocess.Popen[str]:
     """A process with a child and a grandchild, watched; it does ``last`` once it was told to go on."""
     code = f"""
-        import subprocess, sys
+        import os, subprocess, sys, time
         from components.training import reaper
         with reaper.beside():
             child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
@@ -56,14 +56,23 @@ def sleepers(pid: int) -> list[psutil.Process]:
     return [process for process in below if "reaper.py" not in " ".join(process.cmdline())]
 
 
-def test_descendants_of_a_killed_driver_end(bystander: psutil.Process) -> None:
-    with driver("pass") as process:
+@pytest.mark.parametrize(
+    "last", ["pass", "os.closerange(3, 100); print('closed', flush=True); time.sleep(600)"]
+)
+def test_descendants_of_a_killed_driver_end(bystander: psutil.Process, last: str) -> None:
+    """Also where its files are closed some time before it ends, as the kernel does it."""
+    with driver(last) as process:
         assert process.stdout is not None
+        assert process.stdin is not None
         process.stdout.readline()
         until(lambda: len(sleepers(process.pid)) == 2)
         left = sleepers(process.pid)
         watcher = [p for p in psutil.Process(process.pid).children() if p not in left]
         assert len(watcher) == 1
+        if last != "pass":
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+            process.stdout.readline()
         time.sleep(2 * reaper.LOOK_SECONDS)
         left[0].kill()  # the parent in between is gone, as Ray's raylet is
         process.kill()
