@@ -46,6 +46,7 @@ LEFTOVER_SECONDS = 2.0  # at a step's end, for what other steps left in the spoo
 MAX_ARTIFACT_BYTES = 10_000_000
 ARTIFACTS = (".json", ".html", ".csv", ".png", ".svg")
 NOT_ARTIFACTS = ("page.json", "run.json")  # the page's sections are in report.html; run.json comes later
+THIS_PROCESS = uuid.uuid4().hex
 REMEMBERED_RUNS = 50
 NOT_THE_CAUSE = "(raised as a result of"  # how SQLAlchemy begins what a database says while it flushes
 ENDED_BADLY = ("FAILED", "KILLED")
@@ -277,8 +278,17 @@ def connect(uri: str) -> MlflowClient:
 
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
+    making = database.with_name(f"{database.name}.making-{THIS_PROCESS}")
     with FileLock(database.with_name(f"{database.name}.lock")):
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)  # opens the file
+        for other in set(database.parent.glob(f"{database.name}.making-*")) - {making}:
+            # its process ended, or its disk was full, in the midst of the migrations: they cannot be resumed
+            remove(database)
+            remove(other)
+        if not database.exists():
+            making.touch()
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)  # opens the file
+        remove(making)
+        return client
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

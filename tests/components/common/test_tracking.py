@@ -407,3 +407,18 @@ def test_a_partial_dvc_repro_opens_a_parent_that_names_the_steps_it_reused(
         "step.validate": f"reused {read_run_id(Path('outputs/validate'))['run_id']}",
         "step.finetune": f"FINISHED {read_run_id(Path('outputs/teacher'))['run_id']}",
     }  # register comes after it, and was neither run nor reused
+
+
+def test_a_database_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    database = tmp_path / "half/mlflow.db"
+    database.parent.mkdir()
+    made = sqlite3.connect(database)
+    made.execute("create table datasets (a)")  # as MLflow's migrations left it on a full disk
+    made.commit()
+    made.close()
+    (database.parent / "mlflow.db.making-0").touch()
+    assert tracking.connect(f"sqlite:///{database}").search_experiments()
+    assert not list(database.parent.glob("*.making-*"))
+    tracking.connect.cache_clear()
+    tracking.connect(f"sqlite:///{database}").create_experiment("kept")
+    assert tracking.connect(f"sqlite:///{database}").get_experiment_by_name("kept")
