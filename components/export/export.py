@@ -15,7 +15,7 @@ from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file, write_json, write_text
 from components.export import exported
 from components.export.params import ExportParams
-from components.export.parity import ROUNDING, Comparison, Proof, prove, run_into
+from components.export.parity import ROUNDING, Comparison, Proof, prove, rounding, run_into
 from components.models.card import ModelCard, first_difference, names_finding, read_card
 
 if TYPE_CHECKING:
@@ -278,8 +278,19 @@ def _prove(
                 one = slice(index, index + 1)
                 run_into(as_files, session, image, logits[one], rows.labels[place][one])
 
+    _, some = next(exported.pixel_batches(root, rows.spread(BATCH), size, BATCH))
+    with torch.inference_mode():
+        exact = copy.deepcopy(module).double()(
+            torch.from_numpy(exported.normalise(some, card.mean, card.std)).double()
+        )
     tolerances = {"fp32": settings.tolerance, "int8": LOOSE}
-    return prove(network, {key: (path, tolerances[key]) for key, path in files.items()}, batches()), as_files
+    proof = prove(
+        network,
+        {key: (path, tolerances[key]) for key, path in files.items()},
+        batches(),
+        rounding(network(some), exact.numpy()),
+    )
+    return proof, as_files
 
 
 def _judge(
@@ -482,8 +493,8 @@ def _show(run: Run, proof: Proof, as_files: Comparison | None, files: dict[str, 
             "How far scores move in export",
             _histogram(proof),
             alt="Histogram of score differences per image",
-            note="Each image's largest difference of a score; model.onnx must stay left of the dashed line: "
-            f"export.tolerance, or {ROUNDING:.0e} of the largest logit, here {whole.max_logit:.0f}, halved.",
+            note="The largest difference of a score in each image; model.onnx must stay left of the line: "
+            f"export.tolerance, or half of {whole.rounding:.0e} of the largest logit, {whole.max_logit:.0f}",
         )
 
 

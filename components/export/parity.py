@@ -14,6 +14,8 @@ from components.export import exported
 SINGLES = 256  # images that are also run one by one
 # max|a - b| / max|b| of logits that two correct float32 networks may differ by: they add in another order
 ROUNDING = 1e-5
+MARGIN = 4  # two float32 networks may err to either side, and more on an image that was not measured
+MOST_ROUNDING = 1e-4  # beyond it, a network that float32 cannot compute would make anything its equal
 
 
 @dataclass
@@ -21,13 +23,14 @@ class Comparison:
     """What one way of running an exported file gave, beside the network's own scores, in 0..1.
 
     A score moves by at most half as much as the logits do (the softmax's slope s (1 - s) is at most 1/4,
-    and two logits may move apart), so rounding alone moves it by up to half of ``ROUNDING`` times the
+    and two logits may move apart), so rounding alone moves it by up to half of ``rounding`` times the
     largest logit. ``limit`` is that or ``tolerance``, whichever is larger. ``different_ids`` counts images
     whose class differs although the network prefers its own by more than the limit; a smaller lead is a
     tie, in which either class is right.
     """
 
     tolerance: float
+    rounding: float = ROUNDING
     images: int = 0
     correct: int = 0
     max_logit: float = 0.0
@@ -55,7 +58,7 @@ class Comparison:
 
     @property
     def limit(self) -> float:
-        return max(self.tolerance, ROUNDING / 2 * self.max_logit)
+        return max(self.tolerance, self.rounding / 2 * self.max_logit)
 
     @property
     def max_difference(self) -> float:
@@ -85,6 +88,7 @@ class Comparison:
             "ties": self.ties,
             "max_difference": self.max_difference,
             "tolerance": self.tolerance,
+            "rounding": self.rounding,
             "max_logit": self.max_logit,
             "limit": self.limit,
             "top1": self.top1,
@@ -112,10 +116,27 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def rounding(logits: np.ndarray, exact: np.ndarray) -> float:
+    """What rounding to allow a network, as a share of its largest logit: ``ROUNDING``, or what it needs.
+
+    A network that was hardly trained divides by norms close to zero, and float32 is further from the truth
+    there than in another one: no exporter is at fault then.
+
+    Args:
+        logits: of some images, float32 [N, classes].
+        exact: the same by the same network in float64.
+    """
+    largest = float(np.abs(exact).max())
+    own = float(np.abs(logits - exact).max()) / largest if largest else 0.0
+    # not finite: Comparison says so, with the network's name
+    return min(max(ROUNDING, MARGIN * own), MOST_ROUNDING) if np.isfinite(own) else ROUNDING
+
+
 def prove(
     network: Callable[[np.ndarray], np.ndarray],
     files: Mapping[str, tuple[Path, float]],
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    allowed: float = ROUNDING,
 ) -> Proof:
     """Run the network and exported files on the same images; no more than one batch is held.
 
@@ -124,6 +145,7 @@ def prove(
             itself, as training did; a file prepares them as its own metadata says.
         files: by name, the file and the tolerance of its scores.
         batches: pixels as above, and labels int [N].
+        allowed: what ``rounding`` gave for this network.
 
     Every file runs in batches as they come and, for the first ``SINGLES`` images, one by one: a graph with
     its batch fixed at 1, or at the size it was traced with, gives itself away.
@@ -132,7 +154,7 @@ def prove(
     opened = {name: exported.session(path, threads=1) for name, (path, _) in files.items()}
     abouts = {name: exported.describe(opened[name], path) for name, (path, _) in files.items()}
     compared = {
-        name: {"batches": Comparison(tolerance), "single images": Comparison(tolerance)}
+        name: {way: Comparison(tolerance, allowed) for way in ("batches", "single images")}
         for name, (_, tolerance) in files.items()
     }
     images = correct = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.export.parity import Comparison, softmax
+from components.export.parity import MARGIN, MOST_ROUNDING, ROUNDING, Comparison, rounding, softmax
 
 TOLERANCE = 1e-4
 
@@ -56,3 +56,19 @@ def test_a_network_without_finite_logits_is_equal_to_nothing() -> None:
     comparison.add(np.array([[np.nan, 0.0]], np.float32), np.array([[0.5, 0.5]]), np.array([0]))
     assert not comparison.holds
     assert "logits of the network" in comparison.failure
+
+
+def test_a_network_is_allowed_what_float32_takes_from_it_and_no_more_than_a_bound() -> None:
+    """A network that hardly learned was called a bad export: float32 itself was 8e-6 of its logits off."""
+    exact = np.array([[80.3, 80.0]])
+    assert rounding((exact * (1 + 1e-7)).astype(np.float32), exact) == ROUNDING
+    assert rounding(exact * (1 + 8e-6), exact) == pytest.approx(MARGIN * 8e-6)
+    assert rounding(exact * (1 + 1e-2), exact) == MOST_ROUNDING
+    assert rounding(exact * np.nan, exact) == ROUNDING
+    # 2.4e-4 of a score, where 1e-5 of the largest logit would allow 1.4e-4
+    network = np.array([[28.3, 28.0]])
+    other = softmax(network + np.array([[1e-3, 0.0]]))
+    for allowed, holds in ((ROUNDING, False), (MARGIN * 8e-6, True)):
+        comparison = Comparison(TOLERANCE, allowed)
+        comparison.add(network, other, np.array([0]))
+        assert comparison.holds is holds
