@@ -22,13 +22,13 @@ IGNORED = [".retort/", "/outputs/", "/data/", "/images/", "/dvc_plots/", "/pipel
 DVC_IGNORED = ["/config.local", "/tmp", "/cache"]  # noqa: S108 - as 'dvc init' writes it, but not without git
 
 
-def start(folder: Path, *, git: bool, images: Path | None) -> tuple[bool, str]:
+def start(folder: Path, *, git: bool, ignored: Sequence[str] = ()) -> tuple[bool, str]:
     """Set up .gitignore, git and DVC in ``folder``, which gets a repository of its own unless it is in one.
 
     Args:
         folder: The project's folder, which exists.
         git: False leaves git alone, and DVC without history.
-        images: The images, which git must not take where they lie in the project.
+        ignored: More lines of .gitignore, such as ``pattern`` of images that lie in the project.
 
     Returns:
         Whether the repository was made here, so that its first commit is ours to make; and what a person
@@ -37,7 +37,7 @@ def start(folder: Path, *, git: bool, images: Path | None) -> tuple[bool, str]:
     Raises:
         RetortError: when git or DVC refuses.
     """
-    add_lines(folder / ".gitignore", [*IGNORED, *_pattern(folder, images)])
+    add_lines(folder / ".gitignore", [*IGNORED, *ignored])
     made, advice = False, ""
     if not git or shutil.which("git") is None:
         kind = "--no-scm"
@@ -81,12 +81,10 @@ def add_lines(file: Path, lines: Sequence[str]) -> None:
         write_text(file, before + joint + "\n".join(missing) + "\n")
 
 
-def _pattern(folder: Path, images: Path | None) -> list[str]:
-    """The line of .gitignore for images that lie in the project."""
-    if images is None or not images.resolve().is_relative_to(folder.resolve()):
-        return []
-    below = images.resolve().relative_to(folder.resolve()).as_posix()
-    return ["/" + re.sub(r"([\\*?\[ ])", r"\\\1", below) + "/"]
+def pattern(folder: Path, place: Path) -> str:
+    """The line of .gitignore for a folder ``place`` below ``folder``."""
+    below = place.resolve().relative_to(folder.resolve()).as_posix()
+    return "/" + re.sub(r"([\\*?\[ ])", r"\\\1", below) + "/"
 
 
 def _repository(folder: Path) -> Path | None:

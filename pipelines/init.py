@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from components.common.errors import RetortError
 from components.common.progress import counted, say
 from components.common.storage import write_text
+from components.dataset.images import EXTENSIONS
 from components.dataset.params import Data
 from components.models.params import Optimizer
 from pipelines import facts, history, propose
@@ -113,6 +114,7 @@ def init(
     if (folder / "dvc.yaml").exists():
         raise RetortError(f"{folder / 'dvc.yaml'}: belongs to another DVC pipeline; choose another folder")
     own = _named(folder, images)
+    overrides = [*overrides, *_absolute(build(own, overrides).data)]
     proposal = None
     if images is None:
         need_apart(folder, folder / "images")
@@ -120,8 +122,8 @@ def init(
         if Path(images).is_dir():
             need_apart(folder, Path(images))
         proposal = _proposed(build(own, overrides).data, fast, measure)
-        if overrides:
-            given = f"given, and not in what is said here: {' '.join(overrides)}"
+        if given_by_hand := [one for one in overrides if not one.startswith("data.")]:
+            given = f"given, and not in what is said here: {' '.join(given_by_hand)}"
             proposal = dataclasses.replace(proposal, reasons=[*proposal.reasons, given])
         own = _merged(own, proposal.values)
     params = build(own, overrides)  # whatever is wrong is said before anything is made
@@ -130,7 +132,7 @@ def init(
     if images is None:
         (folder / "images").mkdir(exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
-    own_repository, advice = history.start(folder, git=git, images=Path(images) if images else None)
+    own_repository, advice = history.start(folder, git=git, ignored=_not_for_git(folder, params.data))
     stages = (HOUSE / "dvc.yaml").read_text(encoding="utf-8")
     seen = images is None or "://" not in images
     write_text(folder / "dvc.yaml", _own_stages(stages) if seen else stages)
@@ -185,6 +187,26 @@ def _named(folder: Path, images: str | None) -> dict[str, Any]:
         "data": {**OWN_DATA["data"], "source": source, "root": root},
         "registry": {"name": re.sub(r"""[/:'"]""", "-", folder.resolve().name) or "retort"},
     }
+
+
+def _absolute(data: Data) -> list[str]:
+    """Overrides that name again, from anywhere, what was named as seen from here."""
+    named = {"root": data.root, "class_names": data.class_names, "corrections": data.corrections}
+    return [
+        f"data.{key}={json.dumps(os.fspath(Path(value).resolve()))}"
+        for key, value in named.items()
+        if value and value != "images" and not Path(value).is_absolute() and Path(value).exists()
+    ]
+
+
+def _not_for_git(folder: Path, data: Data) -> list[str]:
+    """Lines of .gitignore for images that lie in the project."""
+    root = Path(folder, data.root)
+    if not root.is_dir() or not root.resolve().is_relative_to(folder.resolve()):
+        return []
+    if data.source == data.root:
+        return [history.pattern(folder, root)]
+    return [f"*{ending}" for name in EXTENSIONS for ending in (name, name.upper())]  # a list's, anywhere
 
 
 def _proposed(data: Data, fast: bool, measure: bool) -> Proposal:

@@ -133,7 +133,7 @@ def test_init_makes_a_project_and_refuses_to_overwrite_it(
     assert "exists already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["--images", "my photos"], []])
+@pytest.mark.parametrize("given", [["--images", "my photos", "--no-measure"], []])
 def test_repro_reads_own_images_again_when_there_are_more(tmp_path: Path, given: list[str]) -> None:
     images = tmp_path / ("my photos" if given else "mine/images")
     for number, (split, label) in enumerate(itertools.product(["train", "val", "test"], "ab")):

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines import cli
+from components.dataset.params import Data
+from pipelines import cli, init
+from pipelines.params import load
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -72,7 +74,7 @@ def test_diffs_experiments_and_remotes_work_with_and_without_a_repository(
         place = project if where == "its own" else project.parent
         place.mkdir(parents=True)
         ran(place, "git", "init", "--quiet")
-    assert cli.run(["init", os.fspath(project), "--images", "photos"]) == 0
+    assert cli.run(["init", os.fspath(project), "--images", "photos", "--no-measure"]) == 0
     if where == "none":
         assert ran(project, "git", "status", "--porcelain") == "", "the first commit is made"
     ran(project, "dvc", "repro", "--quiet", "ingest")
@@ -160,12 +162,33 @@ def test_images_in_the_project_are_not_for_git_and_a_persons_files_stay(tmp_path
     draw(tmp_path / "my photos [1]", images=1)
     for name in (".gitignore", "README.md", ".dvcignore"):
         (tmp_path / name).write_text("mine")
-    assert cli.run(["init", ".", "--images", "my photos [1]"]) == 0
+    assert cli.run(["init", ".", "--images", "my photos [1]", "--no-measure"]) == 0
     assert (tmp_path / "README.md").read_text() == "mine"
     for name in (".gitignore", ".dvcignore"):
         assert (tmp_path / name).read_text().startswith("mine\n")
     ran(tmp_path, "git", "add", "-A")
     assert ".png" not in ran(tmp_path, "git", "ls-files")
+
+
+def test_a_list_in_the_project_keeps_its_images_out_of_git(tmp_path: Path) -> None:
+    draw(tmp_path / "photos", images=1)
+    (tmp_path / "photos/train/a/0.png").rename(tmp_path / "photos/train/a/0.PNG")
+    names = ["train/a/0.PNG", "train/b/0.png", "val/a/0.png", "val/b/0.png"]
+    (tmp_path / "list.txt").write_text("".join(f"{name} {n % 2}\n" for n, name in enumerate(names)))
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    words = ["--images", "list.txt", "-o", "data.root=photos", "-o", "data.class_names=names.txt"]
+    assert cli.run(["init", ".", *words, "--no-measure"]) == 0
+    data = load(tmp_path / "params.yaml").data
+    assert (data.root, data.class_names) == (str(tmp_path / "photos"), str(tmp_path / "names.txt"))
+    ran(tmp_path, "git", "add", "-A")
+    assert ".png" not in ran(tmp_path, "git", "ls-files").lower()
+    ran(tmp_path, "dvc", "repro", "--quiet", "ingest")
+
+
+def test_a_bucket_is_no_folder_of_the_project(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    values = Data(source="s3://photos/own", root="images")
+    assert init._not_for_git(tmp_path, values) == []
 
 
 def test_another_pipeline_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +252,6 @@ def test_images_may_lie_in_a_folder_of_their_own_in_the_project(
     project: str, images: str, tmp_path: Path
 ) -> None:
     draw(tmp_path / images, images=1)
-    assert cli.run(["init", project, "--images", images]) == 0
+    assert cli.run(["init", project, "--images", images, "--no-measure"]) == 0
     ran(tmp_path / project, "dvc", "repro", "--quiet", "ingest")
     assert "ingest" not in json.loads(ran(tmp_path / project, "dvc", "status", "--json"))
