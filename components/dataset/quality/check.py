@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,21 +32,21 @@ class View:
         return np.frombuffer(self.grey.tobytes(), np.uint8).reshape(self.grey.height, self.grey.width)
 
     @cached_property
-    def histogram(self) -> NDArray[np.float64]:
-        """The share of pixels that have each of the 256 grey levels; of every fourth where there are many."""
-        grey = self.grey
-        if min(grey.size) >= ENOUGH:
-            grey = grey.resize((grey.width // 2, grey.height // 2), Resampling.NEAREST)
-        return np.array(grey.histogram(), np.float64) / (grey.width * grey.height)
+    def sample(self) -> Image.Image:
+        """Every fourth pixel where there are many: enough for the levels."""
+        width, height = self.grey.size
+        if min(width, height) < ENOUGH:
+            return self.grey
+        return self.grey.resize((width // 2, height // 2), Resampling.NEAREST)
 
     @cached_property
-    def shares(self) -> NDArray[np.float64]:
-        """The share of pixels at each grey level or below it, float64 [256]."""
-        return np.cumsum(self.histogram)
+    def up_to(self) -> list[int]:
+        """How many pixels of the sample are at each of the 256 grey levels or below it."""
+        return list(accumulate(self.sample.histogram()))  # numpy asks more first
 
     def level(self, share: float) -> float:
         """The grey level, 0..255, that ``share`` of the pixels do not exceed."""
-        return float(self.shares.searchsorted(share))
+        return float(bisect_left(self.up_to, share * self.up_to[-1]))
 
 
 @dataclass(frozen=True)

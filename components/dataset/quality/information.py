@@ -9,8 +9,7 @@ from components.dataset.quality.check import Check, Scale, View
 
 def entropy(view: View) -> float:
     """Shannon's entropy of the grey levels, bits: 0 for one level, 8 for all 256 alike."""
-    shares = view.histogram[view.histogram > 0]
-    return max(0.0, -float(shares @ np.log2(shares)))
+    return max(0.0, float(view.sample.entropy()))
 
 
 CHECK = Check(

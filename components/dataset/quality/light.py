@@ -10,8 +10,9 @@ BLACK = 10  # grey level up to which it counts as black: a dark background stays
 
 def clipped(view: View) -> float:
     """The share of white pixels among those not black: clipped highlights, as a camera's histogram shows."""
-    white, shown = float(view.histogram[WHITE:].sum()), float(view.histogram[BLACK + 1 :].sum())
-    return white / shown if shown else 0.0
+    up_to = view.up_to
+    shown = up_to[-1] - up_to[BLACK]
+    return (up_to[-1] - up_to[WHITE - 1]) / shown if shown else 0.0
 
 
 CHECK = Check(
