@@ -78,6 +78,8 @@ def register(
     with step("register", params, out, inputs=files) as run:
         for path, maker in made.values():
             need(path, maker)
+            if path.suffix == ".json":
+                read_json(path)  # some are only copied: a cut file would become a part of the version
         _check_names(run, files)
         run.stop_on_errors()
         _check_proofs(run, files)

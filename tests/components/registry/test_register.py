@@ -94,6 +94,15 @@ def test_a_registered_model_is_loaded_and_predicts_as_the_exported_file(
     assert shown == [version.source], "the pipeline's run shows its model"
 
 
+@pytest.mark.parametrize("file", ["benchmark/choice.json", "check/gate.json", "plan.json"])
+def test_a_damaged_proof_is_no_part_of_a_version(project: Any, file: str) -> None:
+    path = project.folder / file
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RetortError, match=rf"{path.name}: not valid JSON"):
+        project.register()
+    assert not (project.folder / "outputs/register/registered.json").exists()
+
+
 def test_no_user_image_goes_along_where_none_may_be_shown(project: Any, loads_from: Any) -> None:
     params = project.params().model_copy(
         update={"report": project.params().report.model_copy(update={"thumbnails": False})}
