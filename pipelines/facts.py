@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.common.errors import RetortError
-from components.common.progress import say
+from components.common.progress import counted, say
 from components.dataset import images, manifest, sources
 from components.dataset.columns import matches
 from components.dataset.params import Data, IngestParams
@@ -93,17 +93,23 @@ def look(data: Data) -> DataFacts:
 
 
 def machine() -> MachineFacts:
-    """Cores by the scheduler's and the container's limits; GPUs by NVIDIA's driver, if it is there."""
+    """Cores by the scheduler's and the container's limits; GPUs that this PyTorch can use."""
     import joblib  # type: ignore[import-untyped]
 
-    gpus = 0
-    if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if shown is not None:
-            gpus = min(gpus, len([one for one in shown.split(",") if one.strip() not in ("", "-1")]))
-    return MachineFacts(joblib.cpu_count(), gpus)
+    return MachineFacts(joblib.cpu_count(), _gpus() if shutil.which("nvidia-smi") else 0)
+
+
+def _gpus() -> int:
+    """GPUs that PyTorch sees; a line if the driver has some that it does not see."""
+    import torch
+
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    usable = torch.cuda.device_count()
+    if there and not usable:
+        why = "is built without CUDA" if torch.version.cuda is None else "may use none of them"
+        say(f"the driver lists {counted(there, 'GPU')}, but this PyTorch {why}: the CPU is proposed")
+    return usable
 
 
 @contextmanager

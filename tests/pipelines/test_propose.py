@@ -20,7 +20,7 @@ from components.dataset import s3
 from components.dataset.params import Data
 from components.training.estimate import Speed
 from pipelines import cli
-from pipelines.facts import DataFacts, MachineFacts, look
+from pipelines.facts import DataFacts, MachineFacts, look, machine
 from pipelines.init import OWN_DATA
 from pipelines.params import Params, load
 from pipelines.propose import Proposal, Speeds, guess, propose
@@ -121,6 +121,18 @@ def test_large_photographs_are_said_to_take_long_to_decode() -> None:
     assert not [reason for reason in proposed(data).reasons if "decoding images" in reason]
     assert "decoding images of 4000 px" in " ".join(proposed(slow).reasons)
     assert proposed(slow, fast=True).total > proposed(data, fast=True).total
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_said_and_not_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: a card (UUID: GPU-1)'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # this PyTorch's, wherever the test runs
+    assert machine().gpus == 0
+    assert "the driver lists 1 GPU, but this PyTorch" in capsys.readouterr().err
 
 
 def test_images_are_counted_as_ingest_reads_them(tmp_path: Path) -> None:
