@@ -31,8 +31,8 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
         RetortError: ``manifest`` is no manifest, has no training rows, or ``audit.distribution`` does not
             fit its classes.
     """
-    need(manifest, "validate")
     with step("audit-imbalance", params, out, {"data/clean.parquet": manifest}) as run:
+        need(manifest, "validate")
         counts = count(manifest)
         total = counts.total
         found = balance(total, total.astype(np.float64), counts.labels, params.audit)

@@ -35,10 +35,10 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
     Raises:
         RetortError: a file is missing or damaged, or a store cannot be reached.
     """
-    need(manifest, "validate")
-    need(features, "weights")
     inputs = {"data/clean.parquet": manifest, "outputs/weights/features.onnx": features}
     with step("audit-synthetic", params, out, inputs) as run:
+        need(manifest, "validate")
+        need(features, "weights")
         counts = count(manifest)
         classes = rules.blow_up(run, counts, params.audit.blow_up)
         if not classes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,41 +98,51 @@ def step(
     out: Path,
     inputs: Mapping[str, Path] | None = None,
     keep: tuple[str, ...] = (),
+    products: Sequence[Path] = (),
 ) -> Iterator[Run]:
     """Run a step that owns the folder ``out``, but for the entries in ``keep`` (other steps' own).
 
     Args:
         inputs: the name under which the report lists each file read (``data/clean.parquet``), and its
             path here (a KFP artifact lies elsewhere than a DVC file).
+        products: what the step leaves outside ``out``.
 
-    On success the staged products appear under their names, beside ``report.json``, ``report.html`` and
-    ``run.json`` (the id of the step's MLflow run). On a finding of level error, or any failure, the
-    products are gone and ``report.json`` says ``passed: false``.
+    Both are emptied first, as DVC does before a stage: however the step ends, no later one goes on with what
+    an earlier run left. On success the staged products appear under their names, beside ``report.json``,
+    ``report.html`` and ``run.json`` (the id of the step's MLflow run). On a finding of level error, or any
+    failure, the products are gone and ``report.json`` says ``passed: false``.
 
     Raises:
         FindingsError: after the report is written, when it holds an error.
+        RetortError: before anything is removed, when that would take what is not the step's own: the files
+            behind a link, or one of its inputs.
     """
-    with doing(name), _framed(name, params, out, inputs or {}, keep) as run:
+    with doing(name), _framed(name, params, out, inputs or {}, keep, products) as run:
         yield run
 
 
 @contextmanager
 def _framed(
-    name: str, params: StepParams, out: Path, inputs: Mapping[str, Path], keep: tuple[str, ...]
+    name: str,
+    params: StepParams,
+    out: Path,
+    inputs: Mapping[str, Path],
+    keep: tuple[str, ...],
+    products: Sequence[Path],
 ) -> Iterator[Run]:
+    _refuse_to_empty(out, inputs, keep, products)
     out.mkdir(parents=True, exist_ok=True)
-    for entry in out.iterdir():
-        if entry.name not in keep:
-            remove(entry)
+    for old in [*(entry for entry in out.iterdir() if entry.name not in keep), *products]:
+        remove(old)
     started = time.monotonic()
     tracker = Tracker(name, params.registry)
     run = Run(name, params, out, tracker)
-    run.report.inputs = {label: sha256_file(path) for label, path in inputs.items() if path.is_file()}
-    at("opening a run in MLflow")
-    tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
-    at("at work")
     status = "FAILED"
     try:
+        run.report.inputs = {label: sha256_file(path) for label, path in inputs.items() if path.is_file()}
+        at("opening a run in MLflow")
+        tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
+        at("at work")
         yield run
         run.stop_on_errors()
         _write_report(run)
@@ -161,6 +171,29 @@ def _framed(
         if status == "FINISHED":
             write_json(out / "run.json", {**tracker.identity(), "made": run.products()})
             _say_done(run, seconds)
+
+
+def _refuse_to_empty(
+    out: Path, inputs: Mapping[str, Path], keep: tuple[str, ...], products: Sequence[Path]
+) -> None:
+    """Raise RetortError where emptying ``out`` and removing ``products`` would take what others own."""
+    if out.is_symlink():
+        raise RetortError(
+            f"{out}: a link to {out.readlink()}; a step empties its folder first, and will not empty what a "
+            "link leads to: remove the link, or link the folder above it"
+        )
+    if out.exists() and not out.is_dir():
+        raise RetortError(f"{out}: not a folder, and the step's report goes there; move the file away")
+    own = out.resolve()
+    rewritten = {product.resolve() for product in products}
+    for name, path in inputs.items():
+        place = path.resolve()
+        inside = place == own or (own in place.parents and place.relative_to(own).parts[0] not in keep)
+        if inside or place in rewritten:
+            raise RetortError(
+                f"{name}: the step reads this file, and {'empties its folder' if inside else 'rewrites it'} "
+                "at the start; keep a copy elsewhere, and name that one"
+            )
 
 
 def _write_report(run: Run) -> None:

@@ -44,7 +44,7 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
     """
     data = params.data
     inputs = {path: Path(path) for path in _files_read(data)}
-    with step("ingest", params, out, inputs) as run:
+    with step("ingest", params, out, inputs, products=[manifest]) as run:
         found = sources.read(params)
         rules = _Rules(data)
         survey = _surveyed(found, rules)

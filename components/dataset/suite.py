@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from components.common.page import render
-from components.common.storage import remove, replace
+from components.common.storage import atomic_path
 from components.dataset.manifest import SOURCES, SPLITS, UNLABELED
 
 if TYPE_CHECKING:
@@ -98,15 +98,13 @@ def run(
     tables: dict[str, pd.DataFrame], *, max_bad_share: float, class_num: int, docs: Path
 ) -> list[Failure]:
     """Check the tables and write Data Docs (HTML that needs no network) into the folder ``docs``."""
-    with _quiet():
+    with _quiet(), atomic_path(docs.absolute()) as staged:
         import great_expectations as gx
         from great_expectations.checkpoint import UpdateDataDocsAction
         from great_expectations.data_context.types.base import ProgressBarsConfig
 
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        staged = docs.absolute().with_name(f".{docs.name}.staged")
-        remove(staged)
         site: Any = {
             "class_name": "SiteBuilder",
             "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(staged)},
@@ -138,9 +136,8 @@ def run(
             results.update(outcome.run_results)
         for result in results.values():
             failures += [_failure(item) for item in result.results if not item.success]
-    _without_network(staged)
-    _write_index(staged, list(results.values()))
-    replace(staged, docs)
+        _without_network(staged)
+        _write_index(staged, list(results.values()))
     return failures
 
 

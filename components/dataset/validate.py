@@ -67,7 +67,10 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
                 f"validate.baseline: {baseline} is the manifest that is validated: it would be compared with "
                 "itself; name an earlier one"
             )
-    with step("validate", params, out, inputs) as run, database(manifest) as db:
+    with (
+        step("validate", params, out, inputs, products=[clean, quarantine]) as run,
+        database(manifest) as db,
+    ):
         manifests.check(manifest)
         before = drift.read_baseline(db, baseline) if baseline else None
         source = str(manifest).replace("'", "''")  # a view takes no parameters

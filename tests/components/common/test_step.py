@@ -120,3 +120,61 @@ def test_report_html_escapes_what_users_named(out: Path) -> None:
     for hostile in ("<script>", "<b>odd", "<img src=x>", "Names <i>"):
         assert hostile not in page
     assert json.loads((out / "page.json").read_text())[0]["title"] == "Names <i>"
+
+
+def test_a_step_that_fails_before_it_names_a_product_leaves_none_of_an_earlier_run(
+    out: Path, tmp_path: Path
+) -> None:
+    """A later step would go on with the old file, as if this one had passed."""
+    elsewhere = tmp_path / "data" / "rows.txt"
+    with step("demo", params(), out, products=[elsewhere]) as run:
+        run.product(elsewhere).write_text("r")
+    with pytest.raises(RetortError), step("demo", params(), out, products=[elsewhere]):
+        raise RetortError("no space left on device")
+    assert not elsewhere.exists()
+    assert not read_report(out / "report.json").passed
+
+
+def test_a_folder_that_is_a_link_is_not_emptied(out: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis"
+    mine.mkdir()
+    (mine / "chapter.txt").write_text("all of it")
+    out.parent.mkdir()
+    out.symlink_to(mine, target_is_directory=True)
+    with pytest.raises(RetortError, match=r"demo: a link to .*thesis"), step("demo", params(), out):
+        raise AssertionError("nothing may run")
+    assert names(mine) == {"chapter.txt"}
+
+
+def test_the_folder_above_may_be_a_link(out: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "big disk"
+    (disk / "demo").mkdir(parents=True)
+    (disk / "mine.txt").write_text("x")
+    out.parent.symlink_to(disk, target_is_directory=True)
+    with step("demo", params(), out):
+        pass
+    assert "report.json" in names(disk / "demo")
+    assert (disk / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("place", ["outputs/demo/mine.csv", "outputs/demo", "data/rows.txt"])
+def test_what_a_step_reads_it_does_not_remove(out: Path, tmp_path: Path, place: str) -> None:
+    made = tmp_path / "data" / "rows.txt"
+    for path in (out / "mine.csv", made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("verdicts")
+    read = {"data.corrections": tmp_path / place}
+    with (
+        pytest.raises(RetortError, match="keep a copy elsewhere"),
+        step("demo", params(), out, read, products=[made]),
+    ):
+        raise AssertionError("nothing may run")
+    assert (out / "mine.csv").exists()
+    assert made.exists()
+
+
+def test_a_file_where_the_folder_should_be_is_named(out: Path) -> None:
+    out.parent.mkdir()
+    out.write_text("notes")
+    with pytest.raises(RetortError, match="demo: not a folder"), step("demo", params(), out):
+        raise AssertionError("nothing may run")

@@ -21,6 +21,7 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
+from components.dataset import suite
 from tests.components.dataset.conftest import Steps, digit, encoded, put
 
 
@@ -447,3 +448,29 @@ def test_a_file_that_is_no_manifest_is_named(steps: Steps) -> None:
     pq.write_table(pa.table({"path": ["a"], "label": ["0"]}), steps.manifest)
     with pytest.raises(RetortError, match="column 'label' is string, expected int32"):
         steps.validate(".")
+
+
+def test_a_failure_leaves_no_rows_of_an_earlier_run(photos: Path, steps: Steps) -> None:
+    """The audits would go on with the old file."""
+    steps.ingest(str(photos), photos)
+    for old in (steps.clean, steps.quarantine):
+        put(old, b"of an earlier run")
+    steps.manifest.unlink()
+    with pytest.raises(RetortError, match="run 'retort ingest' first"):
+        steps.validate(photos)
+    assert not steps.clean.exists()
+    assert not steps.quarantine.exists()
+
+
+def test_a_failure_leaves_no_half_of_the_data_docs(
+    photos: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    steps.ingest(str(photos), photos)
+    monkeypatch.setattr(suite, "_write_index", full)
+    with pytest.raises(OSError, match="No space left"):
+        steps.validate(photos, validate={"images": "none"})
+    assert not [path for path in Path("outputs/validate").iterdir() if "data_docs" in path.name]
+    assert not steps.clean.exists()
