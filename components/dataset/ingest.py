@@ -25,6 +25,7 @@ from components.dataset import s3, sources
 from components.dataset.columns import Columns, by_value, equals, kept, matches, put
 from components.dataset.database import database
 from components.dataset.inspection import inspect_all
+from components.dataset.names import name_classes, numbers
 from components.dataset.params import Data, IngestParams
 from components.dataset.sources import Found
 from components.dataset.splits import splits_of
@@ -48,7 +49,9 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
         found = sources.read(params)
         rules = _Rules(data)
         survey = _surveyed(found, rules)
-        names = _named(run, survey, data)
+        names = name_classes(run, data, survey.named, survey.unnumbered)
+        order = numbers(names)
+        survey.labels |= {order[name] for name in survey.classes}
         _correct(run, survey, rules, names)
         _report_rejected(run, found, out)
         _need_classes(run, survey, names, found)
@@ -206,71 +209,19 @@ def _classes(columns: Columns) -> tuple[dict[int, str | None], set[str]]:
     return labels, {name or "" for name in unnumbered}
 
 
-def _named(run: Run, survey: _Survey, data: Data) -> dict[int, str]:
-    """The names of classes by label; settles the labels of those that come without.
-
-    Class folders are numbered in the order of ``data.class_names``, else in the order of their names.
-    """
-    file = Path(data.class_names) if data.class_names else None
-    listed = _read_names(file) if file else []
-    without = sorted(survey.unnumbered)
-    twice = [name for name, count in Counter(listed).items() if count > 1]
-    if without and twice:
-        first, second = [number for number, name in enumerate(listed, start=1) if name == twice[0]][:2]
-        raise RetortError(
-            f"{file}: class '{twice[0]}' stands there twice (lines {first} and {second}), so its folder has "
-            "no number of its own; give each line another name"
-        )
-    if unknown := [name for name in without if name not in listed] if listed else []:
-        raise RetortError(f"{file}: class '{unknown[0]}' of the data is not in this file; add it as a line")
-    names = dict(enumerate(listed or without))
-    nameless = sorted(label for label, name in survey.named.items() if label >= len(listed) and not name)
-    if file and nameless:
-        run.find(
-            "labels.names", "warning", str(file),
-            f"{len(listed):,} classes are named, but {len(nameless):,} labels lie beyond them: "
-            f"{', '.join(map(str, nameless[:5]))}{', ...' if len(nameless) > 5 else ''}. Numbers name those.",
-            measured=nameless[-1] + 1, limit=len(listed),
-            advice="Check data.class_names: line n names label n, beginning with 0.", row="2.1",
-        )  # fmt: skip
-    for label, name in survey.named.items():
-        names.setdefault(label, name or str(label))
-    order = _numbers(names)
-    survey.labels |= {order[name] for name in survey.classes}
-    return names
-
-
-def _numbers(names: dict[int, str]) -> dict[str, int]:
-    """Labels by name: the lowest, where two are called the same."""
-    return {names[label]: label for label in sorted(names, reverse=True)}
-
-
-def _read_names(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RetortError(f"{file}: cannot be read ({error}); check data.class_names") from None
-    while lines and not lines[-1]:
-        lines.pop()
-    numbered = [line.split(maxsplit=1) for line in lines]
-    if lines and all(len(p) == 2 and p[0] == str(number) for number, p in enumerate(numbered)):
-        lines = [parts[1] for parts in numbered]  # '0 tench': the number is not part of the name
-    return lines
-
-
 def _correct(run: Run, survey: _Survey, rules: _Rules, names: dict[int, str]) -> None:
     """Work out what ``data.corrections`` does to the rows that it names: another label, or out."""
     if rules.data.corrections is None:
         return
-    numbers = _numbers(names)
+    order = numbers(names)
     dropped = 0
     for path, split in survey.judged:
         verdict = rules.verdicts[path]
-        if verdict is None or (verdict.strip() == "drop" and "drop" not in numbers):
+        if verdict is None or (verdict.strip() == "drop" and "drop" not in order):
             rules.corrected[path] = None
             dropped += 1
             continue
-        label = numbers.get(verdict, numbers.get(verdict.strip()))
+        label = order.get(verdict, order.get(verdict.strip()))
         if label is None and re.fullmatch(r"\d{1,10}", verdict.strip()) and int(verdict) in names:
             label = int(verdict)
         if label is None:
@@ -377,7 +328,7 @@ def _finished(
     found: Found, rules: _Rules, survey: _Survey, names: dict[int, str], tally: _Tally
 ) -> Iterator[pa.RecordBatch]:
     """The rows as the manifest holds them, in the order of the source."""
-    numbers = _numbers(names)
+    order = numbers(names)
 
     def renumbered(label: int) -> int:
         return rules.remapped.get(label, label)
@@ -388,7 +339,7 @@ def _finished(
         start += len(columns["path"])
         label, name = columns["label"], columns["class_name"]
         if label.null_count:
-            columns["label"] = pc.coalesce(label, by_value(name, numbers.get, pa.int32()))
+            columns["label"] = pc.coalesce(label, by_value(name, order.get, pa.int32()))
         nameless = pc.and_(
             pc.fill_null(pc.equal(name, ""), True), pc.invert(equals(columns["split"], "unlabeled"))
         )

@@ -36,7 +36,9 @@ class Data(Section):
     )
     root: str = Field("data/images", description="paths in the manifest are relative to this folder")
     class_names: str | None = Field(
-        None, description="file with one class name a line, for list files; line n names label n"
+        None,
+        description="file with one class name a line (line n names label n, beginning with 0), or "
+        "'label name' a line",
     )
     group: str | None = Field(
         None,

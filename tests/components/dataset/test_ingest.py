@@ -140,7 +140,7 @@ def test_class_names_file(photos: Path, steps: Steps, tmp_path: Path) -> None:
     assert {row["class_name"] for row in rows} == {"ant", "bee", "cat"}
     assert "labels.names" not in steps.findings("ingest")
     steps.ingest(source, photos, class_names=listed(tmp_path, "names.txt", ["ant", "bee"]))
-    assert "1 labels lie beyond them: 2." in steps.findings("ingest")["labels.names"].message
+    assert "1 label lies beyond them: 2." in steps.findings("ingest")["labels.names"].message
 
 
 def test_the_order_of_a_list_does_not_matter(photos: Path, steps: Steps, tmp_path: Path) -> None:
