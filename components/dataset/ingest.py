@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from components.common import sheet
 from components.common.errors import ConfigError, RetortError
+from components.common.progress import counted
 from components.common.sheet import write_csv
 from components.common.step import Run, step
 from components.common.storage import state_dir, write_json
 from components.dataset import manifest as manifests
-from components.dataset import s3, sources
+from components.dataset import places, s3, sources
 from components.dataset.columns import Columns, by_value, equals, kept, matches, put
 from components.dataset.database import database
 from components.dataset.inspection import inspect_all
@@ -49,6 +50,8 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
         found = sources.read(params)
         rules = _Rules(data)
         survey = _surveyed(found, rules)
+        if found.listed:
+            places.check_lists(run, data, found)
         names = name_classes(run, data, survey.named, survey.unnumbered)
         order = numbers(names)
         survey.labels |= {order[name] for name in survey.classes}
@@ -309,12 +312,14 @@ def _real_groups(found: Found, rules: _Rules, survey: _Survey) -> pa.Array:
 @dataclass
 class _Tally:
     """Rows that were written, by split and source; synthetic ones that left validation or test; paths of rows
-    whose source gave something else as their sha256, and of synthetic ones whose group is held out."""
+    whose source gave something else as their sha256, of images that could not be opened, and of synthetic
+    ones whose group is held out."""
 
     real_groups: pa.Array  # groups with real images, of which some are held out
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     moved: int = 0
     hashed_anew: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)  # path, and why it could not be opened
     held_out: list[str] = field(default_factory=list)
 
     def by_split(self) -> Counter[str]:
@@ -351,7 +356,9 @@ def _finished(
         if rules.remapped:
             columns["label"] = by_value(columns["label"], renumbered, pa.int32())
         columns = _digests(columns, tally)
-        columns = _inspected(columns, rules.data.root, found.etags, f"up to row {start:,} of {survey.rows:,}")
+        columns = _inspected(
+            columns, rules.data.root, found.etags, tally, f"to row {start:,} of {survey.rows:,}"
+        )
         columns = _split(columns, rules.data, survey.given, tally)
         made = pa.table({"split": columns["split"], "source": columns["source"]})
         counts = made.group_by(["split", "source"]).aggregate([([], "count_all")]).to_pylist()
@@ -389,7 +396,7 @@ def _digests(columns: Columns, tally: _Tally) -> Columns:
     return {**columns, "sha256": put(digests, bad, None)}
 
 
-def _inspected(columns: Columns, root: str, etags: dict[str, str], where: str) -> Columns:
+def _inspected(columns: Columns, root: str, etags: dict[str, str], tally: _Tally, where: str) -> Columns:
     """Hashes and sizes of the rows whose source does not bring them."""
     unknown = pc.is_null(columns["sha256"])
     paths = columns["path"].filter(unknown).to_pylist()
@@ -397,6 +404,8 @@ def _inspected(columns: Columns, root: str, etags: dict[str, str], where: str) -
         return columns
     once = list(dict.fromkeys(paths))
     known = dict(zip(once, inspect_all(root, once, etags, f"reading images {where}"), strict=True))
+    # content that nobody saw; what is wrong with an image that was read, validate says
+    tally.missing += [(path, one.problem) for path, one in known.items() if one.rule and one.sha256 is None]
     columns = dict(columns)
     for name in ("sha256", "bytes", "phash", "width", "height"):
         columns[name] = put(columns[name], unknown, [getattr(known[path], name) for path in paths])
@@ -485,6 +494,14 @@ def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
             f"{len(anew):,} rows came with something in column sha256 that is none in hexadecimal; it was "
             "worked out from the images.",
             measured=len(anew), limit=0, advice="Leave the column out, or see what wrote it.",
+        )  # fmt: skip
+    if lost := tally.missing:
+        run.find(
+            "ingest.images", "warning", "; ".join(path for path, _ in lost[:3]),
+            f"{counted(len(lost), 'image')} cannot be opened: "
+            f"{lost[0][1]}{'; ...' if len(lost) > 1 else ''}.",
+            measured=len(lost), limit=0,
+            advice="validate puts them aside, and lists them; check the list and data.root.",
         )  # fmt: skip
     if not counts["val"]:
         run.find(

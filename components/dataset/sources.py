@@ -73,6 +73,7 @@ class Found:
     imageless: dict[str, Counter[str]] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
     table: Path | None = None  # of an existing manifest
+    listed: bool = False  # in a list file: nobody has seen yet whether the images are there
     unlabeled: re.Pattern[str] | None = None
 
     def portions(self, names: Sequence[str] = FOUND.names) -> Iterator[tuple[Columns, Rejected]]:
@@ -313,7 +314,7 @@ def _lists(data: Data, lists: Mapping[str, str]) -> Found:
         raise RetortError(
             f"{data.root}: no such folder; set data.root to where the paths of the list files begin"
         )
-    found = Found()
+    found = Found(listed=True)
     unlabeled = matcher(data.unlabeled)
     for key, name in lists.items():
         split = ALIASES.get(key.lower()) if key else None

@@ -19,6 +19,7 @@ from components.dataset import drift, s3, show
 from components.dataset import manifest as manifests
 from components.dataset.database import database
 from components.dataset.inspection import FLAT, inspect_all
+from components.dataset.manifest import image_path
 from components.dataset.near import SURE_ROUNDING, SURE_WORST, near_duplicates, same_everywhere
 from components.dataset.params import ValidateParams
 from components.dataset.quality import report as quality
@@ -90,7 +91,7 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         _labels(run, db, params)
         _names(run, db)
         _groups_apart(run, db)
-        counts = _quarantined(run, db, params)
+        counts = _quarantined(run, db, params, looked)
         # after that: what it names stays
         show_quality = quality.audit(run, db, out) if looked and params.validation.quality else None
         clean_counts = _clean_counts(db)
@@ -533,7 +534,9 @@ def _groups_apart(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         )  # fmt: skip
 
 
-def _quarantined(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> dict[str, Any]:
+def _quarantined(
+    run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, looked: bool
+) -> dict[str, Any]:
     """Decide which rows are bad; returns the counts that the suite and the page look at."""
     db.execute(
         f"""create table bad as select row, rule || ': ' || detail
@@ -549,7 +552,8 @@ def _quarantined(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams
             "validate.max_bad_share", "error", "manifest",
             f"{bad:,} of {total:,} rows ({share:.1%}) are bad, the limit is {limit:.1%}.",
             measured=share, limit=limit,
-            advice="Mend the source (findings.parquet lists every file), or raise validate.max_bad_share.",
+            advice=(looked and _wrong_root(db, params.data.root))
+            or "Mend the source (findings.parquet lists every file), or raise validate.max_bad_share.",
         )  # fmt: skip
     cases = dict(db.execute("select rule, count(distinct row) from cases group by 1").fetchall())
     splits = dict(
@@ -570,6 +574,22 @@ def _quarantined(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams
     )  # fmt: skip
     run.tracker.summary({"rows": total - bad, "quarantined": bad})
     return {"rows": total, "bad": bad, "share": share, "cases": cases, "splits": splits}
+
+
+def _wrong_root(db: duckdb.DuckDBPyConnection, root: str) -> str:
+    """The way out where most files could not even be opened: they are not where data.root says."""
+    lost, tried, first = db.execute(
+        """select count(*) filter (rule <> '' and seen.sha256 is null), count(*),
+        min(m.path) filter (rule <> '' and seen.sha256 is null) from seen join m using (row)"""
+    ).fetchall()[0]
+    if 2 * lost <= tried:
+        return ""
+    if "://" in first:
+        return f"Most of them are not there at all, such as {first}."
+    return (
+        f"Most of them are not there at all, such as {image_path(root, first)}: check data.root ({root}) and "
+        "whether this machine has the images."
+    )
 
 
 def _clean_counts(db: duckdb.DuckDBPyConnection) -> pa.Table:

@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from moto import mock_aws
 from sklearn.datasets import load_digits
 
-from components.common.errors import RetortError
+from components.common.errors import FindingsError, RetortError
 from components.dataset import s3
 from components.dataset.images import ImageError, read_bytes
 from components.dataset.params import S3
@@ -313,3 +313,11 @@ def test_what_is_no_uri_of_a_bucket_is_refused(uri: str) -> None:
 @pytest.mark.parametrize("key", ["a/b.png", "a b+c.png", "ü/%41?.png", "a#b&c=d.png", "a\nb.png"])
 def test_a_key_survives_its_uri(key: str) -> None:
     assert s3.split(s3.join("photos", key)) == ("photos", key)
+
+
+def test_a_list_of_keys_that_are_not_there_stops_before_all_are_tried(store: Store, steps: Steps) -> None:
+    lines = [f"s3://photos/flower/{'abc'[number % 3]}/{number:02d}.png {number % 3}" for number in range(90)]
+    Path("images").mkdir()
+    Path("list.txt").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(FindingsError, match=r"64 of 64 images .* such as s3://photos/flower/a/00.png"):
+        ingest(steps, store.url, "list.txt")
