@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the name says
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    ".heic", ".heif", ".hif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+# images by their name, but of formats that are not decoded here: they are counted aloud
+NOT_READ = (
+    ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf",
+    ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jls", ".jxr", ".wdp",
+    ".psd", ".psb", ".xcf", ".svg", ".ai", ".eps", ".exr", ".hdr", ".dcm", ".tga", ".ico", ".pcx", ".dds",
+    ".qoi", ".bpg",
+)  # fmt: skip
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29
 NAMED = 3  # images that an error names
@@ -139,7 +150,7 @@ def open_header(content: bytes) -> Image.Image:
     if not content:
         raise ImageError("image.unreadable", "the file is empty")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=_formats(content))
     except Image.DecompressionBombError:
         raise ImageError("image.bomb", f"more than {MAX_PIXELS:,} pixels") from None
     except Image.UnidentifiedImageError:
@@ -155,8 +166,29 @@ def open_header(content: bytes) -> Image.Image:
     return image
 
 
+def _formats(content: bytes) -> tuple[str, ...]:
+    """Which decoders may look at the content: for AVIF or HEIC, whose boxes look alike, one of the two."""
+    if content[4:8] != b"ftyp":
+        return FORMATS
+    box = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
+    brands = {box[start : start + 4] for start in range(0, len(box), 4)}
+    if brands & {b"avif", b"avis"}:
+        return ("AVIF",)
+    _register_heif()
+    return ("HEIF",)
+
+
+@cache
+def _register_heif() -> None:
+    """Teach Pillow to read HEIC, once a process, and only where there is one."""
+    from pillow_heif import register_heif_opener
+
+    # rotation and mirroring are applied by the decoder; side images (depth, gain maps) are not of interest
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+
+
 def decode(content: bytes) -> Image.Image:
-    """The whole image as RGB: first frame, EXIF rotation applied, alpha over white, 16 bits scaled to 8.
+    """The whole image as RGB: first (of HEIC: main) frame, rotation applied, alpha over white, 8 bits.
 
     Raises:
         ImageError: ``image.unreadable`` (also when only the end is missing) or ``image.bomb``.
@@ -168,7 +200,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Decode what ``open_header`` gave; see ``decode``."""
     try:
         image.load()
+        if image.width * image.height > MAX_PIXELS:  # a header of HEIC may say less than is there
+            raise ImageError("image.bomb", f"{image.width} x {image.height} pixels")
         return _rgb(_rotated(image))
+    except ImageError:
+        raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything; it is one bad image
         raise ImageError("image.unreadable", f"{type(error).__name__}: {error}") from None
 

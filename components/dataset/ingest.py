@@ -25,6 +25,7 @@ from components.dataset import manifest as manifests
 from components.dataset import places, s3, sources
 from components.dataset.columns import Columns, by_value, equals, kept, matches, put
 from components.dataset.database import database
+from components.dataset.images import NOT_READ
 from components.dataset.inspection import inspect_all
 from components.dataset.names import name_classes, numbers
 from components.dataset.params import Data, IngestParams
@@ -521,11 +522,22 @@ def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
 
 
 def _report_rejected(run: Run, found: Found, out: Path) -> None:
-    if found.other_files:
+    unread = Counter({kind: count for kind, count in found.other_files.items() if kind in NOT_READ})
+    if unread:
+        run.find(
+            "ingest.other_files", "warning", ", ".join(unread),
+            f"{counted(unread.total(), 'image')} {'is' if unread.total() == 1 else 'are'} left out, "
+            f"in formats that are not read: {_kinds(unread)}.",
+            measured=unread.total(), limit=0,
+            advice="Convert them to JPEG or PNG, and ingest again.",
+        )  # fmt: skip
+    if others := found.other_files - unread:
         run.find(
             "ingest.other_files", "info", "files",
-            f"{found.other_files.total():,} files are no images by their name: {_kinds(found.other_files)}.",
-            measured=found.other_files.total(),
+            f"{counted(others.total(), 'file')} "
+            f"{'is no image by its' if others.total() == 1 else 'are no images by their'} name: "
+            f"{_kinds(others)}.",
+            measured=others.total(),
         )  # fmt: skip
     if found.imageless:
         run.find(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import struct
@@ -10,11 +11,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
+from components.dataset import images
 from components.dataset.images import ChangedError, ImageError, Pin, decode, load_rgb, read_bytes, thumbnail
 from tests.components.dataset.conftest import digit, encoded, put
+
+pillow_heif.register_heif_opener()  # to write with
 
 
 def colours(width: int = 40, height: int = 20) -> Image.Image:
@@ -46,6 +51,63 @@ def test_exif_rotation_is_applied() -> None:
     image = decode(encoded(colours(), "JPEG", exif=exif, quality=95))
     assert image.size == (20, 40)
     assert image.getpixel((10, 5))[0] > 200, "what was left is on top"
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_photographs_of_telephones_are_read(kind: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    turn = exif.tobytes()
+    image = decode(encoded(colours(80, 40), kind, quality=95))
+    assert (image.mode, image.size) == ("RGB", (80, 40))
+    assert np.abs(np.asarray(image, float) - np.asarray(colours(80, 40), float)).mean() < 6
+    turned = decode(encoded(colours(80, 40), kind, exif=turn, quality=95))
+    as_jpeg = decode(encoded(colours(80, 40), "JPEG", exif=turn, quality=95))
+    assert turned.size == as_jpeg.size == (40, 80)
+    assert np.abs(np.asarray(turned, float) - np.asarray(as_jpeg, float)).mean() < 6, "turned once, as a JPEG"
+    clear = decode(encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 0)), kind, quality=95))
+    assert min(clear.getpixel((32, 32))) > 250, "alpha over white"
+
+
+def test_the_main_image_of_a_heic_counts_and_ten_bits_become_eight() -> None:
+    several = pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red"))
+    several.add_from_pillow(Image.new("RGB", (32, 32), "blue"))
+    buffer = io.BytesIO()
+    several.save(buffer, quality=95, primary_index=1)
+    assert decode(buffer.getvalue()).size == (32, 32)
+    deep = pillow_heif.from_bytes("RGB;16", (64, 64), np.full((64, 64, 3), 32768, np.uint16).tobytes())
+    buffer = io.BytesIO()
+    deep.save(buffer, quality=95)
+    assert abs(decode(buffer.getvalue()).getpixel((32, 32))[0] - 128) < 4
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+def test_a_truncated_photograph_of_a_telephone_is_unreadable(kind: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    content = encoded(noise, kind)
+    with pytest.raises(ImageError) as raised:
+        decode(content[: int(share * len(content))])
+    assert raised.value.rule == "image.unreadable"
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_their_sizes_are_judged_before_they_are_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(colours(80, 40), kind)
+    monkeypatch.setattr(images, "MAX_PIXELS", 80 * 40 - 1)
+    with pytest.raises(ImageError) as raised:
+        images.open_header(content)
+    assert raised.value.rule == "image.bomb"
+
+
+def test_an_avif_under_the_general_brand_is_told_from_a_heic() -> None:
+    content = encoded(colours(80, 40), "AVIF", quality=95)
+    assert decode(content.replace(b"ftypavif", b"ftypmif1", 1)).size == (80, 40)
+
+
+def test_a_film_is_no_image() -> None:
+    with pytest.raises(ImageError, match="not an image of a known format"):
+        decode(b"\0\0\0\x18ftypqt  \0\0\0\0qt  mp42" + bytes(200))
 
 
 def test_the_first_frame_of_an_animation_counts() -> None:

@@ -58,10 +58,10 @@ def test_a_bucket_leaves_out_what_a_folder_leaves_out(monkeypatch: pytest.Monkey
 
 
 def test_a_bucket_counts_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [".set/a/a.png", ".set/a/a.TXT", ".set/b/a.heic", ".set/b/deep/er/b.heic", ".set/README"]
+    keys = [".set/a/a.png", ".set/a/a.TXT", ".set/b/a.cr2", ".set/b/deep/er/b.cr2", ".set/README"]
     found = bucket(keys, monkeypatch)
-    assert found.other_files == {".txt": 1, ".heic": 2, "": 1}
-    assert found.imageless == {"b": {".heic": 2}}
+    assert found.other_files == {".txt": 1, ".cr2": 2, "": 1}
+    assert found.imageless == {"b": {".cr2": 2}}
 
 
 def test_gif_and_jfif_are_images(photos: Path, steps: Steps) -> None:
@@ -74,44 +74,48 @@ def test_gif_and_jfif_are_images(photos: Path, steps: Steps) -> None:
 
 
 def test_other_files_are_told_by_extension(photos: Path, steps: Steps) -> None:
-    kinds = {".txt": 7, ".heic": 6, ".xml": 5, ".json": 4, "": 3, ".csv": 2, ".md": 1}
+    kinds = {".txt": 7, ".cr2": 6, ".xml": 5, ".json": 4, "": 3, ".csv": 2, ".md": 1}
     for extension, count in kinds.items():
         for number in range(count):
             put(photos / "a" / f"{number}{extension}", b"")
     (photos / "a" / "0.txt").rename(photos / "a" / "0.TXT")
     steps.ingest(str(photos), photos)
-    (finding,) = other_files().values()
-    assert (finding.level, finding.measured) == ("info", 28)
+    finding = other_files()["info"]
+    assert finding.measured == 22
     assert finding.message == (
-        "28 files are no images by their name: .txt (7), .heic (6), .xml (5), .json (4), without one (3)."
+        "22 files are no images by their name: .txt (7), .xml (5), .json (4), without one (3), .csv (2)."
     )
+    finding = other_files()["warning"]
+    assert finding.measured == 6
+    assert finding.message == "6 images are left out, in formats that are not read: .cr2 (6)."
+    assert "Convert them to JPEG or PNG" in finding.advice
 
 
 def test_a_class_without_one_image_is_a_warning(photos: Path, steps: Steps) -> None:
     for name in "defg":
-        put(photos / name / "deep" / "0.heic", b"")
+        put(photos / name / "deep" / "0.cr2", b"")
     put(photos / "d" / "notes.txt", b"")
     put(photos / "a" / "notes.txt", b"")
     put(photos / "README.txt", b"")
     steps.ingest(str(photos), photos)
-    assert other_files()["info"].measured == 7
+    assert other_files()["info"].measured == 3
     finding = other_files()["warning"]
     assert (finding.measured, finding.subject) == (4, "d; e; f")
-    assert "'d': .heic (1), .txt (1); 'e': .heic (1); 'f': .heic (1)." in finding.message
+    assert "'d': .cr2 (1), .txt (1); 'e': .cr2 (1); 'f': .cr2 (1)." in finding.message
 
 
 def test_a_class_without_one_image_in_its_split(tmp_path: Path) -> None:
     for number, split in enumerate(("train", "val", "test")):
         put(tmp_path / "set" / split / "a" / f"{number}.png", b"")
         put(tmp_path / "set" / split / "a" / "notes.txt", b"")
-    put(tmp_path / "set/train/b/0.heic", b"")
+    put(tmp_path / "set/train/b/0.cr2", b"")
     put(tmp_path / "set/unlabeled/b/0.png", b"")
     put(tmp_path / "set/unlabeled/c/0.txt", b"")
     put(tmp_path / "set/papers/licence.pdf", b"")
     put(tmp_path / "set/train/labels.csv", b"")
     found = read(str(tmp_path / "set"), tmp_path / "set")
-    assert found.imageless == {"train/b": {".heic": 1}}
-    assert found.other_files == {".txt": 4, ".heic": 1, ".pdf": 1, ".csv": 1}
+    assert found.imageless == {"train/b": {".cr2": 1}}
+    assert found.other_files == {".txt": 4, ".cr2": 1, ".pdf": 1, ".csv": 1}
 
 
 @pytest.mark.parametrize(
