@@ -14,6 +14,7 @@ from components.audit.params import AuditParams
 from components.audit.part import FILE, ImbalancePart, SyntheticPart, read_part
 from components.audit.plan import LeaveOut, Plan, Sampling
 from components.common.errors import RetortError
+from components.common.progress import counted
 from components.common.step import Run, step
 
 
@@ -120,8 +121,9 @@ def _explain(run: Run, plan: Plan, found: Balance) -> None:
         f"classes of {counts[counts > 0].min():,} to {counts.max():,} images become "
         f"{found.expected[found.expected > 0].min():,.0f} to {found.expected.max():,.0f} per epoch"
     )
-    by_source = f" {len(sampling.by_source):,} classes weigh by source." if sampling.by_source else ""
-    dropped = f" {len(plan.leave_out):,} rows are left out." if plan.leave_out else ""
+    weighed = counted(len(sampling.by_source), "class weighs", "classes weigh")
+    by_source = f" {weighed} by source." if sampling.by_source else ""
+    dropped = f" {counted(len(plan.leave_out), 'row is', 'rows are')} left out." if plan.leave_out else ""
     asked = f" Asked for by {sampling.finding}." if sampling.finding else ""
     run.find(
         "plan.sampling", "info", sampling.distribution,

@@ -166,9 +166,9 @@ def at(what: str) -> None:
                 return
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 note``, ``2 notes``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, one: str, several: str = "") -> str:
+    """``1 note``, ``2 notes``; with a verb, or another plural: ``counted(n, "class is", "classes are")``."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 class Task:

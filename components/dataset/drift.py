@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
+from components.common.progress import counted
 from components.common.step import Run
 from components.common.storage import atomic_path
 from components.dataset import manifest as manifests
@@ -202,13 +203,13 @@ def _classes(run: Run, table: pd.DataFrame) -> None:
         (
             "new",
             "rows_now",
-            "are new",
+            ("is new", "are new"),
             "A model of the baseline cannot predict them: train anew, or 'retort expand'.",
         ),
         (
             "vanished",
             "rows_before",
-            "have vanished",
+            ("has vanished", "have vanished"),
             "Check the source: a folder may be missing, or a class renamed.",
         ),
     ):
@@ -217,7 +218,8 @@ def _classes(run: Run, table: pd.DataFrame) -> None:
             names = [f"'{name}'" for name in found.index[:WORST]]
             run.find(
                 "drift.classes", "warning", f"{kind}: {', '.join(names)}{_more(len(found))}",
-                f"{len(found):,} of {len(table):,} classes {verb}, with {int(found[rows].sum()):,} rows.",
+                f"{len(found):,} of {counted(len(table), 'class', 'classes')} {verb[len(found) > 1]}, with "
+                f"{counted(int(found[rows].sum()), 'row')}.",
                 measured=len(found), limit=0, advice=advice,
             )  # fmt: skip
     moved = table[(table["label_before"] != table["label_now"]).fillna(False)]
@@ -226,8 +228,8 @@ def _classes(run: Run, table: pd.DataFrame) -> None:
         run.find(
             "drift.classes", "warning",
             f"renumbered: {', '.join(repr(str(name)) for name in moved.index[:WORST])}{_more(len(moved))}",
-            f"{len(moved):,} classes have another label than in the baseline, such as '{moved.index[0]}': "
-            f"{first['label_now']}, which was {first['label_before']}.",
+            f"{counted(len(moved), 'class has', 'classes have')} another label than in the baseline, "
+            f"such as '{moved.index[0]}': {first['label_now']}, which was {first['label_before']}.",
             measured=len(moved), limit=0,
             advice="Labels of the two models do not compare; keep the numbers with data.class_names.",
         )  # fmt: skip
@@ -251,9 +253,10 @@ def _shares(run: Run, table: pd.DataFrame) -> None:
     run.find(
         "drift.shares", "warning",
         ", ".join(f"'{name}'" for name in worst.index) + _more(len(changed)) or "all classes together",
-        f"{len(changed):,} classes changed their share by a factor of {CHANGED:g} or more, beyond chance"
-        f"{': ' + named if named else ''}. In all, {apart:.1%} of the rows lie in other classes than the "
-        f"baseline's shares would have it (Cohen's w {w:.2f}, small from {SMALL_EFFECT:g}).",
+        f"{counted(len(changed), 'class', 'classes')} changed their share by a factor of {CHANGED:g} or "
+        f"more, beyond chance{': ' + named if named else ''}. In all, {apart:.1%} of the rows lie "
+        f"in other classes than the baseline's shares would have it (Cohen's w {w:.2f}, "
+        f"small from {SMALL_EFFECT:g}).",
         measured=round(w, 4), limit=SMALL_EFFECT,
         advice="Look whether the source or the world changed; accuracy by class tells what it costs.",
     )  # fmt: skip
@@ -273,7 +276,8 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, baseline: Path) -> None:
     if known:
         run.find(
             "drift.images", "info", str(baseline),
-            f"{fresh:,} of {known:,} images ({fresh / known:.1%}) are not in the baseline, by content.",
+            f"{fresh:,} of {counted(known, 'image')} ({fresh / known:.1%}) "
+            f"{'is' if fresh == 1 else 'are'} not in the baseline, by content.",
             measured=round(fresh / known, 6),
         )  # fmt: skip
 

@@ -237,12 +237,14 @@ def _correct(run: Run, survey: _Survey, rules: _Rules, names: dict[int, str]) ->
         survey.splits.add(None if split == "unlabeled" else split)
     run.find(
         "ingest.corrections", "info", rules.data.corrections,
-        f"{len(survey.judged):,} rows corrected, {dropped:,} of them dropped.", measured=len(survey.judged),
+        f"{counted(len(survey.judged), 'row')} corrected, {dropped:,} of them dropped.",
+        measured=len(survey.judged),
     )  # fmt: skip
     if missing := sorted(set(rules.verdicts) - set(rules.corrected)):
         run.find(
             "ingest.corrections", "warning", rules.data.corrections,
-            f"{len(missing):,} paths are not in the data, such as {', '.join(missing[:3])}.",
+            f"{counted(len(missing), 'path is', 'paths are')} not in the data, "
+            f"such as {', '.join(missing[:3])}.",
             measured=len(missing), advice="Paths are those of the manifest, relative to data.root.",
         )  # fmt: skip
 
@@ -477,8 +479,8 @@ def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
         write_csv(out / "held_out.csv", ([path] for path in held))
         run.find(
             "ingest.synthetic", "warning", "; ".join(held[:3]),
-            f"{len(held):,} synthetic images are no rows of the manifest: real images of their groups are in "
-            "validation or test. All of them: held_out.csv.",
+            f"{counted(len(held), 'synthetic image is no row', 'synthetic images are no rows')} of "
+            "the manifest: real images of their groups are in validation or test. All of them: held_out.csv.",
             measured=len(held), limit=0,
             advice="They would be of use if their originals trained; data.group says what belongs together.",
             row="4.1",
@@ -486,14 +488,15 @@ def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
     if moved:
         run.find(
             "ingest.synthetic", "warning", "validation and test",
-            f"{moved:,} synthetic images stood in validation or test; they are for training now.",
+            f"{counted(moved, 'synthetic image')} stood in validation or test, and "
+            f"{'is' if moved == 1 else 'are'} for training now.",
             measured=moved, limit=0, advice="Only real images can say how good a classifier is.", row="4.1",
         )  # fmt: skip
     if anew := tally.hashed_anew:
         run.find(
             "ingest.sha256", "warning", "; ".join(anew[:3]),
-            f"{len(anew):,} rows came with something in column sha256 that is none in hexadecimal; it was "
-            "worked out from the images.",
+            f"{counted(len(anew), 'row')} came with something in column sha256 that is none in "
+            "hexadecimal; it was worked out from the images.",
             measured=len(anew), limit=0, advice="Leave the column out, or see what wrote it.",
         )  # fmt: skip
     if lost := tally.missing:
@@ -526,7 +529,7 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
     if unread:
         run.find(
             "ingest.other_files", "warning", ", ".join(unread),
-            f"{counted(unread.total(), 'image')} {'is' if unread.total() == 1 else 'are'} left out, "
+            f"{counted(unread.total(), 'image is', 'images are')} left out, "
             f"in formats that are not read: {_kinds(unread)}.",
             measured=unread.total(), limit=0,
             advice="Convert them to JPEG or PNG, and ingest again.",
@@ -534,15 +537,17 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
     if others := found.other_files - unread:
         run.find(
             "ingest.other_files", "info", "files",
-            f"{counted(others.total(), 'file')} "
-            f"{'is no image by its' if others.total() == 1 else 'are no images by their'} name: "
+            f"{counted(others.total(), 'file is no image by its', 'files are no images by their')} name: "
             f"{_kinds(others)}.",
             measured=others.total(),
         )  # fmt: skip
     if found.imageless:
         run.find(
             "ingest.other_files", "warning", "; ".join(list(found.imageless)[:3]),
-            f"{len(found.imageless):,} folders that should name a class hold files, but give no image: "
+            counted(
+                len(found.imageless), "folder that should name a class holds files, but gives no image: ",
+                "folders that should name a class hold files, but give no image: ",
+            )
             + "; ".join(f"'{name}': {_kinds(kinds)}" for name, kinds in list(found.imageless.items())[:3])
             + ".",
             measured=len(found.imageless), limit=0,
@@ -554,7 +559,10 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
     write_csv(out / "rejected.csv", found.rejected)
     run.find(
         "ingest.rejected", "warning", "; ".join(where for where, _ in found.rejected[:3]),
-        f"{len(found.rejected):,} entries of the source are no rows of the manifest: "
+        counted(
+            len(found.rejected), "entry of the source is no row of the manifest: ",
+            "entries of the source are no rows of the manifest: ",
+        )
         + "; ".join(f"{why} ({count:,})" for why, count in reasons[:5])
         + ". All of them: rejected.csv.",
         measured=len(found.rejected), limit=0, advice="Mend these entries, or leave them out.", row="2.1",
@@ -573,7 +581,10 @@ def _need_classes(run: Run, survey: _Survey, names: dict[int, str], found: Found
     source = run.params.model_dump()["data"]["source"]
     if not survey.rows:
         where, why = found.rejected[0]
-        raise RetortError(f"{source}: none of {len(found.rejected):,} entries can be used: {where}: {why}")
+        raise RetortError(
+            f"{source}: none of {counted(len(found.rejected), 'entry', 'entries')} can be used: "
+            f"{where}: {why}"
+        )
     only = next((f"'{names[label]}'" for label in survey.labels), "none")
     raise RetortError(
         f"{source}: a classifier needs at least two classes, found {len(survey.labels)} ({only}); "
@@ -587,7 +598,8 @@ def _say(run: Run, tally: _Tally, classes: int, file: Path) -> None:
     rows, by_split = tally.rows.total(), tally.by_split()
     run.find(
         "ingest.rows", "info", "manifest",
-        f"{rows:,} images of {classes:,} classes; data fingerprint {fingerprint[:12]}.",
+        f"{counted(rows, 'image')} of {counted(classes, 'class', 'classes')}; "
+        f"data fingerprint {fingerprint[:12]}.",
         measured=rows,
     )  # fmt: skip
     run.page.table(

@@ -76,16 +76,14 @@ def _of_folders(run: Run, file: Path, lines: list[str], folders: set[str]) -> di
     if len(set(ids)) == len(lines) and not folders <= set(lines):
         names = dict(numbered)
         _say(run, file, "Each line is 'id name'", names, sorted(names))
-    counts = Counter(names.values())
-    for name in sorted(folders):
-        if name not in counts:
-            raise RetortError(f"{file}: class '{name}' of the data is not in this file; add it as a line")
-        if counts[name] > 1:
-            first, second = [place for place, one in enumerate(names.values(), start=1) if one == name][:2]
-            raise RetortError(
-                f"{file}: class '{name}' stands there twice (lines {first} and {second}), so its folder has "
-                "no number of its own; give each line another name"
-            )
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        first, second = [place for place, name in enumerate(names.values(), start=1) if name == twice[0]][:2]
+        raise RetortError(
+            f"{file}: class '{twice[0]}' stands there twice (lines {first} and {second}), so its folder has "
+            "no number of its own; give each line another name"
+        )
+    if unknown := sorted(folders - set(names.values())):
+        raise RetortError(f"{file}: class '{unknown[0]}' of the data is not in this file; add it as a line")
     return names
 
 

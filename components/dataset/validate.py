@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
+from components.common.progress import counted
 from components.common.step import Run, step
 from components.common.storage import human_bytes
 from components.dataset import drift, s3, show
@@ -164,7 +165,8 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     if chosen.num_rows < total:
         run.find(
             "image.unreadable", "info", "images",
-            f"validate.images is {wanted:,}: the other {total - chosen.num_rows:,} images were not opened.",
+            f"validate.images is {wanted:,}: "
+            f"{counted(total - chosen.num_rows, 'image was', 'images were')} not opened.",
             measured=chosen.num_rows, limit=total,
         )  # fmt: skip
     db.execute(
@@ -225,13 +227,14 @@ def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
     if rotated:
         run.find(
             "image.exif", "info", "orientation",
-            f"{rotated:,} images carry an EXIF rotation, which every step applies.",
+            f"{counted(rotated, 'image carries', 'images carry')} an EXIF rotation, "
+            "which every step applies.",
             measured=rotated,
         )  # fmt: skip
     if animated:
         run.find(
             "image.frames", "info", "animated",
-            f"{animated:,} images have several frames; the first one counts.",
+            f"{counted(animated, 'image has', 'images have')} several frames; the first one counts.",
             measured=animated,
         )  # fmt: skip
 
@@ -344,57 +347,65 @@ def _near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
     )
 
 
-# rule: (level, what happened, the way out, row)
+# rule: (level, what happened to one and to several, the way out, row)
 CASES = {
     "manifest.path": (
-        "warning", "rows have no path",
+        "warning", ("row has no path", "rows have no path"),
         "They are quarantined: mend the manifest.", ""),
     "manifest.split": (
-        "warning", "rows have an unknown split",
+        "warning", ("row has an unknown split", "rows have an unknown split"),
         "They are quarantined: use train, val, test or unlabeled.", ""),
     "manifest.source": (
-        "warning", "rows have an unknown source",
+        "warning", ("row has an unknown source", "rows have an unknown source"),
         "They are quarantined: use real, synthetic or semi_synthetic.", ""),
     "labels.missing": (
-        "warning", "labelled rows have no label",
+        "warning", ("labelled row has no label", "labelled rows have no label"),
         "They are quarantined: name their class.", "2.1"),
     "labels.unlabeled": (
-        "warning", "unlabelled rows carry a label",
+        "warning", ("unlabelled row carries a label", "unlabelled rows carry a label"),
         "Use -1 in the split unlabeled.", "2.1"),
     "image.unreadable": (
-        "warning", "images cannot be decoded", "They are quarantined: mend or replace these files.", "",
+        "warning", ("image cannot be decoded", "images cannot be decoded"),
+        "They are quarantined: mend or replace these files.", "",
     ),
     "image.bomb": (
-        "warning", "images are too large to be decoded safely",
+        "warning", ("image is too large to be decoded safely", "images are too large to be decoded safely"),
         "They are quarantined: shrink them.", ""),
     "image.changed": (
-        "warning", "images changed since ingest",
+        "warning", ("image changed since ingest", "images changed since ingest"),
         "They are quarantined: run 'retort ingest' again.", ""),
     "image.size": (
         "warning",
-        f"images are smaller than {SMALLEST_SIDE} pixels or {LONGEST} times as long as wide",
+        (f"image is smaller than {SMALLEST_SIDE} pixels or {LONGEST} times as long as wide",
+         f"images are smaller than {SMALLEST_SIDE} pixels or {LONGEST} times as long as wide"),
         "They stay: look whether they are what they should be.", "",
     ),
     "duplicates.exact": (
-        "warning", "rows repeat the content of another row", "They stay: each counts as often.", "",
+        "warning", ("row repeats the content of another", "rows repeat the content of another row"),
+        "They stay: each counts as often.", "",
     ),
     "duplicates.near": (
-        "warning", "images are near-duplicates of another", "They stay: each counts as often.", "",
+        "warning", ("image is a near-duplicate of another", "images are near-duplicates of another"),
+        "They stay: each counts as often.", "",
     ),
     "duplicates.labels": (
-        "warning", "images stand there again, or nearly so, with another label",
+        "warning", ("image stands there again, or nearly so, with another label",
+         "images stand there again, or nearly so, with another label"),
         "They stay: decide with data.corrections which label is right.", "2.1",
     ),
     "leakage.exact": (
-        "warning", "training or unlabelled rows also stand in validation or test",
+        "warning", ("training or unlabelled row also stands in validation or test",
+         "training or unlabelled rows also stand in validation or test"),
         "They are quarantined. A lower score than before is a correction, not a loss.", "B3",
     ),
     "leakage.near": (
-        "warning", "training or unlabelled rows are near-duplicates of validation or test images",
+        "warning", ("training or unlabelled row is a near-duplicate of a validation or test image",
+         "training or unlabelled rows are near-duplicates of validation or test images"),
         "They are quarantined. A lower score than before is a correction, not a loss.", "B3",
     ),
     "leakage.synthetic": (
-        "warning", "synthetic rows stand in validation or test",
+        "warning", ("synthetic row stands in validation or test",
+         "synthetic rows stand in validation or test"),
         "They are quarantined: only real images judge.", "4.1",
     ),
 }  # fmt: skip
@@ -419,7 +430,7 @@ def _report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         )
         run.find(
             rule, level, ", ".join(path for path, _, _ in worst),  # type: ignore[arg-type]
-            f"{count:,} {what}: {shown}{'; ...' if count > 3 else ''}. All of them: findings.parquet.",
+            f"{counted(count, *what)}: {shown}{'; ...' if count > 3 else ''}. All of them: findings.parquet.",
             measured=count, limit=0, advice=advice, row=row,
         )  # fmt: skip
 
@@ -454,7 +465,8 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
         run.find(
             "labels.contiguous", "warning",
             f"labels {', '.join(map(str, first))}{', ...' if missing > 5 else ''}",
-            f"{missing:,} labels between {lowest} and {highest} have no images: {_cost(missing)}",
+            f"{counted(missing, 'label')} between {lowest} and {highest} "
+            f"{'has' if missing == 1 else 'have'} no images: {_cost(missing)}",
             measured=missing, limit=0, advice=remap, row="2.1",
         )  # fmt: skip
     given = params.general.class_num
@@ -468,7 +480,8 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
     elif given != "auto" and given > highest + 1:
         run.find(
             "labels.class_num", "info", f"global.class_num {given}",
-            f"{given - highest - 1:,} classes more than the labels need: {_cost(given - highest - 1)}",
+            f"{counted(given - highest - 1, 'class', 'classes')} more than the labels need: "
+            f"{_cost(given - highest - 1)}",
             measured=given, limit=highest + 1, row="2.1",
         )  # fmt: skip
 
@@ -476,7 +489,8 @@ def _labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> 
 def _cost(rows: int) -> str:
     bytes_each = 4 * (FEATURES + 1)
     return (
-        f"{rows:,} rows of the last FC layer are never trained, {human_bytes(rows * bytes_each)} as float32 "
+        f"{counted(rows, 'row')} of the last FC layer {'is' if rows == 1 else 'are'} never trained, "
+        f"{human_bytes(rows * bytes_each)} as float32 "
         f"with {FEATURES:,} features."
     )
 
@@ -488,8 +502,10 @@ def _names(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         select label, class_name as name from groups where split <> 'unlabeled' and label >= 0
         union select label, last_name from groups where split <> 'unlabeled' and label >= 0"""
     )
-    for one, other, what in (("label", "name", "labels go by several names"),
-                             ("name", "label", "class names stand for several labels")):  # fmt: skip
+    for one, other, *what in (
+        ("label", "name", "label goes by several names", "labels go by several names"),
+        ("name", "label", "class name stands for several labels", "class names stand for several labels"),
+    ):
         torn = db.execute(
             f"select {one}, min({other}), max({other}) from named where name is not null "  # noqa: S608
             f"group by 1 having count(distinct {other}) > 1 order by 1"
@@ -498,7 +514,7 @@ def _names(run: Run, db: duckdb.DuckDBPyConnection) -> None:
             first, low, high = torn[0]
             run.find(
                 "labels.names", "warning", f"{one} {', '.join(repr(key) for key, _, _ in torn[:WORST])}",
-                f"{len(torn):,} {what}, such as {first!r}: {low!r} and {high!r}.",
+                f"{counted(len(torn), *what)}, such as {first!r}: {low!r} and {high!r}.",
                 measured=len(torn), limit=0, advice="Give each label one name of its own.", row="2.1",
             )  # fmt: skip
 
@@ -514,8 +530,9 @@ def _lost_classes(run: Run, db: duckdb.DuckDBPyConnection, clean_counts: pa.Tabl
     if lost:
         run.find(
             "labels.classes", "warning", ", ".join(f"class '{name}'" for name, _ in lost[:WORST]),
-            f"{len(lost):,} of {len(rows):,} classes have no clean row left, such as '{lost[0][0]}' "
-            f"({lost[0][1]:,} rows, all quarantined).",
+            f"{len(lost):,} of {len(rows):,} classes "
+            f"{'has' if len(lost) == 1 else 'have'} no clean row left, "
+            f"such as '{lost[0][0]}' ({counted(lost[0][1], 'row')}, all quarantined).",
             measured=len(lost), limit=0, advice="Mend these images, or take the class out.", row="2.1",
         )  # fmt: skip
 
@@ -529,7 +546,8 @@ def _groups_apart(run: Run, db: duckdb.DuckDBPyConnection) -> None:
     if parted:
         run.find(
             "leakage.group", "warning", ", ".join(name for name, _ in parted[:WORST]),
-            f"{len(parted):,} groups stand on both sides of a split.", measured=len(parted), limit=0,
+            f"{counted(len(parted), 'group stands', 'groups stand')} on both sides of a split.",
+            measured=len(parted), limit=0,
             advice="Let ingest split (no splits in the source), or move whole groups.",
         )  # fmt: skip
 
@@ -550,7 +568,8 @@ def _quarantined(
     if share > limit:
         run.find(
             "validate.max_bad_share", "error", "manifest",
-            f"{bad:,} of {total:,} rows ({share:.1%}) are bad, the limit is {limit:.1%}.",
+            f"{bad:,} of {counted(total, 'row')} ({share:.1%}) {'is' if bad == 1 else 'are'} bad, "
+            f"the limit is {limit:.1%}.",
             measured=share, limit=limit,
             advice=(looked and _wrong_root(db, params.data.root))
             or "Mend the source (findings.parquet lists every file), or raise validate.max_bad_share.",
@@ -569,7 +588,8 @@ def _quarantined(
             )  # fmt: skip
     run.find(
         "validate.rows", "info", "manifest",
-        f"{total - bad:,} of {total:,} rows are clean, {bad:,} quarantined.",
+        f"{total - bad:,} of {counted(total, 'row')} {'is' if total - bad == 1 else 'are'} clean, "
+        f"{bad:,} quarantined.",
         measured=bad,
     )  # fmt: skip
     run.tracker.summary({"rows": total - bad, "quarantined": bad})
