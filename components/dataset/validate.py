@@ -33,6 +33,7 @@ PORTION = 50_000  # rows whose inspections are in memory at once
 WORST = 10  # subjects that a report names one by one
 SMALLEST_SIDE = 8  # pixels
 LONGEST = 20  # times the shorter side
+TWELVE_BITS = 4095 // 257  # the brightest of 12 bits in an image of 16, as 8 bits
 FEATURES = 1280  # inputs of the last FC layer that costs are said for: those of the default networks
 EVAL = "split in ('val', 'test')"
 
@@ -220,6 +221,14 @@ def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
             "Not plain RGB or grey, and made so by every step alike (alpha over white, 16 bits to 8): "
             + ", ".join(f"{mode} ({count:,})" for mode, count in modes) + ".",
             measured=sum(count for _, count in modes),
+        )  # fmt: skip
+    looks = db.execute("select look from seen where rule = '' and starts_with(mode, 'I')").fetchall()
+    if dark := sum(max(look) <= TWELVE_BITS for (look,) in looks):
+        run.find(
+            "image.mode", "warning", "16 bits",
+            f"{counted(dark, '16-bit image is', '16-bit images are')} nearly black: they seem to use 12 of "
+            "the 16 bits, or fewer.",
+            measured=dark, limit=0, advice="Scale their values to all 16 bits, or save them as 8 bits.",
         )  # fmt: skip
     rotated, animated = db.execute(
         "select count(*) filter (rotated), count(*) filter (frames > 1) from seen where rule = ''"

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from components.common.errors import FindingsError, RetortError
-from components.common.findings import Finding
+from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
 from components.dataset import suite
@@ -474,3 +474,15 @@ def test_a_failure_leaves_no_half_of_the_data_docs(
         steps.validate(photos, validate={"images": "none"})
     assert not [path for path in Path("outputs/validate").iterdir() if "data_docs" in path.name]
     assert not steps.clean.exists()
+
+
+def test_sixteen_bits_of_which_twelve_are_used_are_said(photos: Path, steps: Steps) -> None:
+    for number in range(4):
+        grey = np.asarray(digit(number).convert("L"), np.uint16)
+        put(photos / "a" / f"deep{number}.png", encoded(Image.fromarray(grey * (16 if number < 3 else 257))))
+    steps.ingest(str(photos), photos)
+    steps.validate(photos)
+    report = read_report(Path("outputs/validate/report.json"))
+    (found,) = [one for one in report.findings if one.rule == "image.mode" and one.level == "warning"]
+    assert found.measured == 3
+    assert found.message.startswith("3 16-bit images are nearly black")
