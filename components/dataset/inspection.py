@@ -24,7 +24,7 @@ from components.common.storage import state_dir
 from components.dataset import images, quality, s3
 from components.dataset.manifest import image_path
 
-VERSION = 6  # of what is computed here: another number never reads the cache of this one
+VERSION = 7  # of what is computed here: another number never reads the cache of this one
 STORED_AT_ONCE = 2_000
 AT_ONCE = 16  # images that a thread inspects before it reports
 FLAT = 4.0  # standard deviation of grey values, 0..255, below which an image shows nothing
