@@ -283,9 +283,11 @@ class Failures:
     def judge(self, event: Event) -> list[str]:
         """The message to stop with, if it is pointless to try again; else none."""
         what = event["what"]
+        if event["by_others"]:
+            return []
         twice = what in self._before
-        if event["by_others"] or not (event["certain"] or twice):
-            self._before.add("" if event["by_others"] else what)
+        self._before.add(what)
+        if not (event["certain"] or twice):
             return []
         why = "it happened again on a new worker" if twice else "a new worker would get no further"
         return [
