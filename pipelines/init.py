@@ -74,7 +74,8 @@ README = """\
 In git go the parameters, `dvc.yaml`, `dvc.lock` and the link, some kilobytes; images and products do not.
 After `git commit`, `dvc params diff` and `dvc metrics diff` say what has changed since then,
 `dvc exp run -S KEY=VALUE` tries a value, and `dvc push` sends the products to a remote. In a clone on another
-machine, `retort init .` renews the link.
+machine, `retort init .` renews the link. `dvc exp run --temp` and `--queue` see only what git or DVC keeps:
+images that lie in this folder need `dvc add` first.
 """
 
 # The checkout's digits are no files; own images are, and DVC looks at them before each 'dvc repro'.
