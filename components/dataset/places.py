@@ -17,7 +17,7 @@ from components.dataset.sources import Found
 
 TRIED = 64  # images of a list, spread over it
 MANY = 0.5  # share that is missing beyond which data.root, or the list, must be wrong
-NEARBY = 500  # folders below data.root that are tried as data.root
+NEARBY = 500  # folders below and beside data.root that are tried as data.root
 
 
 def check_lists(run: Run, data: Data, found: Found) -> None:
@@ -87,11 +87,12 @@ def _way_out(root: str, lists: Sequence[Path], missing: Sequence[str]) -> str:
 
 
 def _candidates(root: str, lists: Sequence[Path]) -> Iterator[Path]:
-    """Folders that may be meant: those above data.root and around the lists, then those below data.root."""
+    """Folders that may be meant: those above data.root and the lists, then those below and beside them."""
     here = Path(os.path.relpath(root)) if not Path(root).is_absolute() else Path(root)
     seen = {here.resolve()}
-    above = [place for start in (here, *(file.parent for file in lists)) for place in _upwards(start)]
-    below = islice((Path(folder) for folder, _, _ in os.walk(here)), NEARBY)
+    starts = (here, *(file.parent for file in lists))
+    above = [place for start in starts for place in _upwards(start)]
+    below = islice((place for start in (*starts, Path(), here.parent) for place in _downwards(start)), NEARBY)
     for place in (*above, Path(), *below):
         if (real := place.resolve()) not in seen:
             seen.add(real)
@@ -102,3 +103,18 @@ def _upwards(start: Path) -> Iterator[Path]:
     """The folder and three above it, as a person would write them."""
     for up in (start, *(start.resolve().parents[:3])):
         yield Path(os.path.relpath(up)) if up.resolve().is_relative_to(Path.cwd()) else up
+
+
+def _downwards(start: Path) -> Iterator[Path]:
+    """The folders in this one, and those in them."""
+
+    def inside(folder: Path) -> list[Path]:
+        try:
+            return sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
+        except OSError:
+            return []
+
+    first = inside(start)
+    yield from first
+    for folder in first:
+        yield from inside(folder)

@@ -24,6 +24,7 @@ def listed(photos: Path, name: str, before: str = "", only: str = "abc") -> str:
         ("photos/", "photos", "list.txt", r"They are below \.: set data\.root to \.\."),
         ("", ".", "list.txt", r"They are below photos: set data\.root to photos\."),
         ("", "elsewhere", "photos/list.txt", r"They are below photos: set data\.root to photos\."),
+        ("", "elsewhere", "list.txt", r"They are below photos: set data\.root to photos\."),
         ("set/", "photos", "list.txt", r"They are below data\.root \(photos\) without 'set/'"),
         ("gone/", "photos/a", "list.txt", r"Set data\.root \(now photos/a\) to .* list\.txt begin"),
     ],
