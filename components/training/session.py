@@ -232,10 +232,11 @@ class Listener:
 
     def _on_estimate(self, event: cluster.Event) -> None:
         seconds = duration(event["seconds"])
+        name = event["name"].removeprefix(f"{self._run.name}: ")  # a phase may be called as the step is
         say(
-            f"{self._run.name}: {event['name']}: {seconds} more from here, by what was measured since"
+            f"{self._run.name}: {name}: {seconds} more from here, by what was measured since"
             if event["again"]
-            else f"{self._run.name}: {event['name']} will take about {seconds}"
+            else f"{self._run.name}: {name} will take about {seconds}"
         )
 
     def _on_note(self, event: cluster.Event) -> None:
@@ -317,7 +318,9 @@ def forget(folder: Path) -> None:
 
 def duration(seconds: float) -> str:
     """Seconds or minutes, as a person says them."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
 
 
 def truth(job: engine.Job, split: str) -> np.ndarray:
