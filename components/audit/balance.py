@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ REPEATS = 10.0  # times an epoch that an image may be drawn before a uniform dis
 BETA = 0.999  # of the effective number of samples; the middle of the paper's values
 FOCAL_GAMMA = 2.0  # the paper's best
 OHEM_KEEP = 0.7
+ALIKE = 1.1  # largest weight to smallest, up to which weights change nothing worth saying
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def balance(
     shares = _shares(mass, labels, audit.distribution if name == "own list" else name)
     expected = rows * shares
     by_class = np.divide(expected, mass, out=np.ones_like(mass), where=mass > 0)
-    return Balance(name, by_class, expected, why, _loss(labels, expected, name, audit))
+    return Balance(name, by_class, expected, why, _loss(labels, expected, by_class, name, audit))
 
 
 def ratio(sizes: NDArray[np.float64] | NDArray[np.int64]) -> float:
@@ -121,7 +122,13 @@ def _shares(
     return sizes / sizes.sum()
 
 
-def _loss(labels: NDArray[np.int64], expected: NDArray[np.float64], distribution: str, audit: Audit) -> Loss:
+def _loss(
+    labels: NDArray[np.int64],
+    expected: NDArray[np.float64],
+    by_class: NDArray[np.float64],
+    distribution: str,
+    audit: Audit,
+) -> Loss:
     left = ratio(expected)
     drawn = f"As drawn ({distribution}), the largest class comes {left:.1f} x as often as the smallest"
     if audit.loss == "focal":
@@ -129,22 +136,55 @@ def _loss(labels: NDArray[np.int64], expected: NDArray[np.float64], distribution
     if audit.loss == "ohem":
         return Loss(name="ohem", arguments={"keep": OHEM_KEEP}, why="audit.loss asks for it.")
     if audit.loss == "class_balanced":
-        why = f"audit.loss asks for it. {drawn}; the weights make up for that, not for what sampling did."
-        return Loss(name="class_balanced", arguments=_class_balanced(labels, expected), why=why)
+        # who asks for both gets both; where the distribution is ours, one must not undo the other
+        found, most = _class_balanced(labels, expected, by_class, bounded=audit.distribution == "auto")
+        why = f"audit.loss asks for it. {drawn}; the weights make up for that, not for what sampling did"
+        return Loss(name="class_balanced", arguments=found, why=f"{why}{most}.")
     if audit.loss == "auto" and left > audit.imbalance_ratio:
-        why = f"{drawn}, above audit.imbalance_ratio ({audit.imbalance_ratio:g}): the loss weighs the rest."
-        return Loss(name="class_balanced", arguments=_class_balanced(labels, expected), why=why)
+        found, most = _class_balanced(labels, expected, by_class, bounded=True)
+        weights = list(found["weights"].values())
+        if max(weights) > ALIKE * min(weights):
+            why = f"{drawn}, above audit.imbalance_ratio ({audit.imbalance_ratio:g}): "
+            why += "the loss weighs the rest"
+            return Loss(name="class_balanced", arguments=found, why=f"{why}{most}.")
+        why = f"{drawn}; by sampling alone its images count {_times(by_class.max())} times an epoch, "
+        return Loss(name="cross_entropy", why=why + "and weighing them higher would learn them by heart.")
     if audit.loss == "auto":
         why = f"{drawn}, at most audit.imbalance_ratio ({audit.imbalance_ratio:g}): nothing is left to weigh."
         return Loss(name="cross_entropy", why=why)
     return Loss(name="cross_entropy", why="audit.loss asks for it.")
 
 
-def _class_balanced(labels: NDArray[np.int64], expected: NDArray[np.float64]) -> dict[str, object]:
-    """Weights by label, in inverse proportion to the effective number of what is drawn; 1.0 on average."""
+def _class_balanced(
+    labels: NDArray[np.int64],
+    expected: NDArray[np.float64],
+    by_class: NDArray[np.float64],
+    bounded: bool,
+) -> tuple[dict[str, Any], str]:
+    """Weights by label, in inverse proportion to the effective number of what is drawn; 1.0 on average.
+
+    ``bounded``: no class's weight, to that of the class that needs none, times how often sampling repeats its
+    images, is above REPEATS (or above that repetition itself): else the two together would give the uniform
+    distribution that was refused.
+
+    Returns:
+        The loss's arguments, and words about the bound where it holds some weight down.
+    """
     there = expected > 0
     raw = 1 / effective_number(expected[there])
-    return {"beta": BETA, "weights": by_label(labels[there], raw / raw.mean(), text=True)}
+    most = ""
+    if bounded:
+        relative = raw / raw.min()
+        limits = np.maximum(REPEATS / by_class[there], 1.0)
+        if (relative > limits).any():
+            times = _times(max(REPEATS, float(by_class[there].max())))
+            most = f", as far as no image counts more than {times} times an epoch"
+            raw = np.minimum(relative, limits)
+    return {"beta": BETA, "weights": by_label(labels[there], raw / raw.mean(), text=True)}, most
+
+
+def _times(number: float) -> str:
+    return f"{number:.3g}"
 
 
 def by_label(

@@ -79,11 +79,12 @@ def test_auto_repeats_no_image_more_often_than_augmentation_can_bear() -> None:
     labels = np.arange(3)
     mild, steep = np.array([100, 100, 20]), np.array([10_000, 5_000, 20])
     assert balance(mild, mild.astype(float), labels, Audit()).distribution == "uniform"
-    found = balance(steep, steep.astype(float), labels, Audit())
-    assert found.distribution == "square_root"
-    assert found.loss.name == "class_balanced", "what square roots leave uneven, the loss weighs"
+    assert balance(steep, steep.astype(float), labels, Audit()).distribution == "square_root"
+    natural = Audit.model_validate({"distribution": "natural"})
+    found = balance(mild * 2, mild * 2.0, labels, natural)
+    assert found.loss.name == "class_balanced", "what sampling leaves uneven, the loss weighs"
     weights = found.loss.arguments["weights"]
-    assert weights["0"] < weights["1"] < weights["2"]
+    assert weights["0"] == weights["1"] < weights["2"]
     assert np.mean(list(weights.values())) == pytest.approx(1)
 
 
@@ -120,3 +121,45 @@ def test_nothing_to_train_on_is_said(audits: Audits) -> None:
     audits.write(rows_of({"a": {"val": 3}}))
     with pytest.raises(RetortError, match="no row is in the split 'train'"):
         audits.imbalance()
+
+
+def test_sampling_and_loss_together_repeat_no_image_more_often_than_either_may() -> None:
+    """Nine classes of 500 and one of 10: a uniform distribution is refused for repeating images 45 times."""
+    counts = np.array([500] * 9 + [10])
+    found = balance(counts, counts.astype(float), np.arange(10), Audit())
+    assert found.distribution == "square_root"
+    # square roots are 22.3607 and 3.1623: of 4,510 rows the small class gets 69.77, 6.977 times its images
+    assert found.expected[-1] == pytest.approx(69.77, abs=0.01)
+    assert found.loss.name == "class_balanced"
+    weights = np.array(list(found.loss.arguments["weights"].values()))
+    # its weight is 10 / 6.977 that of the others; by effective numbers alone it would be 5.7 of it
+    assert weights[-1] / weights[0] == pytest.approx(10 / 6.977, abs=1e-3)
+    assert "more than 10 times" in found.loss.why
+
+
+@pytest.mark.parametrize("loss", ["auto", "class_balanced"])
+@pytest.mark.parametrize(
+    "counts", [[500] * 9 + [10], [10_000, 5_000, 20], [1000, 1], [600, 300, 100, 50, 5], [50, 10]]
+)
+def test_an_images_emphasis_stays_below_the_limit(counts: list[int], loss: str) -> None:
+    sizes = np.array(counts)
+    found = balance(sizes, sizes.astype(float), np.arange(len(sizes)), Audit.model_validate({"loss": loss}))
+    given = found.loss.arguments.get("weights", dict.fromkeys(map(str, range(len(sizes))), 1.0))
+    weights = np.array(list(given.values()))
+    emphasis = found.by_class * weights / ((found.expected * weights).sum() / sizes.sum())
+    assert emphasis.max() <= max(10.0, found.by_class.max()) + 1e-6
+
+
+def test_what_sampling_alone_repeats_often_is_not_weighed_higher_still() -> None:
+    # square roots already draw each of the 20 images 19 times
+    counts = np.array([10_000, 5_000, 20])
+    loss = balance(counts, counts.astype(float), np.arange(3), Audit()).loss
+    assert loss.name == "cross_entropy"
+    assert "19.2 times an epoch" in loss.why
+
+
+def test_who_asks_for_both_gets_both() -> None:
+    counts = np.array([500] * 9 + [10])
+    asked = Audit.model_validate({"distribution": "square_root", "loss": "class_balanced"})
+    weights = balance(counts, counts.astype(float), np.arange(10), asked).loss.arguments["weights"]
+    assert weights["9"] / weights["0"] > 5
