@@ -11,6 +11,7 @@ and a verdict on one image hung on them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 NONE = -20.0  # log of a class's share below which it has no images at all
+FIRST_NOISE = -4.0  # logit of the share of wrong labels where the search for it starts
+LOGITS = (-12.0, 0.0)  # and where it ends: at most every second label is wrong
 SIGNIFICANT = 6.63  # chi-squared with one degree of freedom, 1 in 100
 FLAT = 0.2  # of the features' usual deviation: below it a feature counts as constant
 COMPONENTS = 512  # beyond it, neither accuracy nor suspect labels get better, and all gets slower
@@ -118,52 +121,97 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores to probabilities, where a share of the labels is wrong.
+    """Scores of one model or several to probabilities, where a share of the labels is wrong.
 
-    The given label is taken to be right with probability ``1 - noise`` (then softmax of the scores times
-    ``temperature`` says it), else any of the C classes. Both numbers maximise the likelihood of the given
-    labels, so that wrong labels do not make the probe look unsure of the right ones. ``noise`` is 0 unless
-    it explains the labels significantly better than none (likelihood ratio, SIGNIFICANT).
+    The given label is taken to be right with probability ``1 - noise`` (then softmax of the weighted sum of
+    the models' scores says it), else any of the C classes. All numbers maximise the likelihood of the given
+    labels: wrong ones do not make a model look unsure of the right ones, and a model that does not fit the
+    data gets little weight. ``noise`` is 0 unless it explains the labels significantly better than none
+    (likelihood ratio, SIGNIFICANT).
     """
 
-    temperature: float
+    weights: NDArray[np.float64]  # of each model's scores, and last of the log of the classes' shares
     noise: float
     prior: NDArray[np.float64]  # log of the classes' shares, [C]
     likelihood: float  # mean log-likelihood of the labels
 
     @classmethod
-    def of(cls, scores: NDArray[np.float64], places: NDArray[np.int64]) -> Calibration:
-        """Scores float64 [n, C] by models that have not seen these rows; their labels int64 [n]."""
-        from scipy.optimize import minimize
-
-        rows = np.arange(len(places))
-        counts = np.bincount(places, minlength=scores.shape[1])
+    def of(cls, scores: Sequence[NDArray[np.float64]], places: NDArray[np.int64]) -> Calibration:
+        """Scores float64 [n, C] of each model, none of which has seen these rows; their labels int64 [n]."""
+        counts = np.bincount(places, minlength=scores[0].shape[1])
         prior = np.log(np.maximum(counts, 1e-12) / len(places))
-        classes = int((counts > 0).sum())
+        able = np.logical_and.reduce([np.isfinite(one) for one in scores])
+        judged = able[np.arange(len(places)), places]  # others are of classes that nothing has learnt
+        scores, able, places = [one[judged] for one in scores], able[judged], places[judged]
+        models = [*(np.where(able, one, 0.0) for one in scores), np.where(able, prior, 0.0)]
+        if not len(places):
+            return cls(np.ones(len(models)), 0.0, prior, 0.0)
+        start = [1 / max(float(one.std()), 1e-12) for one in models[:-1]]
+        plain, cost = _most_likely(models, able, places, [*start, 1.0], None)
+        noisy, noisy_cost = _most_likely(models, able, places, plain.tolist(), FIRST_NOISE)
+        if 2 * len(places) * (cost - noisy_cost) < SIGNIFICANT:
+            return cls(plain, 0.0, prior, -cost)
+        return cls(noisy[:-1], _sigmoid(noisy[-1]), prior, -noisy_cost)
 
-        def cost(temperature: float, noise: float) -> float:
-            given = softmax(scores * np.exp(temperature) + prior)[rows, places]
-            return -float(np.log(np.maximum((1 - noise) * given + noise / classes, 1e-12)).mean())
+    def probabilities(self, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Of the true classes, float64 [n, C]; of a class that a model does not know, 0."""
+        able = np.logical_and.reduce([np.isfinite(one) for one in scores])
+        total = self.weights[-1] * self.prior
+        for weight, one in zip(self.weights, scores, strict=False):
+            total = total + weight * np.where(able, one, 0.0)
+        return softmax(np.where(able, total, -np.inf))
 
-        def sigmoid(value: float) -> float:
-            return float(1 / (1 + np.exp(-value)))
+    def wrong(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability that a label is wrong, [n], of the probabilities [n] of the given labels."""
+        by_chance = self.noise / max(int((self.prior > NONE).sum()), 1)
+        return by_chance / np.maximum(by_chance + (1 - self.noise) * given, 1e-300)
 
-        options = {"maxiter": 100, "xatol": 1e-2, "fatol": 1e-6}
-        plain = minimize(lambda v: cost(v[0], 0.0), [-1.5], method="Nelder-Mead", options=options)
-        noisy = minimize(lambda v: cost(v[0], sigmoid(v[1])), [plain.x[0], -4.0], method="Nelder-Mead",
-                         options=options)  # fmt: skip
-        if 2 * len(places) * (plain.fun - noisy.fun) < SIGNIFICANT:
-            return cls(float(np.exp(plain.x[0])), 0.0, prior, -float(plain.fun))
-        return cls(float(np.exp(noisy.x[0])), sigmoid(noisy.x[1]), prior, -float(noisy.fun))
 
-    def probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of the true classes, float64 [n, C]."""
-        return softmax(scores * self.temperature + self.prior)
+def _most_likely(
+    models: Sequence[NDArray[np.float64]],
+    able: NDArray[np.bool_],
+    places: NDArray[np.int64],
+    start: list[float],
+    noise: float | None,
+) -> tuple[NDArray[np.float64], float]:
+    """Weights of models (float64 [n, C] each), last of them the prior's, and minus the mean log-likelihood.
 
-    @property
-    def suspect_below(self) -> float:
-        """The given label's probability below which it is rather wrong than right."""
-        return self.noise / (int((self.prior > NONE).sum()) * (1 - self.noise))
+    Args:
+        noise: where the search for the noise starts, as a logit, which then stands behind the weights; None:
+            there is none.
+    """
+    from scipy.optimize import minimize
+
+    rows = np.arange(len(places))
+    classes = max(len(np.unique(places)), 1)
+    of_given = [np.broadcast_to(one, able.shape)[rows, places] for one in models]
+
+    def cost(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        share = 0.0 if noise is None else _sigmoid(values[-1])
+        total = sum(weight * one for weight, one in zip(values, models, strict=False))
+        told = softmax(np.where(able, total, -np.inf))
+        given = told[rows, places]
+        likely = np.maximum((1 - share) * given + share / classes, 1e-12)
+        by_label = (1 - share) * given / likely
+        slope = [
+            -float((by_label * (mine - (told * one).sum(axis=1))).mean())
+            for mine, one in zip(of_given, models, strict=True)
+        ]
+        if noise is not None:
+            slope.append(-float(((1 / classes - given) / likely).mean()) * share * (1 - share))
+        return -float(np.log(likely).mean()), np.array(slope)
+
+    bounds: list[tuple[float, float | None]] = [*[(0.0, None)] * (len(models) - 1), (0.0, 1.0)]
+    first = start if noise is None else [*start, noise]
+    found = minimize(
+        cost, first, jac=True, method="L-BFGS-B", bounds=bounds if noise is None else [*bounds, LOGITS],
+        options={"ftol": 1e-12, "gtol": 1e-7},
+    )  # fmt: skip
+    return found.x, float(found.fun)
+
+
+def _sigmoid(value: float) -> float:
+    return float(1 / (1 + np.exp(-value)))
 
 
 class Folded:
@@ -197,12 +245,11 @@ class Folded:
                 result[chosen] = Discriminant(everything - part, shrinkage)(self.vectors[chosen])
         return result
 
-    def best(self) -> tuple[float, NDArray[np.float64], Calibration]:
-        """The shrinkage under which the labels are most likely, its scores and their calibration."""
+    def best(self) -> tuple[float, NDArray[np.float64]]:
+        """The shrinkage under which the labels are most likely, and its scores."""
         tried = []
         for shrinkage in SHRINKAGE:
             scores = self.scores(shrinkage)
-            calibration = Calibration.of(scores, self.places)
-            tried.append((calibration.likelihood, shrinkage, scores, calibration))
-        _, shrinkage, scores, calibration = max(tried, key=lambda one: one[0])
-        return shrinkage, scores, calibration
+            tried.append((Calibration.of([scores], self.places).likelihood, shrinkage, scores))
+        _, shrinkage, scores = max(tried, key=lambda one: one[0])
+        return shrinkage, scores

@@ -116,22 +116,34 @@ def _say_how_many(run: Run, params: AuditParams, counts: Counts, chosen: int, re
 def select(manifest: Path, limit: int) -> pa.Table:
     """Labelled rows (path, label, split, source, sha256), in the manifest's order: all, or at most ``limit``.
 
-    Of every class, split and source the same number is taken, as far as it has so many, but one at least;
-    which ones follows from the paths alone.
+    Each split gets its part of the limit. Of its classes and sources the same number is taken, as far as
+    they have so many, but one at least; which rows follows from the paths alone. So the labels of one split
+    say nothing about which rows of another are looked at.
     """
     with database(manifest) as db:
         view(db, manifest)
-        sizes = np.array(db.execute("select count(*) from m group by label, split, source").fetchall())[:, 0]
-        most = int(sizes.max())
-        if sizes.sum() > limit:
-            least = 1
-            while least < most:  # the largest number a group that keeps to the limit
-                middle = (least + most + 1) // 2
-                least, most = (
-                    (middle, most) if np.minimum(sizes, middle).sum() <= limit else (least, middle - 1)
-                )
+        found = db.execute("select split, count(*) from m group by label, split, source").fetchall()
+        sizes: dict[str, list[int]] = {}
+        for split, count in found:
+            sizes.setdefault(split, []).append(count)
+        total = sum(map(sum, sizes.values()))
+        most = {
+            split: _most(np.array(groups), sum(groups) if total <= limit else sum(groups) * limit // total)
+            for split, groups in sizes.items()
+        }
+        quoted = {split.replace("'", "''"): number for split, number in sorted(most.items())}
+        cases = " ".join(f"when '{split}' then {number}" for split, number in quoted.items())
         return db.sql(
             f"""select path, label, split, source, sha256 from m
-            qualify row_number() over (partition by label, split, source order by md5(path), row) <= {most}
-            order by row"""  # noqa: S608
+            qualify row_number() over (partition by label, split, source order by md5(path), row)
+            <= case split {cases} end order by row"""  # noqa: S608
         ).to_arrow_table()
+
+
+def _most(sizes: NDArray[np.int64], limit: int) -> int:
+    """The largest number a group, 1 at least, by which groups of these sizes keep to the limit."""
+    least, most = 1, int(sizes.max())
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if np.minimum(sizes, middle).sum() <= limit else (least, middle - 1)
+    return least

@@ -41,6 +41,7 @@ class Class:
     blown_up: bool = False
     looked_at: int = 0
     recognised: float | None = None
+    beyond_chance: float | None = None  # the same, less what chance gives
     unrecognisable: bool = False
     weight: float = 1.0  # of its synthetic images in the plan
     real_recall: float | None = None  # without synthetic images, out of fold
@@ -114,22 +115,29 @@ def recognisable(
     rows: Rows,
     classes: list[Class],
     shrinkage: float,
-    recall: NDArray[np.float64],
+    real_told: NDArray[np.int64],
 ) -> list[Sample]:
     """Rule 2: does what knows only real images recognise a class's synthetic ones?
 
     Two discriminants look: one at backbone and gradients, one at the gradients of shaken copies of the real
-    images (few real images of a class show few of its shapes). An image that either recognises counts.
+    images (few real images of a class show few of its shapes). An image that either recognises counts, less
+    what chance gives two tries (``_beyond_chance``).
     No more is asked of synthetic images than of real ones: some classes look like others.
 
     Args:
-        recall: float64 [C], share of each class's real images that the rest of them recognise.
+        real_told: int64, what the rest of the judging rows take each of them for.
     """
+    number = len(counts.labels)
+    place = rows.place[rows.judging]
+    known = np.unique(place)
+    if len(known) < 2:
+        return []
     made = np.flatnonzero(~rows.real)
-    told = _real_only(rows, len(counts.labels), shrinkage)(rows.vectors[made]).argmax(axis=1)
-    right = told == rows.place[made]
-    right |= _by_gradients(params, rows, made, len(counts.labels), shrinkage) == rows.place[made]
-    known = np.unique(rows.place[rows.judging])
+    told = _real_only(rows, number, shrinkage)(rows.vectors[made]).argmax(axis=1)
+    also = _by_gradients(params, rows, made, number, shrinkage)
+    right = (told == rows.place[made]) | (also == rows.place[made])
+    images = np.bincount(place, minlength=number)
+    recall = np.bincount(place, weights=real_told == place, minlength=number) / np.maximum(images, 1)
     samples = []
     limits: dict[int, float] = {}
     for one in classes:
@@ -137,25 +145,31 @@ def recognisable(
         one.looked_at = len(mine)
         if not len(mine) or one.place not in known:
             continue
-        hits = int(right[mine].sum())
-        one.recognised = hits / len(mine)
+        one.recognised = int(right[mine].sum()) / len(mine)
+        one.beyond_chance = _beyond_chance(told[mine], also[mine], one.place, len(known))
         limits[one.place] = min(params.audit.recognisable_recall, float(recall[one.place]))
-        one.unrecognisable = _upper(hits, len(mine)) < limits[one.place]
+        one.unrecognisable = _upper(one.beyond_chance * len(mine), len(mine)) < limits[one.place]
         if one.unrecognisable:
-            one.weight *= max(one.recognised, LEAST)
+            # where two tries by chance alone would reach the limit, their hits say nothing
+            of_chance = _of_two_tries(len(known)) >= params.audit.recognisable_recall
+            share = min(one.recognised, one.beyond_chance) if of_chance else one.recognised
+            one.weight *= max(share, LEAST)
             samples += [
                 sample("synthetic.recognisable", counts, rows, int(made[i]), int(told[i]))
                 for i in mine[~right[mine]]
             ]
     named = [one for one in classes if one.unrecognisable]
-    named.sort(key=lambda one: (one.recognised, one.place))
+    named.sort(key=lambda one: (one.beyond_chance, one.place))
     for one in named[:WORST]:
-        taken = np.bincount(told[(rows.place[made] == one.place) & ~right], minlength=len(counts.labels))
+        mine = rows.place[made] == one.place
+        taken = np.bincount(told[mine & (told != one.place)], minlength=number)
+        rather = f"; most others it takes for '{counts.names[int(taken.argmax())]}'" if taken.any() else ""
         run.find(
             "synthetic.recognisable", "warning", f"class '{counts.names[one.place]}'",
-            f"A classifier that knows only real images recognises {one.recognised:.0%} of {one.looked_at:,} "
-            f"synthetic images; most others it takes for '{counts.names[int(taken.argmax())]}'.",
-            measured=one.recognised, limit=limits[one.place],
+            f"Classifiers that know only real images recognise {one.recognised:.0%} of {one.looked_at:,} "
+            f"synthetic images ({one.beyond_chance:.0%} beyond chance, of {len(known):,} classes)"
+            f"{rather}.",
+            measured=one.beyond_chance, limit=limits[one.place],
             advice="Look at them (samples.parquet lists them) and make better ones. The plan gives them less "
             "weight; audit.drop_suspects: true leaves the unrecognised ones out.",
             row="4.1",
@@ -164,6 +178,24 @@ def recognisable(
         run, "synthetic.recognisable", "warning", len(named), "have synthetic images that are not recognised"
     )
     return samples
+
+
+def _beyond_chance(told: NDArray[np.int64], also: NDArray[np.int64], place: int, classes: int) -> float:
+    """The share that one classifier alone would recognise if it did as much better than chance, 0..1.
+
+    How often either says the class, less how often either says another one, on the average of those: for
+    images that show nothing these are alike. One classifier whose recall is r does better than chance by
+    ``r - (1 - r) / (classes - 1)``; that is solved for r.
+    """
+    hits = float(((told == place) | (also == place)).mean())
+    either = (told != place).astype(np.float64) + ((also != place) & (also != told))
+    better = hits - float(either.mean()) / (classes - 1)
+    return float(np.clip(better * (1 - 1 / classes) + 1 / classes, 0.0, 1.0))
+
+
+def _of_two_tries(classes: int) -> float:
+    """Share of images that one of two guesses gets right."""
+    return 1 - (1 - 1 / classes) ** 2
 
 
 def _real_only(rows: Rows, number: int, shrinkage: float) -> Discriminant:
@@ -184,7 +216,7 @@ def _by_gradients(
     return fitted(lines[len(copies) :]).argmax(axis=1)
 
 
-def _upper(hits: int, count: int) -> float:
+def _upper(hits: float, count: int) -> float:
     """Upper limit of a share, one-sided 99 % (Wilson, 1927)."""
     share, z = hits / count, SURELY
     middle = share + z * z / (2 * count)
@@ -194,20 +226,29 @@ def _upper(hits: int, count: int) -> float:
 
 
 def degradation(
-    run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class], shrinkage: float
+    run: Run,
+    counts: Counts,
+    rows: Rows,
+    classes: list[Class],
+    shrinkage: float,
+    judged: Folded,
+    real_told: NDArray[np.int64],
 ) -> list[Sample]:
     """Rule 3: is a class's recall on real held-out images lower with synthetic images than without?
 
     The same folds of real images (training and validation), judged by what learnt from real images alone,
     and by what learnt from the synthetic ones too, weighed as in the plan. A class is named when an exact
     McNemar test is sure of it among all classes (Holm, 1979), and it lost more than DROP of its recall.
+
+    Args:
+        judged: the judging rows.
+        real_told: int64, what the rest of them take each for, without synthetic images.
     """
     from scipy.stats import binomtest
 
     number = len(counts.labels)
-    place = rows.place[rows.judging]
-    judged = Folded(rows.vectors[rows.judging], place, number, params.general.seed)
-    before = judged.scores(shrinkage).argmax(axis=1) == place
+    place = judged.places
+    before = real_told == place
     told = judged.scores(shrinkage, _made(counts, rows, classes)).argmax(axis=1)
     after = told == place
     by_place = {one.place: one for one in classes}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from components.audit.rules import Class
-    from components.audit.suspects import Sample
+    from components.audit.suspects import Judgement, Sample
 
 BARS = 40  # classes up to which each has a bar of its own
 # Okabe and Ito's palette, as on the page of validate
@@ -151,6 +151,31 @@ def plan(
         )
 
 
+def labels(page: Page, split: NDArray[np.object_], judged: Judgement) -> None:
+    """How many labels are suspect, beside how many of them are expected to be right.
+
+    Args:
+        split: object [n], of the real images that were judged.
+    """
+    table = []
+    for name in ("train", "val", "test"):
+        mine = split == name
+        suspect = judged.suspect & mine
+        if mine.any():
+            right = float((1 - judged.wrong[suspect]).sum())
+            table.append([name, int(mine.sum()), int(suspect.sum()), f"{right:.1f}"])
+    page.table(
+        "Suspect labels by split",
+        ["split", "real images", "suspect", "of them expected to be right"],
+        table,
+        note="Suspect: both models, which have learnt from real training images other than the one they "
+        "judge, prefer one other class, and together hold the label for wrong with 40 % or more. Expected "
+        "to be right: the sum of the probabilities that these labels are right after all, taking wrong "
+        "labels to fall on any class alike; images that look like another class, and are not of it, come "
+        "on top.",
+    )
+
+
 def synthetic(
     page: Page, counts: Counts, classes: Sequence[Class], samples: Sequence[Sample], params: AuditParams
 ) -> None:
@@ -161,16 +186,17 @@ def synthetic(
             "Classes with synthetic images",
             [
                 "class", "real", "synthetic", "x median", "recognised",
-                "recall without", "recall with", "gap (AUC)", "weight",
+                "beyond chance", "recall without", "recall with", "gap (AUC)", "weight",
             ],
             [
                 [counts.names[one.place], int(counts.train[one.place, 0]), one.made, one.to_median,
-                 _percent(one.recognised), _percent(one.real_recall), _percent(one.with_made),
-                 "" if one.auc is None else one.auc, one.weight]
+                 _percent(one.recognised), _percent(one.beyond_chance), _percent(one.real_recall),
+                 _percent(one.with_made), "" if one.auc is None else one.auc, one.weight]
                 for one in worst
             ],
-            note="x median: synthetic images to the median size of the other classes. Recognised: by a "
-            "classifier that knows only real images. Recall: of real held-out images, learnt without "
+            note="x median: synthetic images to the median size of the other classes. Recognised: by "
+            "one of two classifiers that know only real images; beyond chance: less what two tries give "
+            "by chance. Recall: of real held-out images, learnt without "
             "synthetic images and with them. Gap: how well real and synthetic images are told apart, 0.5 is "
             "chance. Weight: of its synthetic images in the plan.",
         )  # fmt: skip
@@ -183,7 +209,8 @@ def synthetic(
                     [
                         (
                             thumbnail(params.data.root, one.path),
-                            f"{one.path}: {one.class_name}, rather {one.suggested}",
+                            f"{one.path}: {one.class_name}, rather {one.suggested}"
+                            + ("" if one.split == "train" else f" ({one.split})"),
                         )
                         for one in chosen
                     ],

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 
 from components.audit import rules, show
 from components.audit.counts import SOURCES, Counts, count
+from components.audit.neighbours import closeness
 from components.audit.params import AuditParams
 from components.audit.part import FILE, LeftOut, SyntheticPart
-from components.audit.probe import Folded
+from components.audit.probe import Discriminant, Folded
 from components.audit.rows import Rows, look
 from components.audit.rules import Class
-from components.audit.suspects import Sample, suspects
+from components.audit.suspects import Sample, judge, suspects
 from components.common.sheet import write_csv
 from components.common.step import Run, step
 from components.common.storage import need
@@ -53,19 +54,29 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
 
 
 def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class]) -> list[Sample]:
-    """Everything that takes features; fills ``classes``, and returns the files to look at."""
+    """Everything that takes features; fills ``classes``, and returns the files to look at.
+
+    Which rows decide: on labels of training rows, real training rows alone, each by the others; on synthetic
+    images, real rows of training and validation. The test split decides nothing.
+    """
+    number, seed = len(counts.labels), params.general.seed
     real = np.flatnonzero(rows.real)
-    judged = Folded(rows.vectors[real], rows.place[real], len(counts.labels), params.general.seed)
-    shrinkage, scores, calibration = judged.best()
-    right = scores.argmax(axis=1) == rows.place[real]
-    run.tracker.summary({"probe_top1": float(right.mean())})
-    samples = suspects(run, counts, rows, real, calibration.probabilities(scores), calibration.suspect_below)
+    trained = rows.split[real] == "train"
+    folded = Folded(rows.vectors[real[trained]], rows.place[real[trained]], number, seed)
+    shrinkage, by_others = folded.best()
+    scores = Discriminant(folded.moments, shrinkage)(rows.vectors[real])
+    scores[trained] = by_others
+    near = closeness(rows.vectors[real], trained, rows.place[real], number)
+    judged = judge(scores, near, rows.place[real], trained)
+    run.tracker.summary({"probe_top1": float((by_others.argmax(axis=1) == rows.place[real[trained]]).mean())})
+    if judged is not None:
+        show.labels(run.page, rows.split[real], judged)
+    samples = suspects(run, counts, rows, real, judged)
     if not rows.real.all():
-        number = len(counts.labels)
-        images = np.bincount(rows.place[real], minlength=number)
-        recall = np.bincount(rows.place[real], weights=right, minlength=number) / np.maximum(images, 1)
-        samples += rules.recognisable(run, params, counts, rows, classes, shrinkage, recall)
-        samples += rules.degradation(run, params, counts, rows, classes, shrinkage)
+        judging = Folded(rows.vectors[rows.judging], rows.place[rows.judging], number, seed)
+        told = judging.scores(shrinkage).argmax(axis=1)
+        samples += rules.recognisable(run, params, counts, rows, classes, shrinkage, told)
+        samples += rules.degradation(run, counts, rows, classes, shrinkage, judging, told)
         rules.domain_gap(run, counts, rows, classes, shrinkage)
     return samples
 
@@ -100,11 +111,11 @@ def _write(
     )
     listed = {field.name: [getattr(one, field.name) for one in samples] for field in fields(Sample)}
     pq.write_table(pa.table(listed), run.product(out / "samples.parquet"), compression="zstd")
-    suspects = [one for one in samples if one.rule == "labels.suspect"]
-    if suspects:
+    found = [one for one in samples if one.rule == "labels.suspect"]
+    if found:
         write_csv(
             run.product(out / "proposed_corrections.csv"),
-            [("path", "label"), *((one.path, one.suggested) for one in suspects)],
+            [("path", "label", "split"), *((one.path, one.suggested, one.split) for one in found)],
         )
-    run.tracker.summary({"suspect_labels": len(suspects), "classes_with_synthetic": len(classes)})
+    run.tracker.summary({"suspect_labels": len(found), "classes_with_synthetic": len(classes)})
     show.synthetic(run.page, counts, classes, samples, params)

