@@ -120,18 +120,20 @@ def _teacher_accuracy(
     what = "check: asking the teacher (batches)"
     said = [teacher(pixels).argmax(1).numpy() for pixels in track(asked, what, len(parts))]
     metrics = results.evaluate(samples.labels[rows], np.concatenate(said), names)
-    _judge_accuracy(run, params, metrics, samples.labels[rows], len(names))
+    _judge_accuracy(run, params, metrics, samples.labels[rows])
     run.tracker.summary({"teacher_val_top1": metrics["top1"]})
 
 
-def chance(labels: np.ndarray, class_num: int) -> tuple[float, float]:
-    """Top-1 and macro recall, 0..1, of a guess, or of always naming the commonest class, if that is better.
+def chance(labels: np.ndarray) -> float:
+    """What a guess reaches, 0..1, in top-1 and in macro recall: one in as many as there are classes.
+
+    Always naming the commonest class reaches more top-1, but the same macro recall. Where it is 95 % of the
+    images, a teacher that knows both classes may well have a top-1 below that.
 
     Args:
         labels: of the validation split, int64 [n].
     """
-    counts = np.unique(labels, return_counts=True)[1]
-    return max(1 / class_num, float(counts.max()) / len(labels)), 1 / len(counts)
+    return 1 / max(2, len(np.unique(labels)))
 
 
 def above(level: float) -> float:
@@ -139,14 +141,12 @@ def above(level: float) -> float:
     return level + ABOVE_CHANCE * (1 - level)
 
 
-def _judge_accuracy(
-    run: Run, params: CheckParams, metrics: dict[str, Any], labels: np.ndarray, class_num: int
-) -> None:
+def _judge_accuracy(run: Run, params: CheckParams, metrics: dict[str, Any], labels: np.ndarray) -> None:
     """Top-1 against what is asked for; and macro recall, so that naming the commonest class is not enough."""
     asked = params.distill.min_teacher_accuracy
-    by_chance, macro_by_chance = chance(labels, class_num)
+    by_chance = chance(labels)
     limit = above(by_chance) if asked is None else asked
-    macro_limit = above(macro_by_chance) if asked is None else min(asked, above(macro_by_chance))
+    macro_limit = min(limit, above(by_chance))
     top1, macro = metrics["top1"], metrics["macro_recall"]
     why = f" (well above chance, {by_chance:.1%} here)" if asked is None else ""
     one_sided = top1 >= limit and macro < macro_limit

@@ -44,7 +44,7 @@ class Distill(Section):
         ge=0,
         le=1,
         description="top-1 on the validation split below which the gate closes; null: a fifth of the way "
-        "from chance (always naming the commonest class) to 1",
+        "from chance (one in as many as there are classes) to 1; macro recall is held to the latter, too",
     )
     reference_lr: float | None = Field(
         None, gt=0, description="initial learning rate used to train this student on ImageNet-1k"

@@ -14,13 +14,23 @@ from safetensors.torch import load_file, save_file
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
+from components.common.step import Run
 from components.common.storage import sha256_file
+from components.common.tracking import Tracker
 from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
 from components.training import gate, session
-from components.training.check import above, chance, check, constant_share, correlations, reference
+from components.training.check import (
+    _judge_accuracy,
+    above,
+    chance,
+    check,
+    constant_share,
+    correlations,
+    reference,
+)
 from components.training.params import CheckParams, DistillParams
 from tests.components.training.conftest import train, write_start
 
@@ -118,17 +128,31 @@ def test_what_is_asked_of_a_teacher_follows_from_the_data(judge: Judge, teacher:
 
 
 @pytest.mark.parametrize(
-    ("labels", "class_num", "top1", "macro"),
+    ("labels", "floor"),
+    [([0, 1, 2, 3] * 5, 0.4), ([0] * 95 + [1] * 5, 0.6), ([0, 9] * 5, 0.6), ([3] * 5, 0.6)],
+)
+def test_the_floor_lies_a_fifth_of_the_way_above_chance(labels: list[int], floor: float) -> None:
+    assert above(chance(np.array(labels))) == pytest.approx(floor)
+
+
+@pytest.mark.parametrize(
+    ("top1", "macro", "level"),
     [
-        ([0, 1, 2, 3] * 5, 4, 0.4, 0.4),
-        ([0] * 95 + [1] * 5, 2, 0.96, 0.6),
-        ([0, 1] * 5, 10, 0.6, 0.6),  # eight classes do not occur in validation
+        (0.95, 0.5, "error"),  # it always names the commonest class
+        (0.93, 0.88, "info"),  # it knows both, at the price of some of the commonest
+        (0.3, 0.62, "error"),  # it names the rarest nearly always
     ],
 )
-def test_floors_lie_a_fifth_of_the_way_above_chance(
-    labels: list[int], class_num: int, top1: float, macro: float
+def test_a_teacher_is_asked_for_both_classes_of_95_to_5(
+    params: DistillParams, tmp_path: Path, top1: float, macro: float, level: str
 ) -> None:
-    assert [above(level) for level in chance(np.array(labels), class_num)] == pytest.approx([top1, macro])
+    asked = CheckParams.model_validate(
+        {**params.model_dump(by_alias=True), "distill": {"min_teacher_accuracy": None}}
+    )
+    run = Run("check", asked, tmp_path, Tracker("check", asked.registry))
+    metrics = {"top1": top1, "macro_recall": macro, "images": 100}
+    _judge_accuracy(run, asked, metrics, np.array([0] * 95 + [1] * 5))
+    assert [finding.level for finding in run.report.findings] == [level]
 
 
 def test_naming_the_commonest_class_is_not_enough(
