@@ -103,11 +103,20 @@ def _connected(params: Ray) -> Iterator[None]:
     try:
         with nullcontext() if params.address else signals.held():  # a local one starts within seconds
             ray.init(**options)
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    except Exception as error:
+        if (
+            not isinstance(error, (ConnectionError, TimeoutError, RuntimeError))
+            and type(error) is not Exception
+        ):
+            raise  # a bare one is how Ray says that its node took more than 30 s to start
         first = str(error).splitlines()[0] if str(error) else repr(error)
-        where = params.address or "local"
+        if not params.address:
+            raise RetortError(
+                f"Ray did not start on this machine ({first}); it may be too busy, or short of memory: run "
+                "the same command again when less runs beside it"
+            ) from None
         raise RetortError(
-            f"ray.address: '{where}': Ray did not start or answer ({first}); "
+            f"ray.address: '{params.address}': Ray does not answer ({first}); "
             "start a cluster, correct the address, or use '' for a local one"
         ) from None
     finally:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
+from components.common.errors import RetortError
 from components.training import cluster
 from components.training.params import Ray
 
@@ -67,3 +68,24 @@ def test_memory_is_advised_only_where_a_process_was_lost(error: Exception, memor
     said = cluster._why(error, Ray())
     assert "training failed 3 times (ray.max_failures: 2): " in said
     assert ("more memory" in said) == memory
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "Ray did not start on this machine .* run the same command again"),
+        ("auto", "Ray does not answer"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_said_with_the_way_out(
+    address: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises a bare Exception when its node takes more than 30 seconds."""
+    import ray
+
+    def late(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(RetortError, match=said), cluster.running(Ray(address=address)):
+        pass
