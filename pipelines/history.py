@@ -144,9 +144,9 @@ def _asked(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The environment for git: its messages in English, and no word of another repository."""
+    """The environment for git and DVC: in English, without another repository's words, without telemetry."""
     kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    return {**kept, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+    return {**kept, "LC_ALL": "C.UTF-8", "LANGUAGE": "C", "DVC_NO_ANALYTICS": "1"}
 
 
 def _last_line(text: str) -> str:
