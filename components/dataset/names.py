@@ -46,12 +46,27 @@ def name_classes(
         _say_differences(run, file, names, given)
     for label, name in given.items():
         names[label] = name or names.get(label) or str(label)
+    _need_one_line(run, names)
     return names
 
 
 def numbers(names: Mapping[int, str]) -> dict[str, int]:
     """Labels by name: the lowest, where two are called the same."""
     return {names[label]: label for label in sorted(names, reverse=True)}
+
+
+def _need_one_line(run: Run, names: Mapping[int, str]) -> None:
+    """No name breaks a line: labels.txt has one a line, so that all later classes would move down by one."""
+    broken = [
+        name for name in names.values() if len(name.splitlines()) > 1 or name.splitlines()[:1] != [name]
+    ]
+    if broken:
+        raise _stopped(
+            run, "class names",
+            f"{counted(len(broken), 'class name')} with a line break, such as {broken[0]!r}: labels.txt has "
+            "one name a line, and later classes would get their neighbours' names",
+            "Rename the folder, or the class in the list or manifest.",
+        )  # fmt: skip
 
 
 def _read(file: Path) -> list[str]:
@@ -218,7 +233,7 @@ def _unclear(run: Run, file: Path, names: list[str], labels: list[int], beyond: 
     )  # fmt: skip
 
 
-def _stopped(run: Run, file: Path, what: str, advice: str) -> FindingsError:
+def _stopped(run: Run, file: Path | str, what: str, advice: str) -> FindingsError:
     """Names that stand at the wrong labels look like any others: no way around it."""
     run.find(
         "labels.names", "error", str(file), f"{file}: {what}{'' if what.endswith('?') else '.'}",

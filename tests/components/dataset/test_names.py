@@ -160,3 +160,11 @@ def test_a_list_from_one_is_renumbered_with_its_names(photos: Path, steps: Steps
         ("b", 1, "shoes"),
         ("c", 2, "bag"),
     }
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r", "a\u2028b"])
+def test_a_name_that_breaks_a_line_stops(name: str) -> None:
+    """labels.txt has one name a line: every later class would get its neighbour's name."""
+    data = IngestParams.model_validate({}).data
+    with pytest.raises(FindingsError, match=r"1 class name with a line break.*Rename the folder"):
+        name_classes(run_of(), data, {}, {name, "z"})
