@@ -180,8 +180,16 @@ def _formats(content: bytes) -> tuple[str, ...]:
 
 @cache
 def _register_heif() -> None:
-    """Teach Pillow to read HEIC, once a process, and only where there is one."""
-    from pillow_heif import register_heif_opener
+    """Teach Pillow to read HEIC, once a process, and only where there is one.
+
+    Raises:
+        ImageError: pillow-heif was left out, as who must not ship its wheels' GPL codec may.
+    """
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        said = "HEIC takes the package pillow-heif, which is not installed"
+        raise ImageError("image.unreadable", said) from None
 
     # rotation and mirroring are applied by the decoder; side images (depth, gain maps) are not of interest
     register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def test_the_main_image_of_a_heic_counts_and_ten_bits_become_eight() -> None:
     buffer = io.BytesIO()
     deep.save(buffer, quality=95)
     assert abs(decode(buffer.getvalue()).getpixel((32, 32))[0] - 128) < 4
+
+
+def test_without_the_package_a_heic_is_unreadable_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(colours(80, 40), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._register_heif.cache_clear()
+    with pytest.raises(ImageError, match="pillow-heif, which is not installed"):
+        decode(content)
+    assert decode(encoded(colours(80, 40), "AVIF")).size == (80, 40)
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
