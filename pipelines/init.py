@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from components.common.errors import RetortError
@@ -160,8 +159,10 @@ def propose_again(folder: Path, fast: bool, measure: bool, overrides: Sequence[s
     params = load(folder / "params.yaml", overrides)
     with contextlib.chdir(folder):
         proposal = _proposed(params.data, fast, measure)
-    values = yaml.safe_dump(proposal.values, sort_keys=False, default_flow_style=None, width=110)
-    print("\n".join([*(f"# {line}" for line in told(proposal)), values]), end="")
+    lines = [f"# {line}" for line in told(proposal)]
+    for section, keys in proposal.values.items():
+        lines += [f"{section}:", *(f"  {key}: {_scalar(value)}" for key, value in keys.items())]
+    print("\n".join(lines))
 
 
 def told(proposal: Proposal) -> list[str]:

@@ -40,7 +40,6 @@ def test_the_light_image_has_no_torch_and_keeps_what_the_audits_use(requirements
         "kfp",
         "mlflow",
         "great-expectations",
-        "cleanlab",
         "onnxruntime",
         "scikit-learn",
         "duckdb",
