@@ -1,7 +1,8 @@
-"""What several rooms' tests share: a real MLflow server."""
+"""What several rooms' tests share: a real MLflow server, and a real S3 server."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+KEY, SECRET = "retort-tests", "not-a-secret-but-long-enough"
+PARTS = ("master", "volume", "filer", "s3")
 
 
 def free_port() -> int:
@@ -68,3 +74,64 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         yield server
     finally:
         server.kill()
+
+
+class Store:
+    """``weed server`` with one user, and a client that fills it."""
+
+    def __init__(self, folder: Path) -> None:
+        ports = {part: free_port() for part in PARTS}
+        self.port = ports["s3"]
+        self.url = f"http://127.0.0.1:{self.port}"
+        keys = {"accessKey": KEY, "secretKey": SECRET}
+        identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        command = [
+            "weed",
+            "server",
+            f"-dir={folder}",
+            "-s3",
+            f"-s3.config={folder / 's3.json'}",
+            "-s3.iam=false",
+        ]
+        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
+        for part, port in ports.items():
+            command += [f"-{part}.port={port}", f"-{part}.port.grpc={free_port()}"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        with (folder / "server.log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+        )
+        for attempt in range(300):
+            assert self.process.poll() is None, (folder / "server.log").read_text()[-3000:]
+            try:
+                self.client.create_bucket(Bucket="photos")
+                self.client.put_object(Bucket="photos", Key="ready", Body=b"x")
+                return
+            except (BotoCoreError, ClientError):
+                assert attempt < 299, (folder / "server.log").read_text()[-3000:]
+                time.sleep(0.2)
+
+    def put(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket="photos", Key=key, Body=content)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def no_other_keys(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The store's keys in the environment, the first place of the standard chain, and nowhere else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("AWS_CONFIG_FILE", str(folder / "no-config"))
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "no-credentials"))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,6 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 from moto import mock_aws
 from sklearn.datasets import load_digits
 
@@ -26,60 +21,8 @@ from components.common.errors import FindingsError, RetortError
 from components.dataset import s3
 from components.dataset.images import ImageError, read_bytes
 from components.dataset.params import S3
-from tests.components.conftest import free_port
+from tests.components.conftest import KEY, SECRET, Store, no_other_keys
 from tests.components.dataset.conftest import Steps, digit, encoded
-
-KEY, SECRET = "retort-tests", "not-a-secret-but-long-enough"
-PARTS = ("master", "volume", "filer", "s3")
-
-
-class Store:
-    """``weed server`` with one user, and a client that fills it."""
-
-    def __init__(self, folder: Path) -> None:
-        ports = {part: free_port() for part in PARTS}
-        self.port = ports["s3"]
-        self.url = f"http://127.0.0.1:{self.port}"
-        keys = {"accessKey": KEY, "secretKey": SECRET}
-        identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
-        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        command = [
-            "weed",
-            "server",
-            f"-dir={folder}",
-            "-s3",
-            f"-s3.config={folder / 's3.json'}",
-            "-s3.iam=false",
-        ]
-        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
-        for part, port in ports.items():
-            command += [f"-{part}.port={port}", f"-{part}.port.grpc={free_port()}"]
-        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-        with (folder / "server.log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
-        )
-        for attempt in range(300):
-            assert self.process.poll() is None, (folder / "server.log").read_text()[-3000:]
-            try:
-                self.client.create_bucket(Bucket="photos")
-                self.client.put_object(Bucket="photos", Key="ready", Body=b"x")
-                return
-            except (BotoCoreError, ClientError):
-                assert attempt < 299, (folder / "server.log").read_text()[-3000:]
-                time.sleep(0.2)
-
-    def put(self, key: str, content: bytes) -> None:
-        self.client.put_object(Bucket="photos", Key=key, Body=content)
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The keys come from the environment, the first place of the standard chain, and from nowhere else."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    no_other_keys(monkeypatch, tmp_path)
     monkeypatch.setattr(s3, "_clients", {})
 
 
