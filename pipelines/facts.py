@@ -62,7 +62,11 @@ def look(data: Data) -> DataFacts:
     say(f"looking at {data.source if isinstance(data.source, str) else ', '.join(data.source.values())} ...")
     with _state():
         found = sources.read(IngestParams(data=data))
-        counts, paths = _counted(found, data)
+        counts, paths, lost = _counted(found, data)
+        if not paths:
+            where, why = lost[0]
+            count = counted(len(lost), "entry", "entries")
+            raise RetortError(f"{data.source}: none of {count} can be used: {where}: {why}")
         labelled: Counter[str] = Counter()
         splits: Counter[str] = Counter()
         unlabelled = synthetic = 0
@@ -130,13 +134,15 @@ def _state() -> Iterator[None]:
 Kind = tuple[str | None, str | None, bool]  # class, split, real
 
 
-def _counted(found: sources.Found, data: Data) -> tuple[Counter[Kind], list[str]]:
-    """Rows of each kind, and a sample of paths that is spread over all of them."""
+def _counted(found: sources.Found, data: Data) -> tuple[Counter[Kind], list[str], sources.Rejected]:
+    """Rows of each kind, a sample of paths that is spread over all of them, and what is no row and why."""
     made_up = sources.matcher([*data.synthetic, *data.semi_synthetic])
     unlabeled = sources.matcher(data.unlabeled)
     counts: Counter[Kind] = Counter()
     sample: list[str] = []
-    for columns, _ in found.portions(["path", "below", "label", "class_name", "split", "source"]):
+    lost = list(found.rejected)
+    for columns, rejected in found.portions(["path", "below", "label", "class_name", "split", "source"]):
+        lost += rejected
         below, size = columns["below"], len(columns["path"])
         names = pc.coalesce(columns["class_name"], columns["label"].cast("string"))
         real = pc.fill_null(pc.equal(columns["source"], "real"), True)
@@ -148,7 +154,7 @@ def _counted(found: sources.Found, data: Data) -> tuple[Counter[Kind], list[str]
         for row in table.group_by(table.column_names).aggregate([([], "count_all")]).to_pylist():
             counts[row["name"], row["split"], row["real"]] += row["count_all"]
         sample += columns["path"][:: max(1, size // SAMPLE)].to_pylist()
-    return counts, sample[:: max(1, len(sample) // SAMPLE)][:SAMPLE]
+    return counts, sample[:: max(1, len(sample) // SAMPLE)][:SAMPLE], lost
 
 
 def _opened(paths: list[str], data: Data) -> tuple[int, float]:

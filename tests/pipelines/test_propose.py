@@ -187,6 +187,13 @@ def test_a_bucket_is_looked_at_and_nothing_of_it_is_kept(
     assert not list(tmp_path.rglob("stores.json"))
 
 
+def test_pictures_that_stand_in_no_folder_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos/1.png")
+    with pytest.raises(RetortError, match=r"photos: none of 1 entry can be used: 1\.png: .*class"):
+        look(Data(source=str(tmp_path / "photos"), root=str(tmp_path / "photos")))
+
+
 def test_init_writes_what_it_proposes_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
