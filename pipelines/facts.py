@@ -65,8 +65,8 @@ def look(data: Data) -> DataFacts:
         counts, paths, lost = _counted(found, data)
         if not paths:
             where, why = lost[0]
-            count = counted(len(lost), "entry", "entries")
-            raise RetortError(f"{data.source}: none of {count} can be used: {where}: {why}")
+            entries = counted(len(lost), "entry", "entries")
+            raise RetortError(f"{data.source}: none of {entries} can be used: {where}: {why}")
         labelled: Counter[str] = Counter()
         splits: Counter[str] = Counter()
         unlabelled = synthetic = 0
