@@ -56,6 +56,7 @@ RULES = (
     "imbalance.few_samples",
     "imbalance.ratio",
     "ingest.corrections",
+    "ingest.images",
     "ingest.other_files",
     "ingest.rejected",
     "ingest.rows",
