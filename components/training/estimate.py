@@ -17,6 +17,7 @@ from components.training import engine, loader
 
 START_SECONDS = 20.0  # of each step that trains: Ray, its workers, and their imports
 MOST_STEPS = 6  # timed: with more, the median is no better than a machine's own noise
+FETCH_SECONDS = 0.002  # of a loader process, for an image beside its view: to take it out, to hand it over
 CLASSES = 10  # of the network that is measured: its classifier is not what takes long
 
 
@@ -37,37 +38,47 @@ def measure(
     augment: str = "light",
     optimizer: Optimizer | None = None,
     budget: float = 10.0,
+    device: str = "cpu",
+    loaders: int = 0,
 ) -> Speed:
     """Time a few steps of the real network on random pixels, taken as training takes them.
 
     Args:
         batch: images a step.
         threads: all cores that training may use: Ray workers times the cores of each.
+        device, loaders: where the network computes, and the processes that make its views meanwhile; 0: they
+            are made in the step itself.
         budget: seconds for what is timed; a step to warm up comes before, and one is always timed.
 
     Raises:
         RetortError: there is no such architecture.
     """
     arch = Arch(name=arch) if isinstance(arch, str) else arch
+    place = torch.device(device)
     with torch.random.fork_rng(devices=[]):
-        module = build.create(arch, CLASSES).to(memory_format=torch.channels_last)
+        module = build.create(arch, CLASSES).to(place).to(memory_format=torch.channels_last)
     update = engine.make_optimizer(module, optimizer or Optimizer())
     shape = (batch, 3, image_size, image_size)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    rows, labels = np.arange(batch), torch.arange(batch) % CLASSES
-    normalise = loader.Normalise(*build.preprocessing(arch), torch.device("cpu"))
+    rows, labels = np.arange(batch), torch.arange(batch, device=place) % CLASSES
+    normalise = loader.Normalise(*build.preprocessing(arch), place)
+
+    def made(view: int) -> Tensor:
+        return loader.augment(pixels, rows, np.full(batch, view), augment, 0)
 
     def logits(view: int) -> Tensor:
-        return module(normalise(loader.augment(pixels, rows, np.full(batch, view), augment, 0)))
+        return module(normalise(pixels if loaders else made(view)))
 
     def train() -> None:
         update.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(logits(0), labels).backward()
+        loss = nn.functional.cross_entropy(logits(0), labels)
+        loss.backward()
         update.step()
+        loss.item()  # as training looks at it; a GPU is done then
 
     @torch.inference_mode()
     def infer() -> None:
-        logits(loader.PLAIN)
+        logits(loader.PLAIN).argmax(1).cpu()
 
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))
@@ -75,12 +86,17 @@ def measure(
         module.train()
         training = batch / _step_seconds(train, 0.7 * budget)
         module.eval()
-        return Speed(training, batch / _step_seconds(infer, 0.3 * budget))
+        inference = batch / _step_seconds(infer, 0.3 * budget)
+        if loaders:
+            torch.set_num_threads(1)
+            views = loaders * batch / (_step_seconds(lambda: made(0), 0.3 * budget) + batch * FETCH_SECONDS)
+            training, inference = min(training, views), min(inference, loaders / FETCH_SECONDS)
+        return Speed(training, inference)
     finally:
         torch.set_num_threads(before)
 
 
-def _step_seconds(step: Callable[[], None], budget: float) -> float:
+def _step_seconds(step: Callable[[], object], budget: float) -> float:
     """Median seconds of a step; the first one warms up, and is neither timed nor counted in the budget."""
     step()
     started = last = perf_counter()
