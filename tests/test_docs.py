@@ -1,13 +1,21 @@
-"""docs/rules.md and components/common/rules.py name every rule that the code can find, and no other."""
+"""docs/rules.md and components/common/rules.py name every rule that the code can find, and no other; what
+docs/own-data.md says to type can be typed."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
 
 from components.common.rules import RULES
-from pipelines.params import keys
+from pipelines import cli
+from pipelines.params import keys, load
+from tests.own_data import page
 
 HOUSE = Path(__file__).resolve().parents[1]
 RULE = re.compile(r"[a-z]+\.[a-z_0-9]+")
@@ -67,3 +75,42 @@ def test_every_rule_is_documented() -> None:
     )
     literals |= {f"cost.{name}" for name in costs}
     assert not documented - literals, "no code knows these rules"
+
+
+def test_every_command_of_the_page_about_own_data_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed as the command line does, options and overrides too; nothing is run."""
+    said = [shlex.split(command)[1:] for command in page.commands() if command.startswith("retort ")]
+    assert len(said) >= 5
+    monkeypatch.setattr(cli.Options, "overrides", [])
+    root = typer.main.get_command(cli.app)
+    for arguments in said:
+        rest = cli._take_global_options(arguments)
+        load(HOUSE / "params.yaml", cli.Options.overrides)
+        parse(root, "retort", rest)
+
+
+def parse(command: Any, name: str, arguments: list[str]) -> None:
+    inner = getattr(command, "commands", {})
+    if inner and arguments:
+        assert arguments[0] in inner, f"{name} has no command {arguments[0]!r}"
+        parse(inner[arguments[0]], arguments[0], arguments[1:])
+    else:
+        command.make_context(name, arguments)
+
+
+def test_experiments_of_the_page_change_keys_that_there_are() -> None:
+    changes = [
+        change
+        for command in page.commands()
+        if command.startswith("dvc exp run")
+        for change in re.findall(r"-S (\S+)", command)
+    ]
+    assert changes
+    load(HOUSE / "params.yaml", changes)
+
+
+def test_every_rule_of_the_page_is_one() -> None:
+    table = [line for line in page.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    named = {rule for line in table for rule in re.findall(r"`([a-z]+\.[a-z_0-9]+)`", line.split("|")[1])}
+    assert len(named) > 20
+    assert not named - set(RULES)
