@@ -218,11 +218,13 @@ def _proposed(data: Data, fast: bool, measure: bool) -> Proposal:
 
 def _speeds(machine: facts.MachineFacts, measure: bool) -> propose.Speeds:
     """Both networks' speed on this machine, measured in some seconds, or guessed from its cores."""
-    if measure and not machine.gpus:
-        from components.training import estimate
+    if not measure:
+        return propose.guess(machine)
+    from components.training import estimate
 
-        say("measuring both networks on this machine (--no-measure leaves it out) ...")
-        optimizer = Optimizer(name="adamw")
+    say("measuring both networks on this machine (--no-measure leaves it out) ...")
+    optimizer = Optimizer(name="adamw")
+    if not machine.gpus:
         teacher, student = (
             estimate.measure(
                 name, propose.MEASURED_SIZE, 32, machine.cores, augment="flip", optimizer=optimizer, budget=4
@@ -230,7 +232,16 @@ def _speeds(machine: facts.MachineFacts, measure: bool) -> propose.Speeds:
             for name in (propose.TEACHER, propose.STUDENT)
         )
         return propose.Speeds(teacher, student)
-    return propose.guess(machine)
+    cores = max(1, machine.cores // machine.gpus)
+    teacher, student = (
+        estimate.measure(
+            name, propose.LARGEST, 64, cores, augment="flip", optimizer=optimizer, budget=4,
+            device="cuda", loaders=propose.loaders_of(cores),
+        )
+        for name in (propose.TEACHER, propose.STUDENT)
+    )  # fmt: skip
+    more = machine.gpus * (propose.LARGEST / propose.MEASURED_SIZE) ** 2
+    return propose.Speeds(teacher * more, student * more)
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

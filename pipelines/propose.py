@@ -63,6 +63,11 @@ def guess(machine: MachineFacts) -> Speeds:
     return Speeds(teacher, student, guessed=True)
 
 
+def loaders_of(cores: int) -> int:
+    """Loader processes of a worker that has so many cores."""
+    return max(1, min(12, cores - 1))
+
+
 @dataclass(frozen=True)
 class Proposal:
     """Sections of params.yaml, one line of reason each, and minutes by step."""
@@ -121,7 +126,7 @@ def _with(
         for epochs in (FAST_EPOCHS if fast else EPOCHS)
     )
     fits = (training + val + held + data.unlabelled) * size * size * 3 <= DECODED
-    loaders = 0 if fits and not machine.gpus else max(1, min(12, cores - 1))
+    loaders = 0 if fits and not machine.gpus else loaders_of(cores)
     crops = min(second, 2 if fast else 4)
     rate = round(RATE * min(1.0, total / 64), 6)
 
@@ -248,14 +253,17 @@ def _minutes(
         student_epochs=values["student"]["train"]["epochs"],
         crops=values["distill"]["crops"],
         control=values["distill"]["control"],
+        loaders=values["teacher"]["train"]["num_workers"],
+        gpu=machine.gpus > 0,
     )
+    # what runs the exported file runs on the cores, beside whatever trains
+    by_cores = GUESS[STUDENT][1] * machine.cores / slower if machine.gpus else student.inference
     images = sum(parts) + data.unlabelled
     decoding = data.decode_seconds * images / machine.cores
     rest = (
         STEP_SECONDS * STEPS
         + 2 * decoding  # by validate, and once more for training
-        + min(images, 20_000)
-        * (1 / student.inference + data.decode_seconds / machine.cores)  # audit synthetic
+        + min(images, 20_000) * (1 / by_cores + data.decode_seconds / machine.cores)  # audit synthetic
         + val * (1 / student.inference + 1 / teacher.inference)  # export of both
         + 2 * values.get("benchmark", {}).get("time_budget_s", 20)
     )

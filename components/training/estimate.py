@@ -16,6 +16,8 @@ from components.models.params import Arch, Optimizer
 from components.training import engine, loader
 
 START_SECONDS = 20.0  # of each step that trains: Ray, its workers, and their imports
+GPU_START_SECONDS = 35.0  # the same where CUDA starts, too: 31 and 37 s on an H100
+LOADERS_SECONDS = 2.0  # of each epoch, in which loader processes start anew: 1.8 to 2.3 s of 12 of them
 MOST_STEPS = 6  # timed: with more, the median is no better than a machine's own noise
 FETCH_SECONDS = 0.002  # of a loader process, for an image beside its view: to take it out, to hand it over
 CLASSES = 10  # of the network that is measured: its classifier is not what takes long
@@ -27,6 +29,9 @@ class Speed:
 
     training: float
     inference: float
+
+    def __mul__(self, factor: float) -> Speed:
+        return Speed(self.training * factor, self.inference * factor)
 
 
 def measure(
@@ -123,6 +128,8 @@ def seconds(
     crops: int = 1,
     finetune_epochs: int = 1,
     control: bool = True,
+    loaders: int = 0,
+    gpu: bool = False,
 ) -> dict[str, float]:
     """Seconds of each step that trains: ``finetune``, ``check`` and ``distill``. Decoding is not in them.
 
@@ -131,19 +138,23 @@ def seconds(
         chosen: unlabelled images that distillation takes of them.
         student_epochs, crops, finetune_epochs, control: as in ``student.train`` and ``distill``, with the
             soft labels cached.
+        loaders, gpu: loader processes of a worker, and whether it has a GPU.
     """
 
     def epochs(speed: Speed, count: int, images: int) -> float:
-        return count * (images / speed.training + validation / speed.inference)
+        each = images / speed.training + validation / speed.inference
+        return count * (each + (LOADERS_SECONDS if loaders else 0.0))
+
+    start = GPU_START_SECONDS if gpu else START_SECONDS
 
     at_the_end = (validation + test) / student.inference
     labels = (crops * (training + chosen) + (unlabelled if chosen else 0)) / teacher.inference
     # the control takes as many steps as the student, and both are finetuned on the labelled images
     once = epochs(student, student_epochs, training + chosen) + epochs(student, finetune_epochs, training)
     return {
-        "finetune": START_SECONDS
+        "finetune": start
         + epochs(teacher, teacher_epochs, training)
         + (validation + test) / teacher.inference,
         "check": validation / teacher.inference,
-        "distill": START_SECONDS + labels + (1 + control) * (once + at_the_end),
+        "distill": start + labels + (1 + control) * (once + at_the_end),
     }
