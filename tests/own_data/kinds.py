@@ -284,6 +284,13 @@ def lists_with_gaps_and_unclear_names(place: Path) -> Data:
 
 
 @stopped
+def a_name_of_two_lines(place: Path) -> Data:
+    """labels.txt has one name a line."""
+    photos = folder(place / "photos", {"dahl\nia": "dahlia", "pagoda": "pagoda"})
+    return Data({}, photos, stops=("ingest", "labels.names", "line break"))
+
+
+@stopped
 def lists_below_another_folder(place: Path) -> Data:
     data = lists(place, {0: "pagoda", 1: "digit", 2: "dahlia"})
     data["root"] = str(place)
