@@ -16,7 +16,7 @@ from components.models.params import Arch, Optimizer
 from components.training import engine, loader
 
 START_SECONDS = 20.0  # of each step that trains: Ray, its workers, and their imports
-GPU_START_SECONDS = 35.0  # the same where CUDA starts, too: 31 and 37 s on an H100
+GPU_START_SECONDS = 50.0  # the same where CUDA starts, and its first step: 47 to 57 s on an H100
 LOADERS_SECONDS = 2.0  # of each epoch, in which loader processes start anew: 1.8 to 2.3 s of 12 of them
 MOST_STEPS = 6  # timed: with more, the median is no better than a machine's own noise
 FETCH_SECONDS = 0.002  # of a loader process, for an image beside its view: to take it out, to hand it over
