@@ -111,8 +111,6 @@ def _shares(
                 f"audit.distribution: {len(asked)} shares for {labels.max() + 1} classes; "
                 "give one a class, in the order of the labels"
             )
-        if not np.isfinite(asked).all() or (asked < 0).any():
-            raise RetortError("audit.distribution: a share is negative or not a number")
         sizes = asked[labels]
     else:
         sizes = {"natural": mass, "square_root": np.sqrt(mass), "uniform": np.ones_like(mass)}[wanted]

@@ -1,7 +1,7 @@
 """Print the part of requirements.lock that an image needs: ``python requirements.py light|full``.
 
-The lock says of each package which others asked for it. What is dropped: the named packages, and those that
-only dropped ones asked for. Versions and hashes stay those of the lock.
+The lock says of each package which others asked for it. What stays: what the project asks for, without the named
+packages; and whatever packages that stay ask for. Versions and hashes stay those of the lock.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ WORKSTATION = ("dvc",)
 
 
 def subset(lock: str, without: Iterable[str]) -> str:
-    """``lock`` without the named packages and what nobody else asks for."""
+    """``lock`` without the named packages, where none that stays asks for them, and what only they need."""
     blocks = _blocks(lock)
     dropped = {_name(package) for package in without}
     unknown = dropped - set(blocks)
     if unknown:
         raise SystemExit(f"requirements.lock has no package {sorted(unknown)[0]}")
+    kept = {name for name, (_, via) in blocks.items() if PROJECT in via and name not in dropped}
     while True:
-        orphans = {name for name, (_, via) in blocks.items() if name not in dropped and via <= dropped}
-        if not orphans:
-            return "".join(text for name, (text, _) in blocks.items() if name not in dropped)
-        dropped |= orphans
+        needed = {name for name, (_, via) in blocks.items() if name not in kept and via & kept}
+        if not needed:
+            return "".join(text for name, (text, _) in blocks.items() if name in kept)
+        kept |= needed
 
 
 def needless(kind: str, pyproject: str) -> list[str]:

@@ -412,7 +412,7 @@ def test_groups_on_both_sides_and_labels_with_two_names_are_said(steps: Steps) -
     found = steps.findings("validate")
     assert set(found) == {"leakage.group", "labels.names", "image.unreadable"}
     assert (found["leakage.group"].subject, found["leakage.group"].measured) == ("film 7", 1)
-    assert found["labels.names"].message == "1 labels go by several names, such as 0: 'a' and 'c'."
+    assert found["labels.names"].message == "1 label goes by several names, such as 0: 'a' and 'c'."
 
 
 def test_a_class_that_quarantine_empties_is_said(photos: Path, steps: Steps) -> None:
