@@ -1,7 +1,7 @@
 """Print the part of requirements.lock that an image needs: ``python requirements.py light|full``.
 
-The lock says of each package which others asked for it. What stays: what the project asks for, without the named
-packages; and whatever packages that stay ask for. Versions and hashes stay those of the lock.
+The lock says of each package which others asked for it. What stays: what the project asks for, without the
+named packages; and whatever packages that stay ask for. Versions and hashes stay those of the lock.
 """
 
 from __future__ import annotations
