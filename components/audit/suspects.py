@@ -203,7 +203,7 @@ def expected(by_mistake: float) -> str:
 
 def _shown(found: list[Sample]) -> str:
     shown = "; ".join(f"{one.path} ({one.class_name}, rather {one.suggested})" for one in found[:3])
-    return shown + ("; ..." if len(found) > 3 else "")
+    return shown + (" and others" if len(found) > 3 else "")
 
 
 def _unjudged(counts: Counts, judged: Judgement, given: NDArray[np.int64]) -> str:

@@ -503,7 +503,7 @@ def _report_splits(run: Run, tally: _Tally, out: Path) -> None:
         run.find(
             "ingest.images", "warning", "; ".join(path for path, _ in lost[:3]),
             f"{counted(len(lost), 'image')} cannot be opened: "
-            f"{lost[0][1]}{'; ...' if len(lost) > 1 else ''}.",
+            f"{lost[0][1]}{'; and others' if len(lost) > 1 else ''}.",
             measured=len(lost), limit=0,
             advice="validate puts them aside, and lists them; check the list and data.root.",
         )  # fmt: skip

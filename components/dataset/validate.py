@@ -439,7 +439,8 @@ def _report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         )
         run.find(
             rule, level, ", ".join(path for path, _, _ in worst),  # type: ignore[arg-type]
-            f"{counted(count, *what)}: {shown}{'; ...' if count > 3 else ''}. All of them: findings.parquet.",
+            f"{counted(count, *what)}: {shown}{' and others' if count > 3 else ''}. "
+            "All of them: findings.parquet.",
             measured=count, limit=0, advice=advice, row=row,
         )  # fmt: skip
 

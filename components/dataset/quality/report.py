@@ -103,7 +103,7 @@ def _exceptions(run: Run, images: Images, one: Found, place: int) -> None:
     shown = "; ".join(_said(one, images, place, index) for index in alone[:3])
     run.find(
         check.rule, "warning", ", ".join(images.paths[alone[:WORST]]),
-        f"{len(alone):,} of {len(values):,} {check.what}: {shown}{'; ...' if len(alone) > 3 else ''}. "
+        f"{len(alone):,} of {len(values):,} {check.what}: {shown}{' and others' if len(alone) > 3 else ''}. "
         f"Measured: {check.number} (median {np.median(values):.3g}). All of them: findings.parquet.",
         measured=len(alone), limit=0, advice=check.advice,
     )  # fmt: skip
