@@ -14,6 +14,7 @@ from components.audit.counts import SOURCES, Counts, count
 from components.audit.params import AuditParams
 from components.audit.part import FILE, ImbalancePart
 from components.audit.plan import Sampling
+from components.common.progress import counted
 from components.common.step import Run, step
 from components.common.storage import need
 
@@ -99,7 +100,8 @@ def _few(run: Run, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
     for c in learn[np.argsort(counts.total[learn], kind="stable")][:WORST].tolist():
         run.find(
             "imbalance.few_samples", "warning", f"class '{counts.names[c]}'",
-            f"{counts.total[c]:,} training images are too few to learn it.",
+            f"{counted(int(counts.total[c]), 'training image is', 'training images are')} "
+            "too few to learn it.",
             measured=int(counts.total[c]), limit=min_per_class,
             advice="Add images, or merge the class with one that it looks like.", row="1.2",
         )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from components.audit.counts import Counts
 from components.audit.probe import Calibration
 from components.audit.rows import Rows
+from components.common.progress import counted
 from components.common.step import Run
 
 if TYPE_CHECKING:
@@ -214,6 +215,6 @@ def _unjudged(counts: Counts, judged: Judgement, given: NDArray[np.int64]) -> st
         return ""
     shown = ", ".join(f"'{counts.names[c]}'" for c in places[:WORST]) + (", ..." if places[WORST:] else "")
     return (
-        f" Of {len(places):,} classes ({shown}) no label is called suspect: they have fewer than {FEWEST} "
-        "real training images, or the probe takes most of them for others."
+        f" Of {counted(len(places), 'class', 'classes')} ({shown}) no label is called suspect, for want of "
+        f"{FEWEST} real training images, or because the probe takes most of them for others."
     )

@@ -84,7 +84,7 @@ def test_a_class_that_the_probe_cannot_know_has_no_suspect_labels(cached: Audits
 
     cached.change(thin)
     (finding,) = cached.synthetic()["labels.suspect"]
-    assert "Of 1 classes ('8') no label is called suspect" in finding.message
+    assert "Of 1 class ('8') no label is called suspect" in finding.message
     assert "8" not in {row["class_name"] for row in cached.samples() if row["rule"] == "labels.suspect"}
 
 
