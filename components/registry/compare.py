@@ -57,10 +57,10 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """Whether the challenger takes over: no judged class lower, beyond the class tolerance, and
+        """Whether the challenger takes over.
 
-        top-1 higher; or equal, of a challenger that knows more classes; or, where a tolerance says that this
-        is good enough, not lower by more than that.
+        No judged class may be lower beyond the class tolerance. Top-1 must be higher; or equal, if it knows
+        more classes; or, where a tolerance says that this is good enough, not lower by more than that.
         """
         if not self.in_common or self.worse:
             return False
