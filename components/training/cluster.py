@@ -271,8 +271,10 @@ def described(error: Exception) -> dict[str, Any]:
 
     ``certain``: of a kind that no other try changes. ``by_others``: because another worker is gone.
     """
-    ours = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if HOUSE in Path(frame.filename).parents
+    ours = [  # the environment may lie in the checkout
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if HOUSE in Path(frame.filename).parents and "site-packages" not in frame.filename
     ]
     place = f" ({Path(ours[-1].filename).relative_to(HOUSE)}, line {ours[-1].lineno})" if ours else ""
     first = (str(error).splitlines() or [""])[0]
