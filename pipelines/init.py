@@ -143,7 +143,10 @@ def init(
     # last: what broke off before can be begun again
     write_text(folder / "params.yaml", commented(params, told(proposal) if proposal else []))
     if own_repository and not history.commit(folder, [*made, "params.yaml"], "A Retort project"):
-        advice = "DVC's experiments need a first commit: git add -A && git commit -m 'A Retort project'"
+        advice = (
+            "DVC's experiments need a first commit, and git your name for it (git config --global user.name "
+            "NAME, then user.email ADDRESS): git add -A && git commit -m 'A Retort project'"
+        )
     if proposal:
         print("\n".join(told(proposal)))
     print(

@@ -34,10 +34,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person whose name git knows."""
-    config = tmp_path / "gitconfig"
+    """A person whose name git knows, and DVC, which looks for it at home."""
+    config = tmp_path / "home" / ".gitconfig"
+    config.parent.mkdir()
     config.write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.fspath(config))
+    monkeypatch.setenv("HOME", os.fspath(config.parent))
 
 
 def draw(folder: Path, classes: str = "ab", images: int = 12) -> Path:
