@@ -282,7 +282,7 @@ def need_apart(folder: Path, images: Path) -> None:
 
 def _beside(images: Path) -> str:
     """A folder that a project for these images could be: next to theirs."""
-    return shlex.quote(f"{os.path.relpath(images)}-retort")
+    return shlex.quote(os.path.relpath(images.with_name(f"{images.name}-retort")))
 
 
 def _mend_link(folder: Path) -> None:

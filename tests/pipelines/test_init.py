@@ -249,6 +249,16 @@ def test_a_project_and_its_images_do_not_lie_in_each_other(
     assert sorted(tmp_path.rglob("*")) == before, "nothing was made"
 
 
+def test_the_way_out_of_the_images_own_folder_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(draw(tmp_path / "photos", images=1))
+    assert cli.run(["init", ".", "--images", "."]) == 1
+    command = capsys.readouterr().err.partition("such as: retort ")[2].split()
+    assert command == ["init", "../photos-retort", "--images", "."]
+    assert cli.run([*command, "--no-measure"]) == 0
+
+
 @pytest.mark.parametrize(("project", "images"), [(".", "data/photos"), ("mine", "mine/pictures")])
 def test_images_may_lie_in_a_folder_of_their_own_in_the_project(
     project: str, images: str, tmp_path: Path
