@@ -30,10 +30,8 @@ RATE = 0.002  # AdamW's, for a total batch of 64: half of what made the student'
 CORES_PER_WORKER = 8  # beyond these, more threads do less than another process
 DECODED = 8_000_000_000  # bytes of decoded images that are kept; more are decoded at each use
 MANY = 50_000  # labelled images, above which a tenth is enough to judge on
-STEPS, STEP_SECONDS = (
-    10,
-    6.0,
-)  # of dvc.yaml beside those that train: to start each, import, and write its page
+STEPS = 10  # of dvc.yaml, beside those that train
+STEP_SECONDS = 6.0  # of each: to start, import, and write its page
 GUESS = {TEACHER: (55.0, 280.0), STUDENT: (80.0, 360.0)}  # images a second and core: training, inference
 GPU_GUESS, CORE_GUESS = 2_000.0, 130.0  # images a second at LARGEST: of a GPU, and of a core that feeds it
 SLOW_DECODING = 2.0  # minutes, from which on smaller copies are advised

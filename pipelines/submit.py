@@ -26,6 +26,7 @@ from components.common.findings import read_report
 from components.common.progress import say
 from components.common.storage import remove, sha256_file, state_dir
 from pipelines import dag
+from pipelines.history import HOUSE
 from pipelines.params import Params
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import psutil
     from kfp_server_api import V2beta1Run
 
-HOUSE = Path(__file__).resolve().parent.parent
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_SECONDS = 20.0  # for the server's first answer
 REQUEST_SECONDS = 60  # for each answer after that

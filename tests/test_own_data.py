@@ -78,9 +78,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        server = Store(tmp_path_factory.mktemp("weed"))
+    server = Store(tmp_path_factory.mktemp("weed"))
     try:
         yield server
     finally:

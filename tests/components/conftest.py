@@ -87,7 +87,7 @@ class Store:
         identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         command = [
-            "weed",
+            os.fspath(Path(sys.executable).with_name("weed")),
             "server",
             f"-dir={folder}",
             "-s3",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import socketserver
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +25,7 @@ from tests.components.dataset.conftest import Steps, digit, encoded
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        server = Store(tmp_path_factory.mktemp("weed"))
+    server = Store(tmp_path_factory.mktemp("weed"))
     try:
         targets = load_digits().target
         for label in range(3):
