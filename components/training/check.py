@@ -18,7 +18,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import ModelCard, names_finding, read_card
 from components.models.params import Arch
-from components.training import gate, loader, results, session, soft_labels
+from components.training import driver, gate, loader, results, soft_labels
 from components.training.params import CheckParams
 from components.weights.load import another, load_backbone
 
@@ -46,7 +46,7 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
     with step("check", params, out, inputs=files) as run:
         need(manifest, "validate")
         need(teacher / "model.json", "finetune")
-        names = session.class_names(params, manifest)
+        names = driver.class_names(params, manifest)
         at("loading the teacher")
         answers = _teacher(run, params, manifest, teacher)
         soft_labels.need_same_classes(answers.card, list(names), params.general.image_size)

@@ -31,7 +31,7 @@ from components.dataset import manifest as manifests
 from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
-from components.training import cluster, engine, results, session
+from components.training import cluster, driver, engine, listener, preflight, results
 from components.training.params import CompareWeights, CompareWeightsParams
 from components.weights.prepare import prepare_net
 from components.weights.source import public
@@ -87,9 +87,9 @@ def compare_weights(
         need(manifest, "validate")
         epochs = settings.epochs or net.train.epochs
         phases = (engine.Phase("finetune", "net", epochs, net.lr),)
-        audited = session.audited(run, plan)
-        base = session.make_job(params, net, params.ray, params.data, manifest, audited, None, phases)
-        actual = session.truth(base, settings.split)
+        audited = driver.audited(run, plan)
+        base = driver.make_job(params, net, params.ray, params.data, manifest, audited, None, phases)
+        actual = driver.truth(base, settings.split)
         if not len(actual):
             raise RetortError(
                 f"{manifest}: no rows in the split '{settings.split}'; see compare_weights.split"
@@ -97,7 +97,7 @@ def compare_weights(
         wanted = choose(run, params, net, champion)
         if CHAMPION in wanted and champion is not None:
             _find_champion(run, champion, base.class_names)
-        session.preflight(run, base, params.ray, settings.of)
+        preflight.preflight(run, base, params.ray, settings.of)
         folder, proofs = state_dir(STATE, "weights"), Page()
         try:
             candidates = _prepare(run, params, net, wanted, folder, proofs)
@@ -215,8 +215,8 @@ def _run_all(
                 if done == 0 and len(left) > 1:
                     taken = time.monotonic() - started
                     say(
-                        f"{run.name}: a finetune takes about {session.duration(taken)}; the other "
-                        f"{len(left) - 1} will take about {session.duration(taken * (len(left) - 1))}"
+                        f"{run.name}: a finetune takes about {listener.duration(taken)}; the other "
+                        f"{len(left) - 1} will take about {listener.duration(taken * (len(left) - 1))}"
                     )
     return [
         _read(candidate.name, job.seed, place, params.compare_weights.split)
@@ -231,12 +231,12 @@ def _finetune(
     with _tracked(params, candidate, job, place) as tracker:
         own = Run(f"{run.name}: {candidate.name} seed {job.seed}", params, place, tracker)
         own.report = run.report  # what stops a finetune stops the step
-        checkpoints = session.checkpoints(run.name, job)
-        state = session.fit(own, job, params.ray, checkpoints)
+        checkpoints = driver.checkpoints(run.name, job)
+        state = driver.fit(own, job, params.ray, checkpoints)
         predictions = state["predictions"]["net"]
         tracker.summary(
             {
-                f"{split}_top1": float((predictions[split] == session.truth(job, split)).mean())
+                f"{split}_top1": float((predictions[split] == driver.truth(job, split)).mean())
                 for split in ("val", "test")
                 if len(predictions[split])
             }
@@ -250,7 +250,7 @@ def _finetune(
                 "predictions": {split: predictions[split].tolist() for split in ("val", "test")},
             },
         )
-    session.forget(checkpoints)
+    driver.forget(checkpoints)
 
 
 @contextmanager

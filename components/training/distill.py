@@ -15,7 +15,7 @@ from components.common.storage import human_bytes, need, need_disk, state_dir, w
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
 from components.models.params import LearningRate
-from components.training import engine, gate, results, session, soft_labels
+from components.training import driver, engine, gate, preflight, results, soft_labels
 from components.training.engine import Phase
 from components.training.params import Distill, DistillParams
 
@@ -54,13 +54,13 @@ def distill(
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         gate.demand(check, params, judged)
-        job = _job(params, manifest, session.audited(run, plan), teacher, weights)
-        session.preflight(run, job, params.ray, "student")
+        job = _job(params, manifest, driver.audited(run, plan), teacher, weights)
+        preflight.preflight(run, job, params.ray, "student")
         _say_disk(run, params, job)
-        folder = session.checkpoints("distill", job)
-        state = session.train(run, job, params.ray, folder)
+        folder = driver.checkpoints("distill", job)
+        state = driver.train(run, job, params.ray, folder)
         _write(run, params, job, state, teacher, weights, out)
-    session.forget(folder)
+    driver.forget(folder)
 
 
 def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> engine.Job:
@@ -76,9 +76,9 @@ def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weigh
             Phase("control", CONTROL, epochs, student.lr, matched=True),
             Phase("control, labelled", CONTROL, settings.finetune_epochs, short),
         ]
-    job = session.make_job(
+    job = driver.make_job(
         params, student, params.ray, params.data, manifest, plan,
-        session.start_weights(weights, "student", student),
+        driver.start_weights(weights, "student", student),
         tuple(phase for phase in phases if phase.epochs),
     )  # fmt: skip
     return replace(
@@ -126,7 +126,7 @@ def _write(
     out: Path,
 ) -> None:
     names = job.class_names
-    actual = {split: session.truth(job, split) for split in ("val", "test")}
+    actual = {split: driver.truth(job, split) for split in ("val", "test")}
     metrics: dict[str, Any] = {}
     for net, predictions in state["predictions"].items():
         metrics[net] = {split: results.evaluate(actual[split], predictions[split], names) for split in actual}
@@ -136,11 +136,11 @@ def _write(
         written["gain"] = _gain(run, actual, state["predictions"])
     card = read_card(teacher / "model.json")
     lineage = [
-        *session.start_lineage(weights, "student", params.student),
+        *driver.start_lineage(weights, "student", params.student),
         # the teacher gave its answers, not its tensors: it covers none of the student's
         Lineage(source="teacher: outputs/teacher/model.safetensors", sha256=card.sha256, coverage=0.0),
     ]
-    session.write_model(run, job, state["nets"]["student"], lineage, out)
+    driver.write_model(run, job, state["nets"]["student"], lineage, out)
     write_json(run.product(out / "metrics.json"), written)
     results.write_history(run.product(out / "history.csv"), state["history"])
     said = state["predictions"]["student"]["val"]

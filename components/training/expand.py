@@ -23,7 +23,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
-from components.training import engine, loader, results, rows, sampling, session
+from components.training import driver, engine, loader, preflight, results, rows, sampling
 from components.training.params import ExpandParams
 
 WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
@@ -89,9 +89,9 @@ def expand(
             card,
             classes,
             folder / "clean.parquet",
-            relabel(session.audited(run, plan), labels),
+            relabel(driver.audited(run, plan), labels),
         )
-        session.preflight(run, job, params.ray, of)
+        preflight.preflight(run, job, params.ray, of)
         samples = loader.open_samples(job.manifest, job.root, job.size, job.decoded)
         training = sampling.training_rows(samples.table, job.plan)
         counts = np.bincount(samples.labels[training], minlength=len(classes.names))
@@ -104,11 +104,11 @@ def expand(
             }
         _check_names(run, classes, samples.labels[samples.rows("val")], before["old"], model)
         job = replace(job, start=_save(grown, folder / "start.safetensors"), whole=True)
-        checkpoints = session.checkpoints("expand", job)
-        state = session.train(run, job, params.ray, checkpoints)
+        checkpoints = driver.checkpoints("expand", job)
+        state = driver.train(run, job, params.ray, checkpoints)
         _write(run, params, job, classes, counts, before, state, card, weights, out)
         manifests.write(remapped, run.product(out / "clean.parquet"))
-    session.forget(checkpoints)
+    driver.forget(checkpoints)
     remove(folder)
 
 
@@ -245,7 +245,7 @@ def _job(
     )  # fmt: skip
     general = params.general.model_copy(update={"class_num": "auto", "image_size": card.input_size[-1]})
     fitted = params.model_copy(update={"general": general})
-    job = session.make_job(fitted, net, params.ray, params.data, manifest, plan, None, phases)
+    job = driver.make_job(fitted, net, params.ray, params.data, manifest, plan, None, phases)
     return replace(job, class_names=classes.names)
 
 
@@ -370,7 +370,7 @@ def _write(
 ) -> None:
     mode = params.expand.mode
     said, names = state["predictions"], job.class_names
-    actual = {split: session.truth(job, split) for split in ("val", "test")}
+    actual = {split: driver.truth(job, split) for split in ("val", "test")}
     metrics: dict[str, Any] = {
         way: {split: results.evaluate(actual[split], said[way][split], names) for split in actual}
         for way in said
@@ -387,7 +387,7 @@ def _write(
         written["gain"] = _gain(parts, actual["val"], said["all"]["val"], said["new_rows"]["val"])
     _find_mode(run, mode, written.get("gain"))
     lineage = [*card.lineage, Lineage(source=f"expanded: {weights}", sha256=card.sha256, coverage=1.0)]
-    session.write_model(run, job, state["nets"][mode], lineage, out)
+    driver.write_model(run, job, state["nets"][mode], lineage, out)
     write_json(run.product(out / "metrics.json"), written)
     results.write_history(run.product(out / "history.csv"), state["history"])
     results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said[mode]["val"], names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.common.step import step
 from components.common.storage import need, write_json
-from components.training import engine, results, session
+from components.training import driver, engine, preflight, results
 from components.training.params import FinetuneParams
 
 
@@ -29,28 +29,28 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
     }
     with step("finetune", params, out, inputs=inputs) as run:
         need(manifest, "validate")
-        job = session.make_job(
-            params, params.teacher, params.ray, params.data, manifest, session.audited(run, plan),
-            session.start_weights(weights, "teacher", params.teacher),
+        job = driver.make_job(
+            params, params.teacher, params.ray, params.data, manifest, driver.audited(run, plan),
+            driver.start_weights(weights, "teacher", params.teacher),
             (engine.Phase("finetune", "teacher", params.teacher.train.epochs, params.teacher.lr),),
         )  # fmt: skip
-        session.preflight(run, job, params.ray, "teacher")
-        folder = session.checkpoints("finetune", job)
-        state = session.train(run, job, params.ray, folder)
+        preflight.preflight(run, job, params.ray, "teacher")
+        folder = driver.checkpoints("finetune", job)
+        state = driver.train(run, job, params.ray, folder)
         names = job.class_names
         predictions = state["predictions"]["teacher"]
         metrics = {
-            split: results.evaluate(session.truth(job, split), predictions[split], names)
+            split: results.evaluate(driver.truth(job, split), predictions[split], names)
             for split in ("val", "test")
         }
-        lineage = session.start_lineage(weights, "teacher", params.teacher)
-        session.write_model(run, job, state["nets"]["teacher"], lineage, out)
+        lineage = driver.start_lineage(weights, "teacher", params.teacher)
+        driver.write_model(run, job, state["nets"]["teacher"], lineage, out)
         write_json(run.product(out / "metrics.json"), metrics)
         results.write_history(run.product(out / "history.csv"), state["history"])
-        actual = session.truth(job, "val")
+        actual = driver.truth(job, "val")
         results.write_confusion(run.product(out / "confusion.csv"), actual, predictions["val"], names)
         results.show_curves(run.page, "Training curves of the teacher", state["history"])
         results.show_recall(run.page, "The teacher's recall per class", metrics)
         results.show_confusion(run.page, "The teacher's confusion matrix", actual, predictions["val"], names)
         run.tracker.summary(results.headline(metrics))
-    session.forget(folder)
+    driver.forget(folder)

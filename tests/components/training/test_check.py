@@ -21,7 +21,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
-from components.training import gate, session
+from components.training import driver, gate
 from components.training.check import (
     _judge_accuracy,
     above,
@@ -266,7 +266,7 @@ def test_start_weights_that_are_not_the_file_that_was_proved(
     save_file(tensors, str(path))
     net = getattr(params, who)
     with pytest.raises(RetortError, match=rf"{who}\.safetensors: sha256 .*retort weights"):
-        session.start_weights(weights, who, net)
+        driver.start_weights(weights, who, net)
     found = judge()[f"distill.{who}_weights"]
     assert found.level == "error"
     assert f"{who}.json beside it names" in found.message

@@ -10,7 +10,7 @@ import torch
 
 from components.audit.plan import Plan, read_plan
 from components.models.params import LearningRate, Optimizer
-from components.training import engine, session
+from components.training import driver, engine
 from components.training.distill import labelled_rate
 from components.training.params import Distill, DistillParams
 
@@ -113,7 +113,7 @@ def test_batch_norms_forget_other_images_within_few_steps() -> None:
 
 
 def make_job(data: SimpleNamespace, params: DistillParams, start: Path | None) -> engine.Job:
-    return session.make_job(
+    return driver.make_job(
         params, params.teacher, params.ray, params.data, data.manifest, read_plan(data.plan), start,
         (engine.Phase("finetune", "teacher", 3, params.teacher.lr),),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.common.storage import sha256_file
 from components.models import checkpoint
-from components.training import session
+from components.training import driver
 from components.training.check import check
 from components.training.cluster import running
 from components.training.distill import distill
@@ -281,14 +281,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_a_fault_that_comes_again_is_not_tried_again(
     data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode_all = session.loader.decode_all
+    decode_all = driver.loader.decode_all
 
     def damaged(*arguments: Any) -> Path:
         path = decode_all(*arguments)
         path.write_bytes(path.read_bytes()[:1000])  # after it was proved, as a disk may do
         return path
 
-    monkeypatch.setattr(session.loader, "decode_all", damaged)
+    monkeypatch.setattr(driver.loader, "decode_all", damaged)
     with pytest.raises(
         RetortError, match=r"training failed: ValueError: mmap length .*loader\.py, line \d+"
     ) as told:

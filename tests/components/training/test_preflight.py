@@ -8,7 +8,7 @@ import pytest
 from components.audit.plan import read_plan
 from components.common.findings import Finding
 from components.common.step import step
-from components.training import engine, session
+from components.training import driver, engine, listener, preflight
 from components.training.params import DistillParams
 
 
@@ -16,12 +16,12 @@ def findings(
     data: SimpleNamespace, params: DistillParams, start: Path | None, **net: object
 ) -> dict[str, Finding]:
     teacher = type(params.teacher).model_validate({**params.teacher.model_dump(), **net})
-    job = session.make_job(
+    job = driver.make_job(
         params, teacher, params.ray, params.data, data.manifest, read_plan(data.plan), start,
         (engine.Phase("finetune", "teacher", 1, teacher.lr),),
     )  # fmt: skip
     with step("finetune", params, Path("out")) as run:
-        session.preflight(run, job, params.ray, "teacher")
+        preflight.preflight(run, job, params.ray, "teacher")
         return {finding.rule: finding for finding in run.report.findings}
 
 
@@ -44,6 +44,6 @@ def test_others_are_not(data: SimpleNamespace, params: DistillParams, arch: str,
 
 
 def test_durations_are_said_as_exactly_as_they_are_known() -> None:
-    assert [session.duration(seconds) for seconds in (20, 119, 145, 599, 3000)] == [
+    assert [listener.duration(seconds) for seconds in (20, 119, 145, 599, 3000)] == [
         "20 s", "119 s", "2.4 min", "10.0 min", "50 min",
     ]  # fmt: skip

@@ -1,0 +1,26 @@
+"""What a trainer is given by whatever runs it: who it is among the workers, and where it reports to."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+Event = dict[str, Any]  # "kind", and what belongs to it
+
+
+class Context(Protocol):
+    """One worker's place. Where ``world`` is above 1, torch's default process group is there already."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state that an interrupted run of the same job saved last; None: there is none."""
+
+    def save_checkpoint(self, state: dict[str, Any] | None) -> None:
+        """Keep a state; returns when it is safe. Every worker calls it, all but rank 0 with None."""
+
+    def send(self, kind: str, **values: Any) -> None:
+        """Tell the driver something; does not wait."""

@@ -1,0 +1,179 @@
+"""The driver's side of training: what the workers are to do, the run on Ray, and what came out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from components.audit.plan import Plan, read_plan
+from components.common import progress
+from components.common.errors import RetortError
+from components.common.params import StepParams
+from components.common.step import Run
+from components.common.storage import need, read_json, remove, state_dir
+from components.dataset import manifest as manifests
+from components.dataset.params import Data
+from components.models import build, checkpoint
+from components.models.card import Lineage, ModelCard
+from components.models.params import Net
+from components.training import cluster, engine, loader
+from components.training.listener import Listener
+from components.training.params import Ray
+from components.weights.load import prepared
+
+
+def make_job(
+    params: StepParams,
+    net: Net,
+    ray: Ray,
+    data: Data,
+    manifest: Path,
+    plan: Plan,
+    start: Path | None,
+    phases: tuple[engine.Phase, ...],
+) -> engine.Job:
+    """What the workers are to do with one network; decodes the images, if that was not done before.
+
+    Args:
+        start: backbone weights; None: random.
+
+    Raises:
+        RetortError: when an image cannot be read, or the class count does not fit the data.
+    """
+    progress.at("reading the data")
+    names = class_names(params, manifest)
+    return engine.Job(
+        manifest=manifest.resolve(),
+        decoded=loader.decode_all(manifest, data.root, params.general.image_size),
+        root=data.root if "://" in data.root else os.path.abspath(data.root),  # noqa: PTH100
+        size=params.general.image_size,
+        seed=params.general.seed,
+        class_names=names,
+        plan=plan,
+        arch=net.arch,
+        start=None if start is None else start.resolve(),
+        optimizer=net.optimizer,
+        train=net.train,
+        valid=net.valid,
+        phases=phases,
+        threads=max(1, int(ray.cpus_per_worker)),
+        workers=ray.workers,
+        waived="train.learns" in params.checks.waive,
+    )
+
+
+def audited(run: Run, plan: Path) -> Plan:
+    """The plan, if it was made for the clean manifest that ``run`` lists among its inputs.
+
+    Raises:
+        RetortError: it is missing, damaged, or of other data.
+    """
+    return read_plan(need(plan, "plan"), run.report.inputs["data/clean.parquet"])
+
+
+def class_names(params: StepParams, manifest: Path) -> tuple[str, ...]:
+    """One name an output of the classifier: those of the data, and numbers for outputs beyond them."""
+    names = manifests.class_names(manifests.read(manifest, ["label", "class_name"]))
+    wanted = params.general.class_num
+    if wanted == "auto" or wanted == len(names):
+        return tuple(names)
+    if wanted < len(names):
+        raise RetortError(
+            f"global.class_num: {wanted} is below the data's highest label + 1 = {len(names)}; use auto"
+        )
+    return (*names, *(str(label) for label in range(len(names), wanted)))
+
+
+def checkpoints(step: str, job: engine.Job) -> Path:
+    """Where the checkpoints of exactly this job lie; absolute."""
+    return (state_dir("checkpoints") / f"{step}-{job.key()[:24]}").resolve()
+
+
+def train(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
+    """Run a job on Ray, from where an interrupted run of the same job stopped, if there was one.
+
+    Returns:
+        ``nets`` (state dicts by name), ``history`` (one row an epoch), ``predictions`` (int64 by network
+        and split) and ``chosen`` (unlabelled images used).
+
+    Raises:
+        FindingsError: with ``train.finite`` or ``train.learns``, when the run was stopped.
+        RetortError: when Ray or a worker failed for good.
+    """
+    progress.at("starting Ray" if not ray.address else f"connecting to Ray at {ray.address}")
+    with cluster.running(ray):
+        return fit(run, job, ray, folder)
+
+
+def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
+    """The same in a cluster that is running already, so that several jobs can share it."""
+    progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
+    with Listener(run) as heard:
+        last = cluster.fit(engine.work, {"job": job}, ray, folder, heard)
+    if heard.stopped is not None:
+        told = heard.stopped
+        run.find(
+            told["rule"], "error", run.name, told["message"],
+            measured=told["measured"], advice=told["advice"], row="2.3", waivable=told["waivable"],
+        )  # fmt: skip
+        run.stop_on_errors()
+    if last is None:
+        raise RetortError(f"{run.name}: no epoch was finished, so there is nothing to keep")
+    progress.at("writing what was learnt")
+    state = torch.load(last / engine.STATE, map_location="cpu", weights_only=True)
+    for net in state["predictions"].values():
+        for split, values in net.items():
+            net[split] = values.numpy()
+    return state
+
+
+def forget(folder: Path) -> None:
+    """Remove a finished job's checkpoints."""
+    remove(folder)
+
+
+def truth(job: engine.Job, split: str) -> np.ndarray:
+    """Labels int64 of a split, in the order of its predictions."""
+    samples = loader.open_samples(job.manifest, job.root, job.size)
+    return samples.labels[samples.rows(split)]
+
+
+def start_weights(weights: Path, who: str, net: Net) -> Path | None:
+    """The backbone that the step ``weights`` prepared, and no other; None: the network starts from random."""
+    if net.weights == "none":
+        return None
+    return prepared(weights, who)
+
+
+def start_lineage(weights: Path, who: str, net: Net) -> list[Lineage]:
+    """Where those weights came from."""
+    if net.weights == "none":
+        return []
+    content = read_json(weights / f"{who}.json")
+    return [Lineage.model_validate(entry) for entry in content["lineage"]]
+
+
+def write_model(
+    run: Run, job: engine.Job, tensors: dict[str, Any], lineage: list[Lineage], out: Path
+) -> None:
+    """Write ``model.safetensors`` and ``model.json`` of a trained network."""
+    module = build.create(job.arch, len(job.class_names))
+    module.load_state_dict(tensors)
+    mean, std = build.preprocessing(job.arch)
+    card = ModelCard(
+        arch=job.arch,
+        class_names=list(job.class_names),
+        input_size=[3, job.size, job.size],
+        mean=list(mean),
+        std=list(std),
+        data_fingerprint=manifests.fingerprint(job.manifest),
+        lineage=lineage,
+        sha256="",
+    )
+    checkpoint.save(
+        run.product(out / "model.safetensors"), run.product(out / "model.json"), module.eval(), card
+    )

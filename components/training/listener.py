@@ -1,0 +1,93 @@
+"""What a person sees while workers train: their events become progress, lines and metrics."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from components.common import progress
+from components.common.progress import say
+from components.common.step import Run
+from components.training.context import Event
+
+
+class Listener:
+    """Shows what rank 0 tells, and hands it to the tracker; the driver is the only one that writes."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._stack = ExitStack()
+        self._task: progress.Task | None = None
+        self._seen: set[tuple[str, int]] = set()
+        self._epochs: dict[str, int] = {}
+        self.stopped: Event | None = None
+
+    def __call__(self, event: Event) -> None:
+        getattr(self, f"_on_{event['kind']}")(event)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)  # an interrupted task does not end at 100 %
+
+    def _on_phase(self, event: Event) -> None:
+        self._stack.close()
+        progress.at("judging the networks, keeping the checkpoint")  # what is done after the last step
+        self._epochs[event["name"]] = event.get("epochs", 0)
+        title = f"{self._run.name}: {event['name']} ({event['unit']})"
+        self._task = self._stack.enter_context(progress.task(title, event["total"]))
+        self._task.update(event.get("done", 0))
+
+    def _on_progress(self, event: Event) -> None:
+        if self._task is not None:
+            self._task.update(event["done"], event["note"])
+
+    def _on_estimate(self, event: Event) -> None:
+        seconds = duration(event["seconds"])
+        name = event["name"].removeprefix(f"{self._run.name}: ")  # a phase may be called as the step is
+        say(
+            f"{self._run.name}: {name}: {seconds} more from here, by what was measured since"
+            if event["again"]
+            else f"{self._run.name}: {name} will take about {seconds}"
+        )
+
+    def _on_note(self, event: Event) -> None:
+        say(f"{self._run.name}: {event['said']}")
+
+    def _on_started(self, event: Event) -> None:
+        if self._seen:
+            say(f"{self._run.name}: a worker was lost before Ray knew of a checkpoint; training starts over")
+
+    def _on_resumed(self, event: Event) -> None:
+        done = len(self._seen)
+        why = "a worker was lost" if done else "an earlier run was interrupted"
+        say(
+            f"{self._run.name}: {why}; going on from its last checkpoint "
+            f"(phase {event['phase'] + 1}, after epoch {event['epoch']})"
+        )
+
+    def _on_epoch(self, event: Event) -> None:
+        row = event["row"]
+        key = row["phase"], row["epoch"]
+        if key in self._seen:  # told again after a restart
+            return
+        self._seen.add(key)
+        say(
+            f"{self._run.name}: {row['phase']} epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
+            f"validation loss {row['val_loss']:.4f}, top-1 {row['val_top1']:.2%}"
+        )
+        numbers = {name: row[name] for name in row if name not in ("phase", "epoch")}
+        self._run.tracker.metrics(
+            {f"{row['phase']}.{name}": value for name, value in numbers.items()}, step=row["epoch"]
+        )
+
+    def _on_stopped(self, event: Event) -> None:
+        self.stopped = event
+
+
+def duration(seconds: float) -> str:
+    """Seconds or minutes, as a person says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
