@@ -1,12 +1,17 @@
-"""Progress of long work: bars on a terminal, plain lines elsewhere (CI, pods). No silence over two seconds.
+"""Progress of long work: bars on a terminal, plain lines elsewhere (CI, pods).
 
 A thread looks at what is being done, innermost first: once nothing was said for a while, it says so. It
 writes under a lock that a fork waits for, and ends with the outermost work.
+
+On a terminal no silence lasts over two seconds. Elsewhere lines stay, in a log that somebody pays for: all
+work together says at most one line of progress in 15 seconds (``RETORT_LINE_SECONDS`` sets another number).
+What is no progress but a result or a fault, ``say``, is said at once.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -22,7 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUIET_SECONDS = 2.0  # shorter work says nothing
-LINE_SECONDS = 15.0  # between two plain lines of the same work
+LINE_SECONDS = 15.0  # between two plain lines of progress, whatever work they are about
+SETTING = "RETORT_LINE_SECONDS"  # another number of them
 TICK_SECONDS = 0.5  # between two looks, and two pictures of the spinner
 SPINNER = "|/-\\"
 
@@ -47,6 +53,7 @@ class _Watch:
     def forget(self) -> None:
         self.stack: list[_Work] = []
         self.last = time.perf_counter()
+        self.lined = -math.inf  # when a line of progress was said
         self.spinning = False
         self.bars = 0
         self._end = threading.Event()
@@ -85,16 +92,25 @@ class _Watch:
     def look(self) -> None:
         """Say what is being done, if it is time to."""
         work = self.stack[-1]
-        silent = time.perf_counter() - self.last
+        now = time.perf_counter()
+        silent = now - self.last
         if on_terminal():
             if silent >= QUIET_SECONDS:
                 self.spinning = True
                 text = f"{next(self._frames)} {work.line().strip()}"
                 sys.stderr.write(f"\r\x1b[K  {text[: shutil.get_terminal_size().columns - 3]}")
                 sys.stderr.flush()
-        elif silent >= (LINE_SECONDS if work.named else work.quiet):
-            work.named = True
-            say(work.line())
+        elif silent >= (line_seconds() if work.named else work.quiet) and self.due(now):
+            self.line(work)
+
+    def due(self, now: float) -> bool:
+        """Whether the last line of progress is long enough ago."""
+        return now - self.lined >= line_seconds()
+
+    def line(self, work: _Work) -> None:
+        work.named = True
+        self.lined = time.perf_counter()
+        say(work.line())
 
 
 _watch = _Watch()
@@ -113,6 +129,30 @@ os.register_at_fork(
 def on_terminal() -> bool:
     """Whether a person watches standard error on a terminal that can draw."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def line_seconds() -> float:
+    """Seconds between two lines of progress where there is no terminal."""
+    try:
+        return max(0.0, float(os.environ[SETTING]))
+    except (KeyError, ValueError):
+        return LINE_SECONDS
+
+
+def say_if_due(message: str) -> bool:
+    """A line of what comes again and again, such as an epoch's result: each one on a terminal, elsewhere one
+    in 15 seconds, lines of progress counted.
+
+    Returns:
+        Whether it was said.
+    """
+    with _watch.lock:
+        now = time.perf_counter()
+        if not (on_terminal() or _watch.due(now)):
+            return False
+        _watch.lined = now
+        say(message)
+        return True
 
 
 def say(message: str) -> None:
@@ -181,7 +221,7 @@ class Task:
         self.note = ""
         self.quiet = QUIET_SECONDS
         self.named = False
-        self._started = self._last_line = time.monotonic()
+        self._started = time.perf_counter()
         self._bar: tuple[Progress, TaskID] | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -190,16 +230,18 @@ class Task:
     def update(self, done: int, note: str = "") -> None:
         self.done = min(done, self.total)
         self.note = note or self.note
-        now = time.monotonic()
+        now = time.perf_counter()
         if now - self._started < QUIET_SECONDS:
             return
         if on_terminal():
             self._draw()
-        elif not self.named or now - self._last_line >= LINE_SECONDS:
-            self._line()
+            return
+        with _watch.lock:
+            if _watch.due(now):
+                _watch.line(self)
 
     def close(self, complete: bool = True) -> None:
-        """Take the bar off the screen; ``complete``: the last plain line says 100 %."""
+        """Take the bar off the screen; ``complete``: the last plain line says 100 %, if one is due."""
         if self._bar is not None:
             self._bar[0].stop()
             with _watch.lock:
@@ -207,18 +249,15 @@ class Task:
                 _watch.last = time.perf_counter()
         elif complete and self.named:
             self.done = self.total
-            self._line()
+            with _watch.lock:
+                if _watch.due(time.perf_counter()):
+                    _watch.line(self)
 
     def line(self) -> str:
         share = 100 * self.done // self.total
         note = f"  {self.note}" if self.note else ""
-        elapsed = time.monotonic() - self._started
+        elapsed = time.perf_counter() - self._started
         return f"  {self.description}: {share}% ({self.done}/{self.total}, {elapsed:.0f} s){note}"
-
-    def _line(self) -> None:
-        self.named = True
-        self._last_line = time.monotonic()
-        say(self.line())
 
     def _draw(self) -> None:
         if self._bar is None:

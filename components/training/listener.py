@@ -19,7 +19,7 @@ class Listener:
         self._stack = ExitStack()
         self._task: progress.Task | None = None
         self._seen: set[tuple[str, int]] = set()
-        self._epochs: dict[str, int] = {}
+        self._unsaid = ""  # the last epoch's line, while it was not its turn
         self.stopped: Event | None = None
 
     def __call__(self, event: Event) -> None:
@@ -29,12 +29,19 @@ class Listener:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._say_last()
         self._stack.__exit__(*error)  # an interrupted task does not end at 100 %
 
+    def _say_last(self) -> None:
+        """What a phase ended with is said, whether it is a line's turn or not."""
+        if self._unsaid:
+            say(self._unsaid)
+        self._unsaid = ""
+
     def _on_phase(self, event: Event) -> None:
+        self._say_last()
         self._stack.close()
         progress.at("judging the networks, keeping the checkpoint")  # what is done after the last step
-        self._epochs[event["name"]] = event.get("epochs", 0)
         title = f"{self._run.name}: {event['name']} ({event['unit']})"
         self._task = self._stack.enter_context(progress.task(title, event["total"]))
         self._task.update(event.get("done", 0))
@@ -73,10 +80,11 @@ class Listener:
         if key in self._seen:  # told again after a restart
             return
         self._seen.add(key)
-        say(
+        line = (
             f"{self._run.name}: {row['phase']} epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
             f"validation loss {row['val_loss']:.4f}, top-1 {row['val_top1']:.2%}"
         )
+        self._unsaid = "" if progress.say_if_due(line) else line
         numbers = {name: row[name] for name in row if name not in ("phase", "epoch")}
         self._run.tracker.metrics(
             {f"{row['phase']}.{name}": value for name, value in numbers.items()}, step=row["epoch"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import threading
 
@@ -19,24 +20,36 @@ def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_long_work_says_plain_lines_with_percentages(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    with progress.task("Decoding", 4) as task:
-        for _ in range(4):
+    monkeypatch.setattr(progress, "TICK_SECONDS", 3600.0)
+    monkeypatch.setattr(progress._watch, "lined", -1000.0)
+    now = 100.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    with progress.task("Decoding", 40) as task:
+        for _ in range(40):
+            now += 1.0
             task.advance(note="a.png")
+    now += 15
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) > 1
-    assert lines[0].startswith("  Decoding: ")
-    assert "%" in lines[0]
-    assert "a.png" in lines[0]
-    assert lines[-1].startswith("  Decoding: 100% (4/4")
+    assert lines == [
+        "  Decoding: 5% (2/40, 2 s)  a.png",
+        "  Decoding: 42% (17/40, 17 s)  a.png",
+        "  Decoding: 80% (32/40, 32 s)  a.png",
+    ], "2 s of silence, then 15 s between two lines, the end's included"
+    with progress.task("Decoding", 4) as task:
+        now += 3
+        task.advance(2)
+        now += 15
+    assert capsys.readouterr().err.splitlines() == [
+        "  Decoding: 50% (2/4, 3 s)", "  Decoding: 100% (4/4, 18 s)",
+    ]  # fmt: skip
 
 
 def test_work_that_fails_does_not_claim_to_be_complete(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(0, 1000, 9))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    clock = iter(range(0, 10000, 9))
+    monkeypatch.setattr(progress._watch, "lined", -1000.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
     with pytest.raises(ValueError, match="broken"), progress.task("Decoding", 10) as task:
         task.advance()
         raise ValueError("broken")
@@ -52,6 +65,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
+        progress._watch.lined = -1000.0
         monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(progress, "TICK_SECONDS", 3600.0)
 
@@ -92,8 +106,54 @@ def test_the_innermost_work_is_named(clock: Clock, capsys: pytest.CaptureFixture
             clock.look(3)
             assert capsys.readouterr().err.startswith("  asking: 40% (2/5, ")
             progress.at("later")
-        clock.look(3)
-        assert capsys.readouterr().err.splitlines()[-1] == "  check: later (3 s)"
+        clock.look(16)
+        assert capsys.readouterr().err.splitlines()[-1] == "  check: later (16 s)"
+
+
+def test_all_work_together_says_a_line_in_15_seconds(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many short works, many short epochs: what counts is how long a log gets, not who writes into it."""
+    said: list[float] = []
+    results = 0
+    with progress.doing("distill"):
+        for turn in range(60):  # each takes 3 s: long enough to be named
+            progress.at(f"part {turn}")
+            with progress.task("labels", 3) as task:
+                for _ in range(3):
+                    clock.look(1.0)
+                    task.advance()
+                    results += progress.say_if_due(f"epoch {turn}")
+                    if capsys.readouterr().err:
+                        said.append(clock.now)
+    gaps = [after - before for before, after in itertools.pairwise(said)]
+    assert min(gaps) >= 15
+    assert max(gaps) <= 18, "nor does it fall silent"
+    assert results > 0
+    progress.say("a fault is said at once")
+    progress.say("and another")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_another_number_of_seconds_can_be_set(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETORT_LINE_SECONDS", "1")
+    with progress.doing("distill"):
+        assert [progress.say_if_due(str(turn)) for turn in range(2)] == [True, False]
+        clock.look(1)
+        assert progress.say_if_due("again")
+    monkeypatch.setenv("RETORT_LINE_SECONDS", "often")
+    assert progress.line_seconds() == progress.LINE_SECONDS
+
+
+def test_on_a_terminal_each_result_is_said(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    assert [progress.say_if_due(f"epoch {turn}") for turn in range(3)] == [True] * 3
+    assert terminal.getvalue().count("\n") == 3
 
 
 def test_a_spinner_leaves_no_trace_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

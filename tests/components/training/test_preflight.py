@@ -8,7 +8,7 @@ import pytest
 from components.audit.plan import read_plan
 from components.common.findings import Finding
 from components.common.step import step
-from components.training import driver, engine, listener, preflight
+from components.training import driver, engine, preflight
 from components.training.params import DistillParams
 
 
@@ -41,9 +41,3 @@ def test_a_transformer_without_pretraining_is_told_that_the_data_is_too_little(
 def test_others_are_not(data: SimpleNamespace, params: DistillParams, arch: str, pretrained: bool) -> None:
     start = data.weights / "teacher.safetensors" if pretrained else None
     assert "arch.vit_data" not in findings(data, params, start, arch={"name": arch})
-
-
-def test_durations_are_said_as_exactly_as_they_are_known() -> None:
-    assert [listener.duration(seconds) for seconds in (20, 119, 145, 599, 3000)] == [
-        "20 s", "119 s", "2.4 min", "10.0 min", "50 min",
-    ]  # fmt: skip

@@ -224,7 +224,7 @@ class Command:
             [sys.executable, "command.py"],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.fspath(house)},
+            env={**os.environ, "PYTHONPATH": os.fspath(house), "RETORT_LINE_SECONDS": "0"},
         )
         self.lines: list[str] = []
 
