@@ -9,23 +9,32 @@ import re
 import shutil
 import signal
 import socket
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.common import signals
 from components.common.environment import collect_less_often, environment
-from components.common.errors import RetortError
+from components.common.errors import RetortError, Terminated
 from components.common.progress import say
+from components.common.storage import disk_full
 from components.training import reaper
 from components.training.params import Ray
+
+if TYPE_CHECKING:
+    import torch
 
 CONNECT_SECONDS = 5.0  # for a cluster that should be there
 POLL_SECONDS = 0.2
 END_SECONDS = 10.0  # for the thread that waits for the trainer, once Ray is stopped
+ASK_SECONDS = 0.5  # between two questions of a worker, whether it is to stop
+STOP_SECONDS = 20.0  # for workers that were asked to save and return; Kubernetes kills after 30
+STATE = "state.pt"  # in each checkpoint
 THREAD = "ray-train"
 OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
 HOUSE = Path(__file__).parents[2]
@@ -53,12 +62,16 @@ SETTINGS = {
     # a report waits until Ray has asked for the one before, every two seconds by default: longer than an
     # epoch of a small data set takes, and until then its checkpoint is not known to Ray
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+}
+# for each worker, whoever started its node: Ray passes the driver's environment on to a local cluster only
+WORKER_SETTINGS = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
 }
 # this machine is not going to be taken away: no actor that looks out for it
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 Event = dict[str, Any]
+State = dict[str, Any]
 
 
 @contextmanager
@@ -159,10 +172,12 @@ def _answers(address: str) -> None:
 
 
 class Mailbox:
-    """An actor that holds what rank 0 said until the driver asks."""
+    """An actor that holds what workers said until the driver asks, and tells them that they are to stop."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._stopping = False
+        self._asked = False
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -171,26 +186,123 @@ class Mailbox:
         events, self._events = self._events, []
         return events
 
+    def stop(self) -> bool:
+        """Ask the workers to save and return; whether they look at that at all."""
+        self._stopping = True
+        return self._asked
+
+    def stopping(self) -> bool:
+        self._asked = True
+        return self._stopping
+
+
+class RayContext:
+    """A worker's place in a run of Ray Train: ``components.training.context.Context``.
+
+    Checkpoints go to Ray's own storage, a folder of this machine or what ``ray.storage`` names.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        import ray.train
+        import ray.train.torch
+
+        here = ray.train.get_context()
+        self.rank: int = here.get_world_rank()
+        self.world: int = here.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self._mailbox = mailbox
+        self._stopping: threading.Event | None = None
+
+    def load_checkpoint(self) -> State | None:
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else _state(checkpoint)
+
+    def save_checkpoint(self, state: State | None) -> None:
+        """Keep rank 0's state; returns when it is safe.
+
+        Raises:
+            RetortError: when there is no room for it; the checkpoint before it is then whole.
+        """
+        import ray.train
+        import torch
+
+        if self.rank != 0:
+            ray.train.report({})
+            return
+        assert state is not None
+        with tempfile.TemporaryDirectory(prefix="retort-checkpoint-") as folder:
+            try:
+                torch.save(state, Path(folder) / STATE)
+            except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
+                raise _no_room(folder, error) from error
+            try:
+                ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            except OSError as error:
+                raise _no_room(ray.train.get_context().get_storage().experiment_fs_path, error) from error
+
+    def send(self, kind: str, **values: Any) -> None:
+        tell(self._mailbox, kind, **values)
+
+    def stop_requested(self) -> bool:
+        """Whether the driver was told to end: the state is to be saved, and the loop to return, in seconds.
+
+        Each worker learns it at a moment of its own, so they have to agree on the step at which they stop.
+        It costs nothing to ask: a thread looks, every half second.
+        """
+        if self._stopping is None:
+            self._stopping = threading.Event()
+            threading.Thread(target=self._look, args=(self._stopping,), daemon=True).start()
+        return self._stopping.is_set()
+
+    def _look(self, stopping: threading.Event) -> None:
+        import ray
+
+        while not stopping.is_set():
+            if ray.get(self._mailbox.stopping.remote()):
+                stopping.set()
+            time.sleep(ASK_SECONDS)
+
+
+def _state(checkpoint: Any) -> State:
+    """What a checkpoint of Ray Train holds."""
+    import torch
+
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+
+
+def _no_room(folder: str, error: BaseException) -> BaseException:
+    """What to raise when a checkpoint could not be written: one line, if it is for want of room."""
+    if not (disk_full(error) or "file write failed" in str(error)):
+        return error
+    return RetortError(
+        f"{folder}: the disk is full, and the last checkpoint could not be written; the one before it is "
+        "kept: free some space and run the same command, it goes on from there"
+    )
+
 
 def fit(
-    loop: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
+    loop: Callable[[Any, Any], None],
+    spec: Any,
     params: Ray,
     folder: Path,
     hear: Callable[[Event], None],
-) -> Path | None:
-    """Run ``loop(config)`` on ``params.workers`` workers; ``folder`` keeps the checkpoints they report.
+) -> State | None:
+    """Run ``loop(context, spec)`` on ``params.workers`` workers; ``folder`` keeps the checkpoints they save.
 
-    What rank 0 tells through ``tell`` reaches ``hear`` here, in this thread. A folder that holds
-    checkpoints of an earlier, interrupted run is gone on with. A lost worker is replaced, and all of
-    them go on from the last checkpoint, ``params.max_failures`` times. A failure that would only come again
-    ends it at once.
+    What they ``send`` reaches ``hear`` here, in this thread. A folder that holds checkpoints of an earlier,
+    interrupted run is gone on with. A lost worker is replaced, and all of them go on from the last
+    checkpoint, ``params.max_failures`` times. A failure that would only come again ends it at once. At
+    SIGTERM workers that look at ``context.stop_requested()`` have some seconds to save and return.
 
     Returns:
-        The last checkpoint's folder, or None when none was reported.
+        The state that was saved last, or None when none was.
 
     Raises:
-        RetortError: raised by a worker (told through ``tell``), or when too many workers were lost.
+        RetortError: raised by a worker, or when too many workers were lost.
+        Terminated: SIGTERM arrived.
     """
     import ray
 
@@ -198,7 +310,7 @@ def fit(
 
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     outcome: dict[str, Any] = {}
-    config = {"packed": ray.cloudpickle.dumps((loop, config)), "mailbox": mailbox}
+    config = {"packed": ray.cloudpickle.dumps((loop, spec)), "mailbox": mailbox}
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
         remote_fit = ray.remote(num_cpus=0)(_fit)
 
@@ -226,23 +338,29 @@ def fit(
             else:
                 hear(event)
 
-    while thread.is_alive() and not errors:
-        thread.join(POLL_SECONDS)
-        signals.heed()
-        listen()
+    try:
+        while thread.is_alive() and not errors:
+            thread.join(POLL_SECONDS)
+            signals.heed()
+            listen()
+    except Terminated:
+        if ray.get(mailbox.stop.remote()):
+            say("stopping: the workers save a checkpoint first")
+            thread.join(STOP_SECONDS)
+        raise
     if not errors:
         listen()
     if errors:
         raise errors[0]
     if "error" in outcome:
         raise RetortError(_why(outcome["error"], params))
-    return None if outcome["path"] is None else Path(outcome["path"])
+    return None if outcome["checkpoint"] is None else _state(outcome["checkpoint"])
 
 
-def _keep(outcome: dict[str, Any], call: Callable[[], str | None]) -> None:
+def _keep(outcome: dict[str, Any], call: Callable[[], Any]) -> None:
     """Carry a thread's result, or its failure, over to the thread that waits for it."""
     try:
-        outcome["path"] = call()
+        outcome["checkpoint"] = call()
     except BaseException as error:  # noqa: BLE001
         outcome["error"] = error
 
@@ -250,19 +368,23 @@ def _keep(outcome: dict[str, Any], call: Callable[[], str | None]) -> None:
 def _unpack_and_run(config: dict[str, Any]) -> None:
     """What Ray's worker is given: packed, so that only workers import what the loop needs.
 
-    Ray's controller unpickles the loop and its config too, before it starts the workers, and would spend
-    seconds on importing networks that it never runs.
+    Ray's controller unpickles the loop and what it is given too, before it starts the workers, and would
+    spend seconds on importing networks that it never runs.
     """
     import ray
 
     collect_less_often()
-    loop, rest = ray.cloudpickle.loads(config["packed"])
+    for name, value in WORKER_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    mailbox = config["mailbox"]
     try:
-        loop({**rest, "mailbox": config["mailbox"]})
-    except RetortError:
+        loop, spec = ray.cloudpickle.loads(config["packed"])
+        loop(RayContext(mailbox), spec)
+    except RetortError as error:
+        tell(mailbox, "error", message=str(error), rule=error.rule)
         raise
     except Exception as error:
-        tell(config["mailbox"], "failed", **described(error))
+        tell(mailbox, "failed", **described(error))
         raise
 
 
@@ -307,7 +429,8 @@ class Failures:
         ]
 
 
-def _fit(config: dict[str, Any], params: Ray, folder: str) -> str | None:
+def _fit(config: dict[str, Any], params: Ray, folder: str) -> Any:
+    """The last checkpoint that was reported, or None."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -331,8 +454,7 @@ def _fit(config: dict[str, Any], params: Ray, folder: str) -> str | None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = trainer.fit()
-    return None if result.checkpoint is None else str(result.checkpoint.path)
+    return trainer.fit().checkpoint
 
 
 def _drop_torn_snapshot(folder: Path) -> None:

@@ -24,3 +24,9 @@ class Context(Protocol):
 
     def send(self, kind: str, **values: Any) -> None:
         """Tell the driver something; does not wait."""
+
+    def stop_requested(self) -> bool:
+        """Whether the state is to be saved now and the loop to end, within seconds; asked between two steps.
+
+        Each worker learns it at a moment of its own: before they act on it, they have to agree on the step.
+        """

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from components.audit.plan import Plan, read_plan
 from components.common import progress
@@ -113,7 +112,7 @@ def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
     """The same in a cluster that is running already, so that several jobs can share it."""
     progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
     with Listener(run) as heard:
-        last = cluster.fit(engine.work, {"job": job}, ray, folder, heard)
+        state = cluster.fit(engine.work, job, ray, folder, heard)
     if heard.stopped is not None:
         told = heard.stopped
         run.find(
@@ -121,10 +120,9 @@ def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
             measured=told["measured"], advice=told["advice"], row="2.3", waivable=told["waivable"],
         )  # fmt: skip
         run.stop_on_errors()
-    if last is None:
+    if state is None:
         raise RetortError(f"{run.name}: no epoch was finished, so there is nothing to keep")
     progress.at("writing what was learnt")
-    state = torch.load(last / engine.STATE, map_location="cpu", weights_only=True)
     for net in state["predictions"].values():
         for split, values in net.items():
             net[split] = values.numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from components.audit.plan import Plan
-from components.common.errors import RetortError
 from components.common.progress import counted
 from components.common.storage import sha256_file, sha256_json
 from components.dataset import images, manifest
 from components.models import build, checkpoint
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import losses, sampling, soft_labels
-from components.training.cluster import tell
+from components.training.context import Context
 from components.training.loader import (
     AUGMENTATION,
     PLAIN,
@@ -39,7 +37,6 @@ from components.training.pace import TIMED_SECONDS, Pace, Part, Promise
 from components.training.params import Distill
 from components.training.rows import NewRows
 
-STATE = "state.pt"  # in each checkpoint
 TELL_SECONDS = 0.4  # between two signs of progress
 FLAT = 0.98  # a loss that keeps more than this share has not moved
 BUCKET_MB = 8  # gradients summed at once: in one bucket, a small network's would wait for its whole backward
@@ -119,13 +116,9 @@ class Job:
         )
 
 
-def work(config: dict[str, Any]) -> None:
-    """What each Ray worker runs. A RetortError is told to the driver, which then stops all of them."""
-    try:
-        Worker(config["job"], config["mailbox"]).run()
-    except RetortError as error:
-        tell(config["mailbox"], "error", message=str(error), rule=error.rule)
-        raise
+def work(context: Context, job: Job) -> None:
+    """What each worker runs."""
+    Worker(job, context).run()
 
 
 def rate(lr: LearningRate, step: int, steps: int, warmup_steps: float) -> float:
@@ -247,12 +240,9 @@ class Stop(Exception):  # noqa: N818
 class Worker:
     """One of the workers: it holds its copy of the network and takes its share of every batch."""
 
-    def __init__(self, job: Job, mailbox: Any) -> None:
-        import ray.train.torch
-
-        self.job, self._mailbox = job, mailbox
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.device = ray.train.torch.get_device()
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job, self._context = job, context
+        self.rank, self.world, self.device = context.rank, context.world, context.device
         torch.set_num_threads(job.threads)
         torch.use_deterministic_algorithms(True)
         # that would also overwrite every tensor before its first use, to show reads of what was never written
@@ -285,7 +275,7 @@ class Worker:
 
     def tell(self, kind: str, **values: Any) -> None:
         if self.rank == 0:
-            tell(self._mailbox, kind, **values)
+            self._context.send(kind, **values)
 
     def run(self) -> None:
         self._restore()
@@ -316,28 +306,18 @@ class Worker:
         return module.to(self.device).to(memory_format=torch.channels_last)
 
     def _restore(self) -> None:
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        state = self._context.load_checkpoint()
+        if state is None:
             self.tell("started")
             return
-        with checkpoint.as_directory() as folder:
-            self.state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+        self.state = state
         self.tell("resumed", phase=self.state["phase"], epoch=self.state["epoch"])
         for row in self.state["history"]:
             self.tell("epoch", row=row)
 
     def _save(self) -> None:
         """Every worker calls it; rank 0's state is everyone's. Returns when the checkpoint is safe."""
-        import ray.train
-
-        if self.rank != 0:
-            ray.train.report({})
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(self.state, Path(folder) / STATE)
-            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self._context.save_checkpoint(self.state if self.rank == 0 else None)
 
     # --- the teacher ------------------------------------------------------------------------------------
 
