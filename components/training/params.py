@@ -19,6 +19,9 @@ class Ray(Section):
     cpus_per_worker: float = Field(1, gt=0, description="cores, and torch threads, of each")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
     max_failures: int = Field(2, ge=0, description="lost workers that training survives")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="of the whole cluster, in any currency; with it, what training costs is said"
+    )
 
 
 class Distill(Section):

@@ -105,7 +105,7 @@ def test_distillation_end_to_end(
 def test_too_little_shared_memory_stops_before_training(
     data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.training.loader.shm_size", lambda: 100_000)
+    monkeypatch.setattr("components.training.machine.shm_free", lambda: 100_000)
     train = params.teacher.train.model_copy(update={"num_workers": 4}).model_dump()
     with pytest.raises(FindingsError, match=r"preflight\.shm.*--shm-size=8g"):
         run_finetune(params, data, Path("out"), teacher={"train": train})
