@@ -163,6 +163,62 @@ def test_load_rgb_agrees_with_resizing_first(tmp_path: Path) -> None:
     assert np.array_equal(load_rgb(tmp_path, "digit.png", 32), expected)
 
 
+def scene(width: int, height: int) -> Image.Image:
+    """A smooth picture whose four corners and halves differ."""
+    coarse = np.random.default_rng(1).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_a_canvas_is_the_whole_picture_squeezed(tmp_path: Path) -> None:
+    put(tmp_path / "wide.png", encoded(colours(60, 20)))
+    pixels, aspect = images.load_canvas(tmp_path, "wide.png", 12)
+    assert (pixels.shape, pixels.dtype, aspect) == ((12, 12, 3), np.uint8, 3.0)
+    assert tuple(pixels[5, 0]) == (255, 0, 0), "its left end, which the central square lacks"
+    assert tuple(pixels[5, 11]) == (0, 0, 255)
+    put(tmp_path / "scene.png", encoded(scene(90, 70)))
+    expected = np.asarray(scene(90, 70).resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(images.load_canvas(tmp_path, "scene.png", 32)[0], expected)
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize(("width", "height"), [(804, 597), (605, 1203), (513, 511)])
+def test_a_jpeg_decoded_smaller_gives_the_same_canvas(
+    tmp_path: Path, width: int, height: int, turned: int
+) -> None:
+    exif = Image.Exif()
+    exif[274] = turned
+    content = encoded(scene(width, height), "JPEG", exif=exif, quality=95)
+    put(tmp_path / "large.jpg", content)
+    whole = decode(content)
+    pixels, aspect = images.load_canvas(tmp_path, "large.jpg", 64)
+    assert aspect == whole.width / whole.height
+    difference = np.abs(pixels.astype(int) - images.canvas(whole, 64))
+    assert difference.mean() < 0.5
+    assert difference.max() <= 4, "nothing is moved"
+
+
+def test_a_large_jpeg_is_decoded_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "large.jpg", encoded(scene(1600, 1200), "JPEG"))
+    put(tmp_path / "large.png", encoded(scene(1600, 1200), "PNG"))
+    sizes = []
+    made = images.canvas
+    monkeypatch.setattr(
+        images, "canvas", lambda image, side, box=None: sizes.append(image.size) or made(image, side, box)
+    )
+    for name, side in (("large.jpg", 64), ("large.jpg", 200), ("large.jpg", 900), ("large.png", 64)):
+        images.load_canvas(tmp_path, name, side)
+    assert sizes == [(200, 150), (400, 300), (1600, 1200), (1600, 1200)]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_the_canvas_of_a_truncated_jpeg_is_an_error(tmp_path: Path, share: float) -> None:
+    content = encoded(scene(800, 600), "JPEG")
+    put(tmp_path / "cut.jpg", content[: int(share * len(content))])
+    with pytest.raises(ImageError) as raised:
+        images.load_canvas(tmp_path, "cut.jpg", 64)
+    assert raised.value.rule == "image.unreadable"
+
+
 @pytest.mark.parametrize(
     "path", ["missing.png", "/etc/hostname", "../outside.png", "a/../../outside.png", "a\0b"]
 )
