@@ -39,8 +39,29 @@ class Train(Section):
     epochs: int = Field(4, ge=1, description="passes over the training rows, as the plan weighs them")
     batch_size: int = Field(32, ge=1, description="images per Ray worker and step")
     num_workers: int = Field(0, ge=0, description="loader processes per Ray worker; 0: none")
-    augment: Literal["none", "light", "flip", "deit"] = Field(
-        "light", description="light: shift, scale, contrast; flip: light and mirror; deit: strong"
+    augment: Literal["none", "light", "flip", "standard", "strong", "deit"] = Field(
+        "light",
+        description="light: shift, scale, contrast; flip: light and mirror; standard: random crop, mirror, "
+        "colour; strong: TrivialAugment, MixUp, CutMix; deit: RandAugment, MixUp, CutMix",
+    )
+    mixup: float | None = Field(
+        None, ge=0, description="alpha of MixUp, 0: none; null: as the recipe of augment has it"
+    )
+    cutmix: float | None = Field(
+        None, ge=0, description="alpha of CutMix, 0: none; null: as the recipe of augment has it"
+    )
+    label_smoothing: float | None = Field(
+        None, ge=0, lt=1, description="share of a label spread over all classes; null: as the recipe has it"
+    )
+    repeats: int | None = Field(
+        None, ge=1, description="views of an image in one batch; null: as the recipe of augment has it"
+    )
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        le=1024,
+        description="pixels a side while training, if fewer than when the model is used; null: "
+        "global.image_size",
     )
 
 
