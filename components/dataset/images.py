@@ -281,15 +281,24 @@ def canvas(
 def load_canvas(
     root: str | Path, path: str, side: int, pin: Pin | None = None
 ) -> tuple[NDArray[np.uint8], float]:
-    """The canvas of an image and its aspect, width over height; see ``canvas``.
+    """The canvas of an image and its aspect, width over height; see ``decode_canvas``.
+
+    Raises:
+        ImageError: see ``read_bytes`` and ``decode``.
+    """
+    return decode_canvas(read_bytes(root, path, pin), side)
+
+
+def decode_canvas(content: bytes, side: int) -> tuple[NDArray[np.uint8], float]:
+    """The canvas of an image file's content and its aspect, width over height; see ``canvas``.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where ``DRAFT`` times ``side`` is left:
     two to three times faster, and not a grey level away on average.
 
     Raises:
-        ImageError: see ``read_bytes`` and ``decode``.
+        ImageError: see ``decode``.
     """
-    image = open_header(read_bytes(root, path, pin))
+    image = open_header(content)
     width, height = image.size
     least = int(DRAFT * side)
     smaller = image.draft(None, (least, least))  # None: no JPEG

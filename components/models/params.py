@@ -38,7 +38,9 @@ class Optimizer(Section):
 class Train(Section):
     epochs: int = Field(4, ge=1, description="passes over the training rows, as the plan weighs them")
     batch_size: int = Field(32, ge=1, description="images per Ray worker and step")
-    num_workers: int = Field(0, ge=0, description="loader processes per Ray worker; 0: none")
+    num_workers: int = Field(
+        0, ge=0, description="loader processes per Ray worker; 0: none, and threads where images are decoded"
+    )
     augment: Literal["none", "light", "flip", "standard", "strong", "deit"] = Field(
         "light",
         description="light: shift, scale, contrast; flip: light and mirror; standard: random crop, mirror, "
@@ -67,7 +69,9 @@ class Train(Section):
 
 class Valid(Section):
     batch_size: int = Field(64, ge=1, description="images per Ray worker and step")
-    num_workers: int = Field(0, ge=0, description="loader processes per Ray worker; 0: none")
+    num_workers: int = Field(
+        0, ge=0, description="loader processes per Ray worker; 0: none, and threads where images are decoded"
+    )
 
 
 class Net(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,20 @@ import pyarrow.compute as pc
 
 from components.audit.plan import Plan
 from components.common.errors import RetortError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One worker's share of one step.
+
+    Attributes:
+        rows, views: int64 [B].
+        total: rows of all workers in this step.
+    """
+
+    rows: np.ndarray
+    views: np.ndarray
+    total: int
 
 
 def generator(*key: int) -> np.random.Generator:
