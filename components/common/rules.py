@@ -110,6 +110,7 @@ RULES = (
     "synthetic.recognisable",
     "synthetic.same_order",
     "train.finite",
+    "train.input_bound",
     "train.learns",
     "validate.max_bad_share",
     "validate.rows",

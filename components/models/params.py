@@ -30,9 +30,19 @@ class LearningRate(Section):
 
 
 class Optimizer(Section):
-    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd: with Nesterov momentum")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; beta1 of adamw")
-    weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and batch norms")
+    name: Literal["sgd", "adamw", "lamb", "rmsproptf"] = Field(
+        "sgd", description="timm's of that name; sgd: with Nesterov momentum"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsproptf; beta1 of adamw and lamb")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="not applied to biases, norms and position embeddings"
+    )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="factor of the rate from each layer to the one before it; null: none"
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of a step's gradient, which is scaled down to it; null: any"
+    )
 
 
 class Train(Section):
@@ -64,6 +74,24 @@ class Train(Section):
         le=1024,
         description="pixels a side while training, if fewer than when the model is used; null: "
         "global.image_size",
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="which epoch is kept: the highest macro recall on validation, or the last"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better one after which a phase ends; null: it never does"
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept; null: none"
+    )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="of forward and backward passes; auto: bf16 on a GPU that has it, else float32"
+    )
+    deterministic: bool | None = Field(
+        None, description="the same bytes from every run; null: on a CPU, where it costs nothing"
+    )
+    compile: bool | None = Field(
+        None, description="torch.compile; null: on a GPU, where the training is long enough to gain by it"
     )
 
 

@@ -17,9 +17,16 @@ from components.common.storage import need, read_json
 from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import ModelCard, names_finding, read_card
-from components.models.params import Arch
-from components.training import driver, gate, loader, results, soft_labels
+from components.models.params import Arch, Train
+from components.training import driver, gate, soft_labels
+from components.training.augmentation import PLAIN, Augment
+from components.training.inputs.feed import open_feed
+from components.training.inputs.index import open_index
+from components.training.inputs.pictures import open_store
+from components.training.metrics import evaluate
 from components.training.params import CheckParams
+from components.training.precision import Precision
+from components.training.sampling import in_order
 from components.weights.load import another, load_backbone
 
 RECIPES = Path(__file__).with_name("recipes.json")
@@ -79,7 +86,7 @@ def _teacher(run: Run, params: CheckParams, manifest: Path, folder: Path) -> sof
         run.find(**found)
         run.stop_on_errors()
     try:
-        return soft_labels.Teacher(folder, torch.device("cpu"))
+        return soft_labels.Teacher(folder, Precision.of(Train(), torch.device("cpu")))
     except RetortError as error:
         run.find(
             "distill.teacher_weights", "error", "teacher", str(error), row=ROW,
@@ -106,21 +113,21 @@ def _teacher_accuracy(
     run: Run, params: CheckParams, teacher: soft_labels.Teacher, manifest: Path, names: tuple[str, ...]
 ) -> None:
     """The teacher's top-1 on the validation split, measured now and not read from a file."""
-    size = params.general.image_size
-    root = params.data.root
-    samples = loader.open_samples(manifest, root, size, loader.decode_all(manifest, root, size))
-    rows = samples.rows("val")
+    size, batch = params.general.image_size, params.teacher.valid.batch_size
+    index = open_index(manifest)
+    rows = index.rows("val")
     if not len(rows):
         raise RetortError(f"{manifest}: no rows in the split 'val'; see data.splits")
-    batch = params.teacher.valid.batch_size
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    views = loader.Views(samples, "none", params.general.seed)
+    judge = open_store(index, params.data.root, size).judge
     teacher.assert_frozen()
-    asked = loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], 0)
-    what = "check: asking the teacher (batches)"
-    said = [teacher(pixels).argmax(1).numpy() for pixels in track(asked, what, len(parts))]
-    metrics = results.evaluate(samples.labels[rows], np.concatenate(said), names)
-    _judge_accuracy(run, params, metrics, samples.labels[rows])
+    with open_feed(judge, Augment("none", 0, size), torch.device("cpu")) as feed:
+        asked = track(
+            feed(in_order(rows, batch, PLAIN)), "check: asking the teacher (batches)", -(-len(rows) // batch)
+        )
+        said = [teacher(each.pixels).logits.argmax(1).numpy() for each in asked]
+    actual = index.labels[rows].astype(np.int64)
+    metrics = evaluate(actual, np.concatenate(said), names)
+    _judge_accuracy(run, params, metrics, actual)
     run.tracker.summary({"teacher_val_top1": metrics["top1"]})
 
 

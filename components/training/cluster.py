@@ -209,6 +209,7 @@ class RayContext:
         here = ray.train.get_context()
         self.rank: int = here.get_world_rank()
         self.world: int = here.get_world_size()
+        self.local_rank: int = here.get_local_rank()
         self.device: torch.device = ray.train.torch.get_device()
         self._mailbox = mailbox
         self._stopping: threading.Event | None = None

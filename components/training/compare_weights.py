@@ -31,13 +31,15 @@ from components.dataset import manifest as manifests
 from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
-from components.training import cluster, driver, engine, listener, preflight, results
+from components.training import cluster, driver, listener, preflight, results
+from components.training.metrics import evaluate
 from components.training.params import CompareWeights, CompareWeightsParams
+from components.training.spec import Phase, TrainSpec
 from components.weights.prepare import prepare_net
 from components.weights.source import public
 
 CONFIGURED, RANDOM, CHAMPION = "configured", "random", "champion"
-STATE = "compare-weights"  # below .retort: finished runs, by the hash of their job
+STATE = "compare-weights"  # below .retort: finished runs, by the hash of their spec
 ROW = "1.4"
 
 
@@ -86,9 +88,9 @@ def compare_weights(
     with step("compare-weights", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         epochs = settings.epochs or net.train.epochs
-        phases = (engine.Phase("finetune", "net", epochs, net.lr),)
+        phases = (Phase("finetune", "net", epochs, net.lr),)
         audited = driver.audited(run, plan)
-        base = driver.make_job(params, net, params.ray, params.data, manifest, audited, None, phases)
+        base = driver.make_spec(params, net, params.ray, params.data, manifest, audited, None, phases)
         actual = driver.truth(base, settings.split)
         if not len(actual):
             raise RetortError(
@@ -186,7 +188,7 @@ def _prepare(
 
 
 def _run_all(
-    run: Run, params: CompareWeightsParams, base: engine.Job, candidates: Sequence[Candidate], epochs: int
+    run: Run, params: CompareWeightsParams, base: TrainSpec, candidates: Sequence[Candidate], epochs: int
 ) -> list[Outcome]:
     """All finetunes, seed by seed, so that a comparison that is broken off has compared something."""
     first = params.general.seed
@@ -195,7 +197,7 @@ def _run_all(
         for seed in range(first, first + params.compare_weights.seeds)
         for candidate in candidates
     ]
-    places = [state_dir(STATE) / job.key()[:24] for _, job in pairs]
+    places = [state_dir(STATE) / spec.key()[:24] for _, spec in pairs]
     left = [at for at, place in enumerate(places) if not (place / "result.json").exists()]
     images = manifests.check(base.manifest).num_rows
     kept_bytes = len(left) * (8 * images + 10_000)  # predictions as text, and a history
@@ -219,34 +221,34 @@ def _run_all(
                         f"{len(left) - 1} will take about {listener.duration(taken * (len(left) - 1))}"
                     )
     return [
-        _read(candidate.name, job.seed, place, params.compare_weights.split)
-        for (candidate, job), place in zip(pairs, places, strict=True)
+        _read(candidate.name, spec.seed, place, params.compare_weights.split)
+        for (candidate, spec), place in zip(pairs, places, strict=True)
     ]
 
 
 def _finetune(
-    run: Run, params: CompareWeightsParams, candidate: Candidate, job: engine.Job, place: Path
+    run: Run, params: CompareWeightsParams, candidate: Candidate, spec: TrainSpec, place: Path
 ) -> None:
     """One finetune as an MLflow run of its own; ``place`` keeps what came out."""
-    with _tracked(params, candidate, job, place) as tracker:
-        own = Run(f"{run.name}: {candidate.name} seed {job.seed}", params, place, tracker)
+    with _tracked(params, candidate, spec, place) as tracker:
+        own = Run(f"{run.name}: {candidate.name} seed {spec.seed}", params, place, tracker)
         own.report = run.report  # what stops a finetune stops the step
-        checkpoints = driver.checkpoints(run.name, job)
-        state = driver.fit(own, job, params.ray, checkpoints)
-        predictions = state["predictions"]["net"]
+        checkpoints = driver.checkpoints(run.name, spec)
+        result = driver.fit(own, spec, params.ray, checkpoints)
+        predictions = result.predictions["net"]
         tracker.summary(
             {
-                f"{split}_top1": float((predictions[split] == driver.truth(job, split)).mean())
+                f"{split}_top1": float((predictions[split] == driver.truth(spec, split)).mean())
                 for split in ("val", "test")
                 if len(predictions[split])
             }
         )
         place.mkdir(parents=True, exist_ok=True)
-        results.write_history(place / "history.csv", state["history"])
+        results.write_history(place / "history.csv", result.history)
         write_json(
             place / "result.json",
             {
-                "history": state["history"],
+                "history": result.history,
                 "predictions": {split: predictions[split].tolist() for split in ("val", "test")},
             },
         )
@@ -255,15 +257,15 @@ def _finetune(
 
 @contextmanager
 def _tracked(
-    params: CompareWeightsParams, candidate: Candidate, job: engine.Job, place: Path
+    params: CompareWeightsParams, candidate: Candidate, spec: TrainSpec, place: Path
 ) -> Iterator[Tracker]:
     """The MLflow run of one finetune, beside that of the step."""
     of = params.compare_weights.of
     net = getattr(params, of).model_dump(mode="json")
-    tracker = Tracker(f"{candidate.name} seed {job.seed}", params.registry)
+    tracker = Tracker(f"{candidate.name} seed {spec.seed}", params.registry)
     # what tells runs apart is a tag: their parent, which lists their parameters too, has all of them
     tracker.start({of: {key: value for key, value in net.items() if not key.startswith("weights")}}, {})
-    tracker.tags({"candidate": candidate.name, "weights": candidate.weights, "seed": str(job.seed)})
+    tracker.tags({"candidate": candidate.name, "weights": candidate.weights, "seed": str(spec.seed)})
     status, started = "FAILED", time.monotonic()
     try:
         yield tracker
@@ -387,7 +389,7 @@ def _write_tables(
 ) -> None:  # fmt: skip
     rows, epochs = [], []
     for outcome in outcomes:
-        measured = results.evaluate(actual, outcome.predicted, class_names)
+        measured = evaluate(actual, outcome.predicted, class_names)
         own = [outcome.candidate, outcome.seed]
         rows.append([*own, weights[outcome.candidate], measured["top1"], measured["macro_recall"]])
         keys = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_macro_recall")

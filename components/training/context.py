@@ -14,6 +14,7 @@ class Context(Protocol):
 
     rank: int
     world: int
+    local_rank: int  # among the workers of this node
     device: torch.device
 
     def load_checkpoint(self) -> dict[str, Any] | None:

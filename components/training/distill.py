@@ -15,9 +15,11 @@ from components.common.storage import human_bytes, need, need_disk, state_dir, w
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
 from components.models.params import LearningRate
-from components.training import driver, engine, gate, preflight, results, soft_labels
-from components.training.engine import Phase
+from components.training import driver, gate, preflight, results, soft_labels
+from components.training.metrics import evaluate
 from components.training.params import Distill, DistillParams
+from components.training.spec import Phase, TrainSpec
+from components.training.trainer import TrainResult
 
 CONTROL = "control"
 
@@ -54,21 +56,21 @@ def distill(
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         gate.demand(check, params, judged)
-        job = _job(params, manifest, driver.audited(run, plan), teacher, weights)
-        preflight.preflight(run, job, params.ray, "student")
-        _say_disk(run, params, job)
-        folder = driver.checkpoints("distill", job)
-        state = driver.train(run, job, params.ray, folder)
-        _write(run, params, job, state, teacher, weights, out)
+        spec = _spec(params, manifest, driver.audited(run, plan), teacher, weights)
+        preflight.preflight(run, spec, params.ray, "student")
+        _say_disk(run, params, spec)
+        folder = driver.checkpoints("distill", spec)
+        result = driver.train(run, spec, params.ray, folder)
+        _write(run, params, spec, result, teacher, weights, out)
     driver.forget(folder)
 
 
-def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> engine.Job:
+def _spec(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> TrainSpec:
     settings, student = params.distill, params.student
     epochs = settings.epochs or student.train.epochs
     short = labelled_rate(student.lr, settings)
     phases = [
-        Phase("distil", "student", epochs, student.lr, soft=True),
+        Phase("distil", "student", epochs, student.lr, task="ssld"),
         Phase("labelled", "student", settings.finetune_epochs, short),
     ]
     if settings.control:
@@ -76,13 +78,13 @@ def _job(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weigh
             Phase("control", CONTROL, epochs, student.lr, matched=True),
             Phase("control, labelled", CONTROL, settings.finetune_epochs, short),
         ]
-    job = driver.make_job(
+    spec = driver.make_spec(
         params, student, params.ray, params.data, manifest, plan,
         driver.start_weights(weights, "student", student),
         tuple(phase for phase in phases if phase.epochs),
     )  # fmt: skip
     return replace(
-        job,
+        spec,
         teacher=teacher.resolve(),
         distill=settings,
         soft_labels=state_dir("cache", "soft_labels").resolve(),
@@ -103,14 +105,14 @@ def labelled_rate(lr: LearningRate, settings: Distill) -> LearningRate:
     )
 
 
-def _say_disk(run: Run, params: DistillParams, job: engine.Job) -> None:
+def _say_disk(run: Run, params: DistillParams, spec: TrainSpec) -> None:
     if params.distill.teacher_labels != "cached":
         return
-    assert job.soft_labels is not None
-    splits = manifests.read(job.manifest, ["split"])["split"].to_pylist()
+    assert spec.soft_labels is not None
+    splits = manifests.read(spec.manifest, ["split"])["split"].to_pylist()
     count = splits.count("train") * params.distill.crops + splits.count("unlabeled")
-    wanted = soft_labels.stored_bytes(count, len(job.class_names), params.distill.top_k_labels)
-    need_disk(job.soft_labels, wanted, "soft labels")
+    wanted = soft_labels.stored_bytes(count, len(spec.class_names), params.distill.top_k_labels)
+    need_disk(spec.soft_labels, wanted, "soft labels")
     say(
         f"{run.name}: soft labels of {count:,} images take {human_bytes(wanted)} of disk, kept for later runs"
     )
@@ -119,33 +121,33 @@ def _say_disk(run: Run, params: DistillParams, job: engine.Job) -> None:
 def _write(
     run: Run,
     params: DistillParams,
-    job: engine.Job,
-    state: dict[str, Any],
+    spec: TrainSpec,
+    result: TrainResult,
     teacher: Path,
     weights: Path,
     out: Path,
 ) -> None:
-    names = job.class_names
-    actual = {split: driver.truth(job, split) for split in ("val", "test")}
+    names = spec.class_names
+    actual = {split: driver.truth(spec, split) for split in ("val", "test")}
     metrics: dict[str, Any] = {}
-    for net, predictions in state["predictions"].items():
-        metrics[net] = {split: results.evaluate(actual[split], predictions[split], names) for split in actual}
+    for net, predictions in result.predictions.items():
+        metrics[net] = {split: evaluate(actual[split], predictions[split], names) for split in actual}
     student = metrics.pop("student")
-    written = {**student, **metrics, "unlabelled_images": state["chosen"]}
+    written = {**student, **metrics, "unlabelled_images": result.chosen}
     if CONTROL in metrics:
-        written["gain"] = _gain(run, actual, state["predictions"])
+        written["gain"] = _gain(run, actual, result.predictions)
     card = read_card(teacher / "model.json")
     lineage = [
         *driver.start_lineage(weights, "student", params.student),
         # the teacher gave its answers, not its tensors: it covers none of the student's
         Lineage(source="teacher: outputs/teacher/model.safetensors", sha256=card.sha256, coverage=0.0),
     ]
-    driver.write_model(run, job, state["nets"]["student"], lineage, out)
+    driver.write_model(run, spec, result.nets["student"], lineage, out)
     write_json(run.product(out / "metrics.json"), written)
-    results.write_history(run.product(out / "history.csv"), state["history"])
-    said = state["predictions"]["student"]["val"]
+    results.write_history(run.product(out / "history.csv"), result.history)
+    said = result.predictions["student"]["val"]
     results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said, names)
-    results.show_curves(run.page, "Training curves of the student", state["history"])
+    results.show_curves(run.page, "Training curves of the student", result.history)
     results.show_recall(run.page, "The student's recall per class", student)
     results.show_confusion(run.page, "The student's confusion matrix", actual["val"], said, names)
     run.tracker.summary(results.headline(student))

@@ -19,13 +19,20 @@ from components.dataset.params import Data
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net
-from components.training import cluster, engine, loader
+from components.training import cluster, trainer
+from components.training.inputs.index import open_index
+from components.training.inputs.pictures import open_store
 from components.training.listener import Listener
 from components.training.params import Ray
+from components.training.spec import Phase, TrainSpec
+from components.training.trainer import TrainResult
 from components.weights.load import prepared
 
+INPUT_BOUND = 0.2  # of the time: more of it spent waiting for images is worth a change
+JUDGED_SECONDS = 20.0  # of training: before, a share of it says little
 
-def make_job(
+
+def make_spec(
     params: StepParams,
     net: Net,
     ray: Ray,
@@ -33,8 +40,8 @@ def make_job(
     manifest: Path,
     plan: Plan,
     start: Path | None,
-    phases: tuple[engine.Phase, ...],
-) -> engine.Job:
+    phases: tuple[Phase, ...],
+) -> TrainSpec:
     """What the workers are to do with one network; decodes the images, if that was not done before.
 
     Args:
@@ -45,10 +52,10 @@ def make_job(
     """
     progress.at("reading the data")
     names = class_names(params, manifest)
-    return engine.Job(
+    root = data.root if "://" in data.root else os.path.abspath(data.root)  # noqa: PTH100
+    spec = TrainSpec(
         manifest=manifest.resolve(),
-        decoded=loader.decode_all(manifest, data.root, params.general.image_size),
-        root=data.root if "://" in data.root else os.path.abspath(data.root),  # noqa: PTH100
+        root=root,
         size=params.general.image_size,
         seed=params.general.seed,
         class_names=names,
@@ -63,6 +70,10 @@ def make_job(
         workers=ray.workers,
         waived="train.learns" in params.checks.waive,
     )
+    store = open_store(open_index(spec.manifest), root, spec.size, spec.recipe().source)
+    for said in store.said:
+        progress.say(f"{said}: they are decoded as they are needed (train.num_workers: processes for that)")
+    return spec
 
 
 def audited(run: Run, plan: Path) -> Plan:
@@ -87,17 +98,13 @@ def class_names(params: StepParams, manifest: Path) -> tuple[str, ...]:
     return (*names, *(str(label) for label in range(len(names), wanted)))
 
 
-def checkpoints(step: str, job: engine.Job) -> Path:
+def checkpoints(step: str, spec: TrainSpec) -> Path:
     """Where the checkpoints of exactly this job lie; absolute."""
-    return (state_dir("checkpoints") / f"{step}-{job.key()[:24]}").resolve()
+    return (state_dir("checkpoints") / f"{step}-{spec.key()[:24]}").resolve()
 
 
-def train(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
+def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
     """Run a job on Ray, from where an interrupted run of the same job stopped, if there was one.
-
-    Returns:
-        ``nets`` (state dicts by name), ``history`` (one row an epoch), ``predictions`` (int64 by network
-        and split) and ``chosen`` (unlabelled images used).
 
     Raises:
         FindingsError: with ``train.finite`` or ``train.learns``, when the run was stopped.
@@ -105,14 +112,14 @@ def train(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
     """
     progress.at("starting Ray" if not ray.address else f"connecting to Ray at {ray.address}")
     with cluster.running(ray):
-        return fit(run, job, ray, folder)
+        return fit(run, spec, ray, folder)
 
 
-def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
+def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
     """The same in a cluster that is running already, so that several jobs can share it."""
     progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
     with Listener(run) as heard:
-        state = cluster.fit(engine.work, job, ray, folder, heard)
+        state = cluster.fit(trainer.train, spec, ray, folder, heard)
     if heard.stopped is not None:
         told = heard.stopped
         run.find(
@@ -120,13 +127,27 @@ def fit(run: Run, job: engine.Job, ray: Ray, folder: Path) -> dict[str, Any]:
             measured=told["measured"], advice=told["advice"], row="2.3", waivable=told["waivable"],
         )  # fmt: skip
         run.stop_on_errors()
+    _find_input_bound(run, heard)
     if state is None:
         raise RetortError(f"{run.name}: no epoch was finished, so there is nothing to keep")
     progress.at("writing what was learnt")
-    for net in state["predictions"].values():
-        for split, values in net.items():
-            net[split] = values.numpy()
-    return state
+    return TrainResult.of(state)
+
+
+def _find_input_bound(run: Run, heard: Listener) -> None:
+    """Whether the steps waited for their images."""
+    seconds = sum(heard.seconds)
+    if not seconds:
+        return
+    waiting = sum(heard.waiting) / seconds
+    bound = waiting > INPUT_BOUND and seconds > JUDGED_SECONDS
+    run.find(
+        "train.input_bound", "warning" if bound else "info", run.name,
+        f"{waiting:.0%} of the training time was spent waiting for images ({heard.images / seconds:,.0f} "
+        "images a second)",
+        measured=round(waiting, 4), limit=INPUT_BOUND, row="1.2", advice=heard.remedy if bound else "",
+    )  # fmt: skip
+    run.tracker.summary({"input_waiting": waiting, "images_per_second": heard.images / seconds})
 
 
 def forget(folder: Path) -> None:
@@ -134,10 +155,10 @@ def forget(folder: Path) -> None:
     remove(folder)
 
 
-def truth(job: engine.Job, split: str) -> np.ndarray:
+def truth(spec: TrainSpec, split: str) -> np.ndarray:
     """Labels int64 of a split, in the order of its predictions."""
-    samples = loader.open_samples(job.manifest, job.root, job.size)
-    return samples.labels[samples.rows(split)]
+    index = open_index(spec.manifest)
+    return np.asarray(index.labels[index.rows(split)], dtype=np.int64)
 
 
 def start_weights(weights: Path, who: str, net: Net) -> Path | None:
@@ -156,19 +177,19 @@ def start_lineage(weights: Path, who: str, net: Net) -> list[Lineage]:
 
 
 def write_model(
-    run: Run, job: engine.Job, tensors: dict[str, Any], lineage: list[Lineage], out: Path
+    run: Run, spec: TrainSpec, tensors: dict[str, Any], lineage: list[Lineage], out: Path
 ) -> None:
     """Write ``model.safetensors`` and ``model.json`` of a trained network."""
-    module = build.create(job.arch, len(job.class_names))
+    module = build.create(spec.arch, len(spec.class_names))
     module.load_state_dict(tensors)
-    mean, std = build.preprocessing(job.arch)
+    mean, std = build.preprocessing(spec.arch)
     card = ModelCard(
-        arch=job.arch,
-        class_names=list(job.class_names),
-        input_size=[3, job.size, job.size],
+        arch=spec.arch,
+        class_names=list(spec.class_names),
+        input_size=[3, spec.size, spec.size],
         mean=list(mean),
         std=list(std),
-        data_fingerprint=manifests.fingerprint(job.manifest),
+        data_fingerprint=manifests.fingerprint(spec.manifest),
         lineage=lineage,
         sha256="",
     )

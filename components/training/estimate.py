@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from components.models import build
 from components.models.params import Arch, Optimizer
-from components.training import engine, loader
+from components.training import loader, optim
 
 START_SECONDS = 20.0  # of each step that trains: Ray, its workers, and their imports
 GPU_START_SECONDS = 50.0  # the same where CUDA starts, and its first step: 47 to 57 s on an H100
@@ -62,7 +62,7 @@ def measure(
     place = torch.device(device)
     with torch.random.fork_rng(devices=[]):
         module = build.create(arch, CLASSES).to(place).to(memory_format=torch.channels_last)
-    update = engine.make_optimizer(module, optimizer or Optimizer())
+    update = optim.make_optimizer(module, optimizer or Optimizer())
     shape = (batch, 3, image_size, image_size)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     rows, labels = np.arange(batch), torch.arange(batch, device=place) % CLASSES

@@ -23,8 +23,17 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
-from components.training import driver, engine, loader, preflight, results, rows, sampling
+from components.training import driver, preflight, results, rows, sampling
+from components.training.augmentation import PLAIN, Augment
+from components.training.inputs.feed import open_feed
+from components.training.inputs.index import Index, open_index
+from components.training.inputs.pictures import open_store
+from components.training.metrics import evaluate
+from components.training.normalise import Normalise
 from components.training.params import ExpandParams
+from components.training.sampling import in_order
+from components.training.spec import Phase, TrainSpec
+from components.training.trainer import TrainResult
 
 WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
 PER_CLASS = 200  # training images that a class mean is taken over: its error is then 1/14 of the spread
@@ -83,7 +92,7 @@ def expand(
         _find_classes(run, card, classes, table.num_rows - remapped.num_rows)
         folder = state_dir("expand")
         manifests.write(remapped, folder / "clean.parquet")
-        job = _job(
+        spec = _spec(
             params,
             of,
             card,
@@ -91,22 +100,22 @@ def expand(
             folder / "clean.parquet",
             relabel(driver.audited(run, plan), labels),
         )
-        preflight.preflight(run, job, params.ray, of)
-        samples = loader.open_samples(job.manifest, job.root, job.size, job.decoded)
-        training = sampling.training_rows(samples.table, job.plan)
-        counts = np.bincount(samples.labels[training], minlength=len(classes.names))
+        preflight.preflight(run, spec, params.ray, of)
+        index = open_index(spec.manifest)
+        training = sampling.training_rows(index, spec.plan)
+        counts = np.bincount(index.labels[training], minlength=len(classes.names))
         _need_images(manifest, classes, counts)
-        with _threads(job):
-            grown = _grow(job, old, classes, samples, training)
+        with _threads(spec):
+            grown = _grow(spec, old, classes, index, training)
             before = {
-                "old": _translated(_predict(job, old, samples), card, classes),
-                "start": _predict(job, grown, samples),
+                "old": _translated(_predict(spec, old, index), card, classes),
+                "start": _predict(spec, grown, index),
             }
-        _check_names(run, classes, samples.labels[samples.rows("val")], before["old"], model)
-        job = replace(job, start=_save(grown, folder / "start.safetensors"), whole=True)
-        checkpoints = driver.checkpoints("expand", job)
-        state = driver.train(run, job, params.ray, checkpoints)
-        _write(run, params, job, classes, counts, before, state, card, weights, out)
+        _check_names(run, classes, index.labels[index.rows("val")].astype(np.int64), before["old"], model)
+        spec = replace(spec, start=_save(grown, folder / "start.safetensors"), whole=True)
+        checkpoints = driver.checkpoints("expand", spec)
+        result = driver.train(run, spec, params.ray, checkpoints)
+        _write(run, params, spec, classes, counts, before, result, card, weights, out)
         manifests.write(remapped, run.product(out / "clean.parquet"))
     driver.forget(checkpoints)
     remove(folder)
@@ -227,9 +236,9 @@ def _some(names: Sequence[str]) -> str:
 # --- the network before training ------------------------------------------------------------------------
 
 
-def _job(
+def _spec(
     params: ExpandParams, of: str, card: ModelCard, classes: Classes, manifest: Path, plan: Plan
-) -> engine.Job:
+) -> TrainSpec:
     """Both ways to train, or the one that is asked for; a network starts where its ``start`` is put later."""
     settings = params.expand
     own: Net = getattr(params, of)
@@ -237,7 +246,7 @@ def _job(
     lr = net.lr.model_copy(update={"initial": net.lr.initial * settings.lr})
     ways = [settings.mode, *(way for way in WAYS if settings.control and way != settings.mode)]
     phases = tuple(
-        engine.Phase(
+        Phase(
             WAYS[way], way, settings.epochs or net.train.epochs, lr,
             new_rows=len(classes.kept) if way == "new_rows" else None,
         )
@@ -245,34 +254,32 @@ def _job(
     )  # fmt: skip
     general = params.general.model_copy(update={"class_num": "auto", "image_size": card.input_size[-1]})
     fitted = params.model_copy(update={"general": general})
-    job = driver.make_job(fitted, net, params.ray, params.data, manifest, plan, None, phases)
-    return replace(job, class_names=classes.names)
+    spec = driver.make_spec(fitted, net, params.ray, params.data, manifest, plan, None, phases)
+    return replace(spec, class_names=classes.names)
 
 
 @contextmanager
-def _threads(job: engine.Job) -> Iterator[None]:
+def _threads(spec: TrainSpec) -> Iterator[None]:
     """As many threads as the workers have together: the same sums on machines with more cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(job.threads * job.workers)
+    torch.set_num_threads(spec.threads * spec.workers)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _grow(
-    job: engine.Job, old: nn.Module, classes: Classes, samples: loader.Samples, training: np.ndarray
-) -> nn.Module:
+def _grow(spec: TrainSpec, old: nn.Module, classes: Classes, index: Index, training: np.ndarray) -> nn.Module:
     """The expanded network as training finds it: old rows as they were, new ones from class means."""
     of_old = max(1, min(PER_CLASS, OLD_IMAGES // len(classes.kept)))
-    by_class = training[np.argsort(samples.labels[training], kind="stable")]
-    labels, starts = np.unique(samples.labels[by_class], return_index=True)
+    by_class = training[np.argsort(index.labels[training], kind="stable")]
+    labels, starts = np.unique(index.labels[by_class], return_index=True)
     some = [
         _spread(of_class, PER_CLASS if label in classes.new else of_old)
         for label, of_class in zip(labels.tolist(), np.split(by_class, starts[1:]), strict=True)
     ]
-    statistics = rows.fed(old, _batches(job, samples, np.concatenate(some), "class means"))
-    grown = build.create(job.arch, len(job.class_names)).eval()
+    statistics = rows.fed(old, _batches(spec, index, np.concatenate(some), "train", "class means"))
+    grown = build.create(spec.arch, len(spec.class_names)).eval()
     rows.grow(old, grown, classes.kept, statistics, classes.new)
     return grown
 
@@ -285,24 +292,25 @@ def _spread(of_class: np.ndarray, most: int) -> np.ndarray:
 
 
 def _batches(
-    job: engine.Job, samples: loader.Samples, wanted: np.ndarray, what: str
+    spec: TrainSpec, index: Index, wanted: np.ndarray, split: str, what: str
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Inputs of a network and their labels, batch by batch."""
-    normalise = loader.Normalise(*build.preprocessing(job.arch), torch.device("cpu"))
-    size = job.valid.batch_size
-    parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-    views = loader.Views(samples, "none", job.seed)
-    batches = loader.load(views, [loader.pairs(part, loader.PLAIN) for part in parts], job.valid.num_workers)
-    for part, pixels in zip(
-        parts, progress.track(batches, f"expand: {what} (batches)", len(parts)), strict=True
-    ):
-        yield normalise(pixels), samples.labels[part].tolist()
+    normalise = Normalise(*build.preprocessing(spec.arch), torch.device("cpu"))
+    store = open_store(index, spec.root, spec.size, spec.recipe().source)
+    augment = Augment("none", spec.seed, spec.size)
+    size = spec.valid.batch_size
+    with open_feed(
+        store.part(split), augment, torch.device("cpu"), spec.valid.num_workers, name="valid.num_workers"
+    ) as feed:
+        batches = feed(in_order(wanted, size, PLAIN))
+        for batch in progress.track(batches, f"expand: {what} (batches)", -(-len(wanted) // size)):
+            yield normalise(batch.pixels), index.labels[batch.draw.rows].tolist()
 
 
 @torch.inference_mode()
-def _predict(job: engine.Job, module: nn.Module, samples: loader.Samples) -> np.ndarray:
+def _predict(spec: TrainSpec, module: nn.Module, index: Index) -> np.ndarray:
     """Classes int64 that a network sees in the validation split."""
-    batches = _batches(job, samples, samples.rows("val"), "accuracy before training")
+    batches = _batches(spec, index, index.rows("val"), "val", "accuracy before training")
     return np.concatenate([module(inputs).argmax(1).numpy() for inputs, _ in batches])
 
 
@@ -359,21 +367,20 @@ def _save(module: nn.Module, path: Path) -> Path:
 def _write(
     run: Run,
     params: ExpandParams,
-    job: engine.Job,
+    spec: TrainSpec,
     classes: Classes,
     counts: np.ndarray,
     before: dict[str, np.ndarray],
-    state: dict[str, Any],
+    result: TrainResult,
     card: ModelCard,
     weights: Path,
     out: Path,
 ) -> None:
     mode = params.expand.mode
-    said, names = state["predictions"], job.class_names
-    actual = {split: driver.truth(job, split) for split in ("val", "test")}
+    said, names = result.predictions, spec.class_names
+    actual = {split: driver.truth(spec, split) for split in ("val", "test")}
     metrics: dict[str, Any] = {
-        way: {split: results.evaluate(actual[split], said[way][split], names) for split in actual}
-        for way in said
+        way: {split: evaluate(actual[split], said[way][split], names) for split in actual} for way in said
     }
     own, others = metrics.pop(mode), metrics
     parts = {"old": actual["val"] < len(classes.kept), "new": actual["val"] >= len(classes.kept)}
@@ -387,12 +394,12 @@ def _write(
         written["gain"] = _gain(parts, actual["val"], said["all"]["val"], said["new_rows"]["val"])
     _find_mode(run, mode, written.get("gain"))
     lineage = [*card.lineage, Lineage(source=f"expanded: {weights}", sha256=card.sha256, coverage=1.0)]
-    driver.write_model(run, job, state["nets"][mode], lineage, out)
+    driver.write_model(run, spec, result.nets[mode], lineage, out)
     write_json(run.product(out / "metrics.json"), written)
-    results.write_history(run.product(out / "history.csv"), state["history"])
+    results.write_history(run.product(out / "history.csv"), result.history)
     results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said[mode]["val"], names)
     _show(run, mode, written)
-    results.show_curves(run.page, "Training curves", state["history"])
+    results.show_curves(run.page, "Training curves", result.history)
     results.show_recall(run.page, "Recall per class", own)
     results.show_confusion(run.page, "Confusion matrix", actual["val"], said[mode]["val"], names)
     numbers = {f"{part}_{key}": written[part][key] for part in parts for key in ("before", "after")}

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from components.common.step import step
 from components.common.storage import need, write_json
-from components.training import driver, engine, preflight, results
+from components.training import driver, preflight, results
+from components.training.metrics import evaluate
 from components.training.params import FinetuneParams
+from components.training.spec import Phase
 
 
 def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Path, out: Path) -> None:
@@ -29,27 +31,26 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
     }
     with step("finetune", params, out, inputs=inputs) as run:
         need(manifest, "validate")
-        job = driver.make_job(
+        spec = driver.make_spec(
             params, params.teacher, params.ray, params.data, manifest, driver.audited(run, plan),
             driver.start_weights(weights, "teacher", params.teacher),
-            (engine.Phase("finetune", "teacher", params.teacher.train.epochs, params.teacher.lr),),
+            (Phase("finetune", "teacher", params.teacher.train.epochs, params.teacher.lr),),
         )  # fmt: skip
-        preflight.preflight(run, job, params.ray, "teacher")
-        folder = driver.checkpoints("finetune", job)
-        state = driver.train(run, job, params.ray, folder)
-        names = job.class_names
-        predictions = state["predictions"]["teacher"]
+        preflight.preflight(run, spec, params.ray, "teacher")
+        folder = driver.checkpoints("finetune", spec)
+        result = driver.train(run, spec, params.ray, folder)
+        names = spec.class_names
+        predictions = result.predictions["teacher"]
         metrics = {
-            split: results.evaluate(driver.truth(job, split), predictions[split], names)
-            for split in ("val", "test")
+            split: evaluate(driver.truth(spec, split), predictions[split], names) for split in ("val", "test")
         }
         lineage = driver.start_lineage(weights, "teacher", params.teacher)
-        driver.write_model(run, job, state["nets"]["teacher"], lineage, out)
+        driver.write_model(run, spec, result.nets["teacher"], lineage, out)
         write_json(run.product(out / "metrics.json"), metrics)
-        results.write_history(run.product(out / "history.csv"), state["history"])
-        actual = driver.truth(job, "val")
+        results.write_history(run.product(out / "history.csv"), result.history)
+        actual = driver.truth(spec, "val")
         results.write_confusion(run.product(out / "confusion.csv"), actual, predictions["val"], names)
-        results.show_curves(run.page, "Training curves of the teacher", state["history"])
+        results.show_curves(run.page, "Training curves of the teacher", result.history)
         results.show_recall(run.page, "The teacher's recall per class", metrics)
         results.show_confusion(run.page, "The teacher's confusion matrix", actual, predictions["val"], names)
         run.tracker.summary(results.headline(metrics))

@@ -21,6 +21,10 @@ class Listener:
         self._seen: set[tuple[str, int]] = set()
         self._unsaid = ""  # the last epoch's line, while it was not its turn
         self.stopped: Event | None = None
+        self.seconds: list[float] = []  # of training, by epoch
+        self.waiting: list[float] = []  # ... that were spent waiting for images
+        self.images = 0.0
+        self.remedy = ""
 
     def __call__(self, event: Event) -> None:
         getattr(self, f"_on_{event['kind']}")(event)
@@ -88,6 +92,23 @@ class Listener:
         numbers = {name: row[name] for name in row if name not in ("phase", "epoch")}
         self._run.tracker.metrics(
             {f"{row['phase']}.{name}": value for name, value in numbers.items()}, step=row["epoch"]
+        )
+
+    def _on_speed(self, event: Event) -> None:
+        """How fast an epoch went: a number of this run only, so it is no part of the history."""
+        self.seconds.append(event["seconds"])
+        self.waiting.append(event["waiting"] * event["seconds"])
+        self.images += event["images_per_second"] * event["seconds"]
+        self.remedy = event["remedy"]
+        numbers = {name: event[name] for name in ("images_per_second", "waiting")}
+        self._run.tracker.metrics(
+            {f"speed.{name}": value for name, value in numbers.items()}, step=len(self.seconds)
+        )
+
+    def _on_left_off(self, event: Event) -> None:
+        say(
+            f"{self._run.name}: {event['phase']}: left off in epoch {event['epoch']} after step "
+            f"{event['step']}; the same command goes on from there"
         )
 
     def _on_stopped(self, event: Event) -> None:

@@ -14,49 +14,83 @@ from components.audit.plan import Plan
 from components.common.errors import RetortError
 
 
-class CrossEntropy(nn.Module):
-    """Mean of ``-log p[label]``."""
+class Loss(nn.Module):
+    """A loss of labels: one value an image, then their mean.
+
+    Args:
+        smoothing: share of the loss that is the mean cross-entropy of all classes (Szegedy et al.,
+            "Rethinking the Inception Architecture", 2016, sec. 7).
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
+        self.smoothing = smoothing
+
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits float [B, C], labels int64 [B] -> float [B], without smoothing."""
+        raise NotImplementedError
+
+    def per_image(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits float [B, C], labels int64 [B] -> float [B]."""
+        values = self.of_labels(logits, labels)
+        if not self.smoothing:
+            return values
+        uniform = -functional.log_softmax(logits, dim=1).mean(dim=1)
+        return (1 - self.smoothing) * values + self.smoothing * uniform
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Float [B] -> scalar."""
+        return values.mean()
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits float [B, C], labels int64 [B] -> scalar."""
-        return functional.cross_entropy(logits, labels)
+        return self.reduce(self.per_image(logits, labels))
 
 
-class Focal(nn.Module):
+class CrossEntropy(Loss):
+    """Mean of ``-log p[label]``."""
+
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, reduction="none")
+
+
+class Focal(Loss):
     """Mean of ``-(1 - p[label])^gamma log p[label]`` (Lin et al., "Focal Loss", 2017, eq. 4)."""
 
-    def __init__(self, gamma: float = 2.0) -> None:
-        super().__init__()
+    def __init__(self, gamma: float = 2.0, smoothing: float = 0.0) -> None:
+        super().__init__(smoothing)
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits float [B, C], labels int64 [B] -> scalar."""
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_p = functional.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-        return -((1 - log_p.exp()).clamp_min(0) ** self.gamma * log_p).mean()
+        return -((1 - log_p.exp()).clamp_min(0) ** self.gamma * log_p)
 
 
-class Ohem(nn.Module):
+class Ohem(Loss):
     """Cross-entropy over the hardest images of a batch (Shrivastava et al., "OHEM", 2016).
 
     Args:
-        keep: share of the batch that counts; at least one image does.
+        keep: share of the batch that counts; at least one image does. Each worker chooses among its own.
     """
 
-    def __init__(self, keep: float = 0.7) -> None:
-        super().__init__()
+    def __init__(self, keep: float = 0.7, smoothing: float = 0.0) -> None:
+        super().__init__(smoothing)
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
         self.keep = keep
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits float [B, C], labels int64 [B] -> scalar."""
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        return losses.topk(math.ceil(self.keep * len(losses))).values.mean()
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, reduction="none")
+
+    def reduce(self, values: Tensor) -> Tensor:
+        return values.topk(math.ceil(self.keep * len(values))).values.mean()
 
 
-class ClassBalanced(nn.Module):
+class ClassBalanced(Loss):
     """Cross-entropy weighted by class (Cui et al., "Effective Number of Samples", 2019, eq. 10).
 
     The weights keep their size whatever a batch holds: the sum is divided by the batch, not by its weights.
@@ -67,31 +101,33 @@ class ClassBalanced(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, weights: Tensor) -> None:
-        super().__init__()
+    def __init__(self, weights: Tensor, smoothing: float = 0.0) -> None:
+        super().__init__(smoothing)
         self.register_buffer("weights", weights)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits float [B, C], labels int64 [B] -> scalar."""
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        return (losses * self.weights[labels]).mean()
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, reduction="none") * self.weights[labels]
 
 
-class JSDivergence(nn.Module):
-    """Mean Jensen-Shannon divergence between student and teacher (Lin, 1991; used by SSLD).
+def js_divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Jensen-Shannon divergence between student and teacher (Lin, 1991; used by SSLD), one an image.
 
     ``(KL(p || m) + KL(q || m)) / 2`` with ``m = (p + q) / 2``, in nats: between 0 and ln 2.
-    """
 
-    def forward(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        """Student's logits float [B, C], teacher's probabilities float [B, C] -> scalar."""
-        log_p = functional.log_softmax(logits, dim=1)
-        p = log_p.exp()
-        tiny = torch.finfo(p.dtype).tiny
-        log_m = ((p + teacher) / 2).clamp_min(tiny).log()
-        kl_p = (p * (log_p - log_m)).sum(1)
-        kl_q = (torch.xlogy(teacher, teacher) - teacher * log_m).sum(1)
-        return ((kl_p + kl_q) / 2).mean()
+    Args:
+        logits: the student's, float [B, C].
+        teacher: probabilities, float [B, C].
+
+    Returns:
+        Float [B].
+    """
+    log_p = functional.log_softmax(logits, dim=1)
+    p = log_p.exp()
+    tiny = torch.finfo(p.dtype).tiny
+    log_m = ((p + teacher) / 2).clamp_min(tiny).log()
+    kl_p = (p * (log_p - log_m)).sum(1)
+    kl_q = (torch.xlogy(teacher, teacher) - teacher * log_m).sum(1)
+    return (kl_p + kl_q) / 2
 
 
 def effective_number_weights(counts: dict[int, int], beta: float, class_num: int) -> Tensor:
@@ -103,20 +139,24 @@ def effective_number_weights(counts: dict[int, int], beta: float, class_num: int
     return (raw * (raw > 0).sum() / raw.sum()).float()
 
 
-def from_plan(plan: Plan, class_num: int) -> nn.Module:
-    """The loss that the plan asks for.
+def from_plan(plan: Plan, class_num: int, smoothing: float = 0.0) -> Loss:
+    """The loss that the plan asks for, with label smoothing.
 
     Raises:
         RetortError: naming the plan's key, when an argument is unknown or makes no sense.
     """
 
-    def class_balanced(beta: float = 0.999, weights: dict[str, float] | None = None) -> nn.Module:
+    def class_balanced(
+        beta: float = 0.999, weights: dict[str, float] | None = None, smoothing: float = 0.0
+    ) -> Loss:
         if weights is None:
-            return ClassBalanced(effective_number_weights(plan.sampling.counts, beta, class_num))
-        by_label = {int(label): float(weight) for label, weight in weights.items()}
-        return ClassBalanced(torch.tensor([by_label.get(label, 1.0) for label in range(class_num)]))
+            given = effective_number_weights(plan.sampling.counts, beta, class_num)
+        else:
+            by_label = {int(label): float(weight) for label, weight in weights.items()}
+            given = torch.tensor([by_label.get(label, 1.0) for label in range(class_num)])
+        return ClassBalanced(given, smoothing)
 
-    makers: dict[str, Callable[..., nn.Module]] = {
+    makers: dict[str, Callable[..., Loss]] = {
         "cross_entropy": CrossEntropy,
         "focal": Focal,
         "ohem": Ohem,
@@ -124,6 +164,6 @@ def from_plan(plan: Plan, class_num: int) -> nn.Module:
     }
     arguments: dict[str, Any] = plan.loss.arguments
     try:
-        return makers[plan.loss.name](**arguments)
+        return makers[plan.loss.name](**arguments, smoothing=smoothing)
     except (TypeError, ValueError) as error:
         raise RetortError(f"plan: loss.arguments of '{plan.loss.name}': {error}") from None

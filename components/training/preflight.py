@@ -21,9 +21,13 @@ from components.common.step import Run
 from components.common.storage import human_bytes, state_dir
 from components.dataset import manifest as manifests
 from components.models import build, cost, heads
-from components.training import engine, loader, machine
+from components.training import machine
+from components.training.augmentation import canvas_size
+from components.training.inputs.feed import shm_needed
+from components.training.inputs.index import open_index
 from components.training.machine import Machine
 from components.training.params import Ray
+from components.training.spec import TrainSpec
 
 VIT_IMAGES = 14_000_000  # ImageNet-21k: from there on a transformer does without strong augmentation
 DEIT_IMAGES = 1_281_167  # ImageNet-1k: enough with it
@@ -95,7 +99,7 @@ class Fault:
     row: str = "1.3"
 
 
-def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
+def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
     """What can be known to be wrong before anything starts: rows, batch sizes, the machine, the network.
 
     Args:
@@ -105,21 +109,21 @@ def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
         FindingsError: when something is missing that training needs.
         RetortError: when a split is empty.
     """
-    samples = loader.open_samples(job.manifest, job.root, job.size, job.decoded)
-    rows = {split: samples.rows(split) for split in manifests.SPLITS}
+    index = open_index(spec.manifest)
+    rows = {split: index.rows(split) for split in manifests.SPLITS}
     counts = {split: len(found) for split, found in rows.items()}
-    run.tracker.dataset("clean", manifests.fingerprint(job.manifest), job.manifest, counts)
+    run.tracker.dataset("clean", manifests.fingerprint(spec.manifest), spec.manifest, counts)
     for split in ("train", "val"):
         if not counts[split]:
-            raise RetortError(f"{job.manifest}: no rows in the split '{split}'; see data.splits")
-    _say_batch(run, job, ray, where)
-    progress.at(f"building {job.arch.name}")
-    module = cost.on_meta(lambda: build.create(job.arch, len(job.class_names)))
-    needed = needs(job, ray, module)
+            raise RetortError(f"{spec.manifest}: no rows in the split '{split}'; see data.splits")
+    _say_batch(run, spec, ray, where)
+    progress.at(f"building {spec.arch.name}")
+    module = cost.on_meta(lambda: build.create(spec.arch, len(spec.class_names)))
+    needed = needs(spec, ray, module)
     here = machine.look(state_dir("checkpoints"), needed.ports if not ray.address else 0)
     faults = [
-        *batch_faults(counts["train"], job.train.batch_size, ray.workers, _has_batch_norm(module), where),
-        *class_faults(samples.labels[rows["train"]], samples.labels[rows["val"]], job.class_names),
+        *batch_faults(counts["train"], spec.train.batch_size, ray.workers, _has_batch_norm(module), where),
+        *class_faults(index.labels[rows["train"]], index.labels[rows["val"]], spec.class_names),
         *disk_faults(here, needed.disk, str(state_dir("checkpoints"))),
     ]
     if not ray.address:  # else training runs elsewhere: each node is looked at there
@@ -130,17 +134,17 @@ def preflight(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
     held = heads.fc_share(module)
     if held is not None:
         run.find(**heads.fc_finding(held, where))
-    check_vit_data(run, job, where, module, counts["train"])
+    check_vit_data(run, spec, where, module, counts["train"])
     say(f"{run.name}: checkpoints take up to {human_bytes(needed.disk)} of disk until the step is done")
 
 
-def _say_batch(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
-    batch, processes = job.train.batch_size, job.train.num_workers
+def _say_batch(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
+    batch, processes = spec.train.batch_size, spec.train.num_workers
     message = (
         f"{where}: {batch} images per worker x {ray.workers} Ray workers = {batch * ray.workers} per step; "
         f"loader processes: {processes} per worker, {processes * ray.workers} in all; "
-        f"validation: {job.valid.batch_size} per worker, {job.valid.batch_size * ray.workers} in all, "
-        f"{job.valid.num_workers} loader processes per worker"
+        f"validation: {spec.valid.batch_size} per worker, {spec.valid.batch_size * ray.workers} in all, "
+        f"{spec.valid.num_workers} loader processes per worker"
     )
     say(f"{run.name}: {message}")
     run.find(
@@ -157,39 +161,41 @@ def _say_batch(run: Run, job: engine.Job, ray: Ray, where: str) -> None:
     )
 
 
-def needs(job: engine.Job, ray: Ray, module: torch.nn.Module) -> Needs:
+def needs(spec: TrainSpec, ray: Ray, module: torch.nn.Module) -> Needs:
     """What a job takes of the machine that all its workers run on.
 
     Args:
         module: its network, on the device ``meta``.
     """
     size = 4 * sum(tensor.numel() for tensor in module.state_dict().values())
-    moments = 2 if job.optimizer.name == "adamw" else 1
-    nets = len({phase.net for phase in job.phases})
+    moments = 1 if spec.optimizer.name == "sgd" else 2
+    nets = len({phase.net for phase in spec.phases})
     try:
-        layers = cost.measure(module, (3, job.size, job.size)).layers
+        layers = cost.measure(module, (3, spec.size, spec.size)).layers
     except RetortError:  # an operator without a shape function: then only the network itself is counted
         layers = []
     outputs = sum(4 * int(np.prod(layer.output)) for layer in layers if layer.output)
-    loaders = max(job.train.num_workers, job.valid.num_workers)
+    loaders = max(spec.train.num_workers, spec.valid.num_workers)
     if ray.gpus_per_worker:  # the network is on the card
         each, per_image = CUDA_BYTES, 0
     else:
         # values, gradients and moments; the other networks of the job wait as values
         each, per_image = WORKER_BYTES + size * (1 + nets + moments), round(KEPT * outputs)
+    learnt = canvas_size(spec.size) if spec.recipe().source == "canvas" else spec.size
     return Needs(
         workers=ray.workers,
         cpus_per_worker=ray.cpus_per_worker,
         gpus_per_worker=ray.gpus_per_worker,
         loaders=loaders,
-        batch=job.train.batch_size,
+        batch=spec.train.batch_size,
         fixed=RAY_BYTES + ray.workers * (each + loaders * LOADER_BYTES),
         per_image=per_image,
         shm=max(
-            loader.shm_needed(job.size, part.batch_size, part.num_workers, ray.workers)
-            for part in (job.train, job.valid)
+            shm_needed(side, part.batch_size, part.num_workers, ray.workers)
+            for side, part in ((learnt, spec.train), (spec.size, spec.valid))
         ),
-        disk=3 * size * (nets + moments),  # Ray removes an old checkpoint after the next but one
+        # what trains, its best epoch, its average; Ray removes a checkpoint after the next but one
+        disk=3 * size * (nets + 2 + (spec.train.ema is not None) + moments),
     )
 
 
@@ -435,22 +441,22 @@ def _has_batch_norm(module: torch.nn.Module) -> bool:
     return any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
-def check_vit_data(run: Run, job: engine.Job, where: str, module: torch.nn.Module, images: int) -> None:
+def check_vit_data(run: Run, spec: TrainSpec, where: str, module: torch.nn.Module, images: int) -> None:
     """Warn when a vision transformer is to learn from few images what others know by their build.
 
     Without the locality of convolutions it needs pretraining (Dosovitskiy et al., "ViT", 2021, sec. 4.3) or,
     from about a million images on, strong augmentation (Touvron et al., "DeiT", 2021, sec. 6).
     """
-    if not build.is_transformer(module) or job.start is not None or images >= VIT_IMAGES:
+    if not build.is_transformer(module) or spec.start is not None or images >= VIT_IMAGES:
         return
-    if job.train.augment == "deit" and images >= DEIT_IMAGES:
+    if spec.train.augment == "deit" and images >= DEIT_IMAGES:
         return
-    needed = DEIT_IMAGES if job.train.augment == "deit" else VIT_IMAGES
+    needed = DEIT_IMAGES if spec.train.augment == "deit" else VIT_IMAGES
     run.find(
-        "arch.vit_data", "warning", f"{where}.arch.name {job.arch.name}",
+        "arch.vit_data", "warning", f"{where}.arch.name {spec.arch.name}",
         f"a vision transformer with random weights and {images:,} training images; it needs some {needed:,} "
-        f"with augment: {job.train.augment}",
+        f"with augment: {spec.train.augment}",
         measured=images, limit=needed, row="4.2",
         advice=f"Give {where}.weights that were trained on more images; or take a convolutional network"
-        + (f", or set {where}.train.augment: deit." if job.train.augment != "deit" else "."),
+        + (f", or set {where}.train.augment: deit." if spec.train.augment != "deit" else "."),
     )  # fmt: skip

@@ -17,26 +17,6 @@ MARKERS = "osD^vP"
 MOST_CLASSES = 30  # more do not fit on a page: the worst are shown
 
 
-def evaluate(actual: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Top-1, macro recall over the classes that occur, and recall per class; each 0..1.
-
-    Args:
-        actual, predicted: int64 [n].
-    """
-    if not len(actual):
-        return {"images": 0}
-    per_class = {
-        class_names[label]: float((predicted[actual == label] == label).mean())
-        for label in np.unique(actual).tolist()
-    }
-    return {
-        "top1": float((actual == predicted).mean()),
-        "macro_recall": float(np.mean(list(per_class.values()))),
-        "per_class": per_class,
-        "images": len(actual),
-    }
-
-
 def paired_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Difference of top-1 of two networks on the same images, and half its 95 % interval.
 

@@ -1,16 +1,43 @@
-"""Which rows an epoch draws, in which order, and which worker takes which."""
+"""Which rows an epoch draws, in which order, in which view, and which worker takes which."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from components.audit.plan import Plan
 from components.common.errors import RetortError
+
+BLOCK = 1_000_000  # rows that are drawn and put in order at once: 0.4 s, however many rows there are
+AGAIN = 1_000_000  # between the views of a row that is drawn twice in an epoch: more than there are epochs
+
+# what a random stream is for: part of its key, so that no two uses share their numbers
+DRAW, ORDER, NOISE, INITIAL, BLOCKS = range(5)
+
+
+class Columns(Protocol):
+    """What sampling asks of a manifest; ``inputs.index.Index`` is one."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Integers [rows]; -1 where there is none."""
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Small integers [rows], places in ``source_names``."""
+
+    @property
+    def source_names(self) -> Sequence[str]:
+        """Such as real and synthetic."""
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of one split, ascending."""
+
+    def find(self, paths: Sequence[str]) -> np.ndarray:
+        """Row numbers of those of the paths that are there."""
 
 
 @dataclass(frozen=True)
@@ -32,51 +59,79 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def training_rows(table: pa.Table, plan: Plan) -> np.ndarray:
-    """Row numbers int64 of the split ``train``, without those that the plan leaves out.
+def in_order(rows: np.ndarray, batch_size: int, view: int) -> Iterator[Draw]:
+    """One view of each row, in their order."""
+    for start in range(0, len(rows), batch_size):
+        part = np.asarray(rows[start : start + batch_size], dtype=np.int64)
+        yield Draw(part, np.full(len(part), view), len(part))
+
+
+def training_rows(columns: Columns, plan: Plan) -> np.ndarray:
+    """Row numbers of the split ``train``, without those that the plan leaves out.
 
     Raises:
         RetortError: when nothing is left to train on.
     """
-    keep = pc.equal(table["split"], "train")
+    rows = columns.rows("train")
     if plan.leave_out:
-        left_out = pa.array([row.path for row in plan.leave_out], pa.string())
-        keep = pc.and_(keep, pc.invert(pc.is_in(table["path"], left_out)))
-    rows = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+        out = columns.find([row.path for row in plan.leave_out])
+        rows = rows[~np.isin(rows, out)]
     if not len(rows):
         raise RetortError("no training rows are left: the plan leaves out all of them (or there were none)")
     return rows
 
 
-def weights(table: pa.Table, rows: np.ndarray, plan: Plan) -> np.ndarray:
-    """How often each row is to be drawn, float64 [rows], as the plan says: by class times by source.
+class Weights:
+    """How often each row is to be drawn, as the plan says: by class times by source.
 
     Raises:
         RetortError: when a weight is negative, or all are zero.
     """
-    labels = table["label"].to_numpy()[rows]
-    result = _of_labels(plan.sampling.by_class, labels)
-    by_source: dict[str, dict[int, float]] = {}
-    for label, of_label in plan.sampling.by_source.items():
-        for source, weight in of_label.items():
-            by_source.setdefault(source, {})[label] = weight
-    for source, by_label in by_source.items():
-        chosen = pc.equal(table["source"], source).to_numpy(zero_copy_only=False)[rows]
-        result[chosen] *= _of_labels(by_label, labels[chosen])
-    if not np.isfinite(result).all() or (result < 0).any():
-        raise RetortError("plan: sampling: a weight is negative or not a number")
-    if not result.any():
-        raise RetortError("plan: sampling: all weights are zero, so there is nothing to draw")
-    return result
+
+    def __init__(self, columns: Columns, rows: np.ndarray, plan: Plan) -> None:
+        self._columns = columns
+        sizes = np.zeros(1, dtype=np.int64)
+        parts = range(0, len(rows), BLOCK)
+        for start in parts:
+            labels = columns.labels[rows[start : start + BLOCK]]
+            sizes = np.bincount(labels, minlength=len(sizes)) + np.pad(
+                sizes, (0, max(0, int(labels.max()) + 1 - len(sizes)))
+            )
+        self._by_class = _of_labels(plan.sampling.by_class, len(sizes))
+        names = list(columns.source_names)
+        self._by_source: dict[int, np.ndarray] = {}  # by the code of the source
+        by_source: dict[str, dict[int, float]] = {}
+        for label, of_label in plan.sampling.by_source.items():
+            for source, weight in of_label.items():
+                by_source.setdefault(source, {})[label] = weight
+        for source, by_label in by_source.items():
+            if source in names:
+                self._by_source[names.index(source)] = _of_labels(by_label, len(sizes))
+        tables = [self._by_class, *self._by_source.values()]
+        if not all(np.isfinite(table).all() and (table >= 0).all() for table in tables):
+            raise RetortError("plan: sampling: a weight is negative or not a number")
+        if not any(self(rows[start : start + BLOCK]).any() for start in parts):
+            raise RetortError("plan: sampling: all weights are zero, so there is nothing to draw")
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Row numbers [n] -> float64 [n]."""
+        labels = self._columns.labels[rows]
+        result = self._by_class[labels]
+        if self._by_source:
+            sources = self._columns.sources[rows]
+            for code, by_label in self._by_source.items():
+                chosen = sources == code
+                result[chosen] *= by_label[labels[chosen]]
+        return result
 
 
-def _of_labels(weights: Mapping[int, float], labels: np.ndarray) -> np.ndarray:
-    """The weight of each label, float64 [n]; 1.0 where none is given."""
-    by_label = np.ones(int(labels.max(initial=0)) + 1)
+def _of_labels(weights: Mapping[int, float], count: int) -> np.ndarray:
+    """The weight of each label, float64 [count]; 1.0 where none is given."""
+    by_label = np.ones(count)
     for label, weight in weights.items():
-        if 0 <= label < len(by_label):
+        if 0 <= label < count:
             by_label[label] = weight
-    return by_label[labels]
+    return by_label
 
 
 def draw(weights: np.ndarray, count: int, *key: int) -> np.ndarray:
@@ -96,7 +151,9 @@ def spread(labels: np.ndarray, *key: int) -> np.ndarray:
     """An order of positions, int64, in which every stretch holds the classes in their overall shares.
 
     So the wanted distribution holds within a minibatch too, not only over an epoch: the k-th image of a
-    class of n comes at about (k + u) / n of the way, with one random u a class.
+    class of n comes at about (k + u) / n of the way, with a random u for each image. One u a class would do
+    for the shares, but then classes of one size follow one another in the same order all epoch, and with
+    many of them most pairs never meet in a batch.
     """
     rng = generator(*key)
     shuffled = rng.permutation(len(labels))
@@ -105,7 +162,7 @@ def spread(labels: np.ndarray, *key: int) -> np.ndarray:
         labels[by_class], return_index=True, return_inverse=True, return_counts=True
     )
     place = np.arange(len(labels)) - starts[inverse]
-    at = (place + rng.uniform(size=len(counts))[inverse]) / counts[inverse]
+    at = (place + rng.uniform(size=len(labels))) / counts[inverse]
     return by_class[np.argsort(at, kind="stable")]
 
 
@@ -114,16 +171,174 @@ def steps_per_epoch(count: int, batch_size: int, workers: int) -> int:
     return -(-count // (batch_size * workers))
 
 
-def batches(rows: np.ndarray, batch_size: int, workers: int, rank: int) -> list[tuple[np.ndarray, int]]:
-    """One worker's batches of an epoch, each with the number of rows that all workers take in that step.
+def need_rows(count: int, workers: int) -> None:
+    """Raise RetortError when there are fewer than two rows a worker: no batch norm learns from one image."""
+    if count < 2 * workers:
+        raise RetortError(
+            f"{count} training rows are too few for {workers} Ray workers, which take two each at least: "
+            "lower ray.workers, or add images"
+        )
 
-    Over all workers every entry of ``rows`` is taken once: none is dropped to fill the last batch, none
-    repeated. Batches of one epoch differ by at most one row, so none is too small for its batch norms.
 
-    Raises:
-        RetortError: when there are fewer than two rows a worker and step.
+def occurrence(rows: np.ndarray) -> np.ndarray:
+    """For each entry, int64, how often the same row came before it: 0, then 1, ..."""
+    order = np.argsort(rows, kind="stable")
+    _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    result = np.empty(len(rows), dtype=np.int64)
+    result[order] = np.arange(len(rows)) - np.repeat(starts, counts)
+    return result
+
+
+class Epochs:
+    """The epochs of one training: labelled rows as the plan weighs them, and unlabelled ones once each.
+
+    Rows are drawn and put in order in blocks of ``BLOCK``, each a random part of all rows, another part in
+    each epoch: so an epoch of 43 million rows begins at once, and takes no memory a row.
+
+    Args:
+        labelled: row numbers that are drawn by weight.
+        unlabelled: row numbers that may be taken beside them.
+        repeats: views of each row in one batch (Hoffer et al., "Augment Your Batch", 2020); an epoch then
+            draws fewer rows, and stays as long.
     """
-    if len(rows) < 2 * workers:
-        raise RetortError(f"{len(rows)} training rows are too few for {workers} Ray workers")
-    steps = np.array_split(rows, steps_per_epoch(len(rows), batch_size, workers))
-    return [(np.array_split(step, workers)[rank], len(step)) for step in steps]
+
+    def __init__(
+        self,
+        columns: Columns,
+        labelled: np.ndarray,
+        weights: Weights,
+        unlabelled: np.ndarray,
+        seed: int,
+        repeats: int = 1,
+    ) -> None:
+        self._labels = columns.labels
+        self._labelled, self._weights, self._unlabelled = labelled, weights, unlabelled
+        self._seed, self._repeats = seed, repeats
+
+    def count(self, with_unlabelled: bool, matched: bool) -> int:
+        """Rows of an epoch; ``matched``: labelled rows are drawn in the unlabelled ones' place."""
+        return len(self._labelled) + len(self._unlabelled) * (with_unlabelled or matched)
+
+    def _blocks(self, number: int, with_unlabelled: bool, matched: bool) -> list[_Block]:
+        """The parts of an epoch in order."""
+        count = len(self._labelled) + len(self._unlabelled) * matched
+        others = self._unlabelled if with_unlabelled else self._unlabelled[:0]
+        blocks = max(1, -(-(count + len(others)) // BLOCK))
+        cuts = np.arange(blocks + 1)
+        drawn, more = np.diff(cuts * count // blocks), np.diff(cuts * len(others) // blocks)
+        return [
+            _Block(number, place, blocks, int(drawn[place]), int(more[place]), others)
+            for place in range(blocks)
+        ]
+
+    def _rows(self, block: _Block) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a block in order, int64, and how often each came before."""
+        seed, again = self._seed, self._repeats
+        key = (block.number,) if block.of == 1 else (block.number, block.place)
+        rows = _part(self._labelled, block, seed, BLOCKS, block.number)
+        rows = rows[draw(self._weights(rows), -(-block.drawn // again), seed, DRAW, *key)]
+        others = _part(block.others, block, seed, BLOCKS, block.number, 1)
+        if again > 1 and len(others):
+            some = generator(seed, BLOCKS, *key, 2).permutation(len(others))[: -(-len(others) // again)]
+            others = others[some]
+        rows = np.concatenate([rows, others]).astype(np.int64)
+        rows = np.repeat(rows[spread(self._labels[rows], seed, ORDER, *key)], again)[: block.size]
+        return rows, occurrence(rows)
+
+    def draws(
+        self,
+        number: int,
+        batch_size: int,
+        workers: int,
+        rank: int,
+        view: Callable[[int, np.ndarray], np.ndarray],
+        *,
+        with_unlabelled: bool = False,
+        matched: bool = False,
+        skip: int = 0,
+    ) -> Iterator[Draw]:
+        """One worker's share of each step of an epoch.
+
+        Over all workers every row that was drawn is taken once: none is dropped to fill the last batch, none
+        repeated. Batches of one epoch differ by at most one row, so none is too small for its batch norms.
+
+        Args:
+            view: from the number of the epoch, and how often a row came before, int64 [B], to its view.
+            skip: steps that an interrupted run has taken already.
+        """
+        total = self.count(with_unlabelled, matched)
+        steps = steps_per_epoch(total, batch_size, workers)
+        ends = total * np.arange(steps + 1) // steps
+        step = skip
+        rows = before = np.empty(0, dtype=np.int64)
+        begin = end = 0  # of ``rows``, counted over the epoch
+        for block in self._blocks(number, with_unlabelled, matched):
+            end += block.size
+            if ends[step] >= end:  # all of it was taken before
+                continue
+            left = slice(int(ends[step]) - begin, None) if len(rows) else slice(0, 0)
+            new, new_before = self._rows(block)
+            rows, before = np.concatenate([rows[left], new]), np.concatenate([before[left], new_before])
+            begin = end - len(rows)
+            while step < steps and ends[step + 1] <= end:
+                at = np.arange(ends[step] - begin, ends[step + 1] - begin)
+                mine = np.array_split(at, workers)[rank]
+                yield Draw(rows[mine], view(number, before[mine]), len(at))
+                step += 1
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Part ``place`` of ``of`` of an epoch: rows that it draws by weight, and that it takes beside."""
+
+    number: int
+    place: int
+    of: int
+    drawn: int
+    more: int
+    others: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return self.drawn + self.more
+
+
+def _part(rows: np.ndarray, block: _Block, *key: int) -> np.ndarray:
+    """One of several random parts of some rows; together they are all of them."""
+    if block.of == 1 or not len(rows):
+        return rows
+    first, last = (place * len(rows) // block.of for place in (block.place, block.place + 1))
+    return rows[permuted(np.arange(first, last, dtype=np.uint64), len(rows), *key)]
+
+
+def permuted(at: np.ndarray, count: int, *key: int) -> np.ndarray:
+    """Where a random order of 0..count - 1 puts some places, without writing that order down.
+
+    A Feistel network of four rounds over the next power of four, walked along its cycle until it is below
+    ``count`` (Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, sec. 3).
+
+    Args:
+        at: uint64 [n], below ``count``.
+
+    Returns:
+        Int64 [n], as many different numbers as ``at`` has.
+    """
+    half = np.uint64(max(1, (int(count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    rounds = generator(*key).integers(1, 2**63, 4, dtype=np.uint64) | np.uint64(1)
+    values = _feistel(at.astype(np.uint64), half, mask, rounds)
+    outside = np.flatnonzero(values >= count)
+    while len(outside):
+        values[outside] = _feistel(values[outside], half, mask, rounds)
+        outside = outside[values[outside] >= count]
+    return values.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, rounds: np.ndarray) -> np.ndarray:
+    left, right = values >> half, values & mask
+    for multiplier in rounds:
+        mixed = (right + np.uint64(1)) * multiplier  # wraps, as it should
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64 (Steele et al., 2014)
+        left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+    return (left << half) | right

@@ -1,47 +1,77 @@
-"""What the teacher says about every image: computed once per crop, kept on disk, looked up by row."""
+"""What the teacher says about every image: computed once per view, kept on disk, looked up by row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from components.common.errors import RetortError
 from components.common.storage import atomic_path, remove, sha256_json
 from components.dataset import images
 from components.models import checkpoint
 from components.models.card import ModelCard, first_difference
-from components.training import seals
-from components.training.loader import AUGMENTATION, Normalise, Views, load, pairs
+from components.training import augmentation, seals
+from components.training.group import Group
+from components.training.inputs.feed import Feed
+from components.training.normalise import Normalise
+from components.training.precision import Precision
+from components.training.sampling import in_order
 
 SEAL = "seal.json"  # beside the arrays: their sizes and checksums
 ALL_CLASSES = 1000  # up to so many classes a soft label is kept whole
+CHUNK = 65_536  # rows of a file: each is written once, by one worker, and found again by any number of them
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher says of a batch: logits float [B, C], and features float [B, D] where asked for."""
+
+    logits: Tensor
+    features: Tensor | None = None
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Float32 [B, C]."""
+        return self.logits.float().softmax(dim=1)
 
 
 class Teacher:
-    """A trained network that only answers: frozen, in eval mode, fed as its own card says."""
+    """A trained network that only answers: frozen, in eval mode, fed as its own card says.
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    The published SSLD teacher normalises by the batch while it teaches (76.00 % instead of 75.84 % in that
+    paper's table); answers that are kept on disk exclude that, for they must not depend on the batch.
+    """
+
+    def __init__(self, folder: Path, precision: Precision) -> None:
         module, card = checkpoint.load(folder)
         self.card: ModelCard = card
-        self._module: nn.Module = module.to(device).to(memory_format=torch.channels_last).eval()
+        self._precision = precision
+        self._module: nn.Module = module.to(precision.device).to(memory_format=torch.channels_last).eval()
         self._module.requires_grad_(False)
-        self._normalise = Normalise(card.mean, card.std, device)
+        self._normalise = Normalise(card.mean, card.std, precision.device)
 
     def assert_frozen(self) -> None:
         """Raises AssertionError when a part of the teacher could train, or normalises by the batch."""
         assert not any(part.training for part in self._module.modules()), "the teacher left eval mode"
         assert not any(parameter.requires_grad for parameter in self._module.parameters())
 
-    @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Uint8 [B, 3, S, S] -> probabilities float32 [B, C]."""
-        return self._module(self._normalise(pixels)).softmax(dim=1)
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, features: bool = False) -> Answer:
+        """Uint8 [B, 3, S, S] -> its answer; ``features``: those before the classifier, too."""
+        inputs = self._normalise(pixels)
+        with self._precision.autocast():
+            if not features:
+                return Answer(self._module(inputs))
+            maps = self._module.forward_features(inputs)  # type: ignore[operator]
+            pooled = self._module.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+            return Answer(self._module.forward_head(maps), pooled)  # type: ignore[operator]
 
 
 def kept_classes(class_num: int, top_k: int | None) -> int:
@@ -50,112 +80,190 @@ def kept_classes(class_num: int, top_k: int | None) -> int:
 
 
 def stored_bytes(images: int, class_num: int, top_k: int | None) -> int:
-    """Disk that the soft labels of one crop take."""
+    """Disk that the soft labels of one view take."""
     kept = kept_classes(class_num, top_k)
     return images * (8 + kept * (2 if kept == class_num else 6))
 
 
-def key(card: ModelCard, data: str, rows: np.ndarray, view: list[object], kept: int) -> str:
+def key(
+    card: ModelCard, data: str, rows: np.ndarray, view: Sequence[object], kept: int, precision: Precision
+) -> str:
     """What decides soft labels, as the name of their folder: all that the teacher is and sees, and our code.
 
     Args:
         data: the fingerprint of the manifest.
         view: size, number, augmentation and seed.
+        precision: how the teacher computes, and on what kind of device: views are made there, too.
     """
     values = {
         "teacher": [card.sha256, card.mean, card.std, card.input_size],
         "data": data,
-        "rows": sha256_json(rows.tolist()),
+        "rows": hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").data).hexdigest(),
         "view": view,
         "kept": kept,
-        "code": [images.decoder(), AUGMENTATION],
+        "precision": [precision.device.type, precision.bf16],
+        "code": [images.decoder(), augmentation.VERSION, CHUNK],
     }
     return sha256_json(values)[:32]
 
 
 class SoftLabels:
-    """Stored probabilities of some rows: a folder with ``rows.npy``, ``prob.npy``, ``index.npy`` and a seal.
+    """Stored probabilities of some rows: a folder with ``rows.npy``, chunks of both arrays, and a seal.
 
-    ``prob`` is float16 [n, k]; ``index`` int32 [n, k] names the classes, and is absent when all are kept.
-    What the k classes leave is spread evenly over the others, so that a label always sums to one.
+    ``00000-prob.npy`` is float16 [n, k]; ``00000-index.npy`` int32 [n, k] names the classes, and is absent
+    when all are kept. What the k classes leave is spread evenly over the others, so that a label always sums
+    to one.
     """
 
-    def __init__(self, folder: Path, class_num: int, row_num: int) -> None:
-        self.rows = np.load(folder / "rows.npy")
-        self._prob = np.load(folder / "prob.npy", mmap_mode="r")
-        index = folder / "index.npy"
-        self._index = np.load(index, mmap_mode="r") if index.exists() else None
-        self._class_num = class_num
-        self._position = np.full(row_num, -1, dtype=np.int64)
-        self._position[self.rows] = np.arange(len(self.rows))
+    def __init__(self, folder: Path) -> None:
+        self.rows: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")  # ascending
+        count = -(-len(self.rows) // CHUNK)
+        self._prob = [np.load(_prob(folder, chunk), mmap_mode="r") for chunk in range(count)]
+        self.whole = not _index(folder, 0).exists()
+        self._index = (
+            [] if self.whole else [np.load(_index(folder, chunk), mmap_mode="r") for chunk in range(count)]
+        )
 
-    def __call__(self, rows: np.ndarray) -> Tensor:
-        """Rows int64 [B] -> probabilities float32 [B, C]."""
-        at = self._position[rows]
-        assert (at >= 0).all(), "a row without a soft label"
-        prob = torch.from_numpy(self._prob[at].astype(np.float32))
-        if self._index is None:
-            return prob / prob.sum(1, keepdim=True)
-        index = torch.from_numpy(self._index[at].astype(np.int64))
-        rest = (1 - prob.sum(1, keepdim=True)).clamp_min(0) / max(1, self._class_num - prob.shape[1])
-        full = rest.expand(-1, self._class_num).clone().scatter_(1, index, prob)
-        return full / full.sum(1, keepdim=True)
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """``prob`` float16 [B, k] and, unless all classes are kept, ``index`` int32 [B, k] of some rows."""
+        at = np.searchsorted(self.rows, rows)
+        assert (self.rows[np.minimum(at, len(self.rows) - 1)] == rows).all(), "a row without a soft label"
+        taken = {"prob": _gathered(self._prob, at)}
+        if not self.whole:
+            taken["index"] = _gathered(self._index, at)
+        return taken
+
+    def surest(self) -> tuple[np.ndarray, np.ndarray]:
+        """The class that the teacher is surest of, int64 [n], and how sure it is, float32 [n]."""
+        classes, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        for chunk, prob in enumerate(self._prob):
+            best = prob.argmax(axis=1)
+            confidence.append(np.take_along_axis(prob, best[:, None], 1)[:, 0].astype(np.float32))
+            if not self.whole:
+                best = np.take_along_axis(self._index[chunk], best[:, None], 1)[:, 0]
+            classes.append(best.astype(np.int64))
+        return np.concatenate(classes), np.concatenate(confidence)
+
+
+def dense(taken: dict[str, Tensor], class_num: int) -> Tensor:
+    """Probabilities float32 [B, C] from what ``SoftLabels.take`` gave, on the device where that lies."""
+    prob = taken["prob"].float()
+    if "index" not in taken:
+        return prob / prob.sum(1, keepdim=True)
+    rest = (1 - prob.sum(1, keepdim=True)).clamp_min(0) / max(1, class_num - prob.shape[1])
+    full = rest.expand(-1, class_num).clone().scatter_(1, taken["index"].long(), prob)
+    return full / full.sum(1, keepdim=True)
+
+
+def _gathered(chunks: list[np.ndarray], at: np.ndarray) -> np.ndarray:
+    result = np.empty((len(at), *chunks[0].shape[1:]), chunks[0].dtype)
+    places = at // CHUNK
+    for place in np.unique(places).tolist():
+        here = places == place
+        result[here] = chunks[place][at[here] - place * CHUNK]
+    return result
+
+
+def _prob(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:05}-prob.npy"
+
+
+def _index(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:05}-index.npy"
+
+
+class Answers:
+    """The teacher's answers as a task asks for them: from the caches of its crops, or from itself.
+
+    Args:
+        crops: soft labels of each augmented view; empty: the teacher is asked at every step.
+    """
+
+    def __init__(self, teacher: Teacher, crops: list[SoftLabels]) -> None:
+        self.teacher, self.crops = teacher, crops
+
+    def take(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+        """What is stored about views of rows; see ``SoftLabels.take``."""
+        if not self.crops:
+            return {}
+        if len(self.crops) == 1:
+            return self.crops[0].take(rows)
+        result: dict[str, np.ndarray] = {}
+        for crop in np.unique(views).tolist():
+            here = views == crop
+            for name, part in self.crops[crop].take(rows[here]).items():
+                whole = result.setdefault(name, np.empty((len(rows), part.shape[1]), part.dtype))
+                whole[here] = part
+        return result
+
+    def dense(self, taken: dict[str, Tensor]) -> Tensor:
+        """Probabilities float32 [B, C] of what ``take`` gave."""
+        return dense(taken, len(self.teacher.card.class_names))
+
+
+class Exchange(Protocol):
+    """Files that all nodes can have although they share no disk; see ``remote``."""
+
+    def publish(self, path: Path) -> None:
+        """Let the others have a file of this node, by its place below the state folder."""
+
+    def fetch(self, path: Path) -> None:
+        """Bring a file that another node has published, if it is not here."""
 
 
 def make(
     folder: Path,
     teacher: Teacher,
-    views: Views,
+    feed: Feed,
     rows: np.ndarray,
     view: int,
     kept: int,
     batch_size: int,
-    num_workers: int,
+    group: Group,
     advance: Callable[[int], None],
     note: Callable[[str], None],
+    exchange: Exchange | None = None,
 ) -> SoftLabels:
-    """Ask the teacher about one view of each row, each Ray worker about its share, and keep the answers.
+    """Ask the teacher about one view of each row, each worker about its share, and keep the answers.
 
-    A folder that is there already is read instead, unless it is damaged. Every worker must call this in the
-    same order.
+    A folder that is there already is read instead, unless it is damaged; one that an interrupted run left is
+    gone on with. Every worker must call this in the same order.
 
     Args:
+        rows: int64, ascending.
         kept: classes kept of each answer.
         advance: told how many images this worker has done.
         note: told what a person should know.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    found = [rank == 0 and usable(folder, note)]
-    dist.broadcast_object_list(found)  # one worker looks: all must go the same way
-    class_num = len(teacher.card.class_names)
-    if not found[0]:
-        mine = rows[rank::world]
-        parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-        loader = load(views, [pairs(part, view) for part in parts], num_workers)
+    if not all(group.gather(not group.leads or usable(folder, note))):
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
         teacher.assert_frozen()
-        with atomic_path(folder.with_name(f"{folder.name}.{rank}")) as shard:
-            shard.mkdir()
-            np.save(shard / "rows.npy", mine)
-            prob = _array(shard / "prob.npy", (len(mine), kept), np.float16)
-            index = None if kept == class_num else _array(shard / "index.npy", (len(mine), kept), np.int32)
-            done = 0
-            for part, pixels in zip(parts, loader, strict=True):
-                top = teacher(pixels).float().cpu()
-                here = slice(done, done + len(part))
-                if index is not None:
-                    top, classes = top.topk(kept, dim=1)
-                    index[here] = classes.numpy()
-                prob[here] = top.numpy()
-                done += len(part)
-                advance(len(part))
-            del prob, index  # written back before the folder gets its name
-        dist.barrier()
-        if rank == 0:
-            _merge(folder, world, len(rows))
-        dist.barrier()
+        chunks = range(-(-len(rows) // CHUNK))
+        whole = kept == len(teacher.card.class_names)
+        mine = [chunk for chunk in chunks if chunk % group.world == group.rank]
+        if len(chunks) < group.world:  # a small data set: all take part in each file
+            _share(partial, teacher, feed, rows, view, kept, whole, batch_size, group, advance)
+        else:
+            for chunk in mine:
+                part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
+                if not _prob(partial, chunk).exists():
+                    _write(partial, chunk, *_ask(teacher, feed, part, view, kept, whole, batch_size, advance))
+                else:
+                    advance(len(part))
+        if exchange is not None:
+            for path in sorted(partial.iterdir()):
+                exchange.publish(path)
+        group.barrier()
+        if exchange is not None and group.leads:
+            for chunk in chunks:
+                exchange.fetch(_prob(partial, chunk))
+                if not whole:
+                    exchange.fetch(_index(partial, chunk))
+        _finish(partial, folder, rows, group)
     else:
-        advance(len(rows[rank::world]))
-    return SoftLabels(folder, class_num, len(views))
+        advance(len(rows[group.rank :: group.world]))
+    return SoftLabels(folder)
 
 
 def usable(folder: Path, note: Callable[[str], None]) -> bool:
@@ -170,42 +278,110 @@ def usable(folder: Path, note: Callable[[str], None]) -> bool:
     return False
 
 
-def _array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
-    """A new .npy file to fill; one without entries cannot be mapped and is written at once."""
-    if 0 in shape:
-        np.save(path, np.empty(shape, dtype))
-        return np.empty(shape, dtype)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+def _ask(
+    teacher: Teacher,
+    feed: Feed,
+    rows: np.ndarray,
+    view: int,
+    kept: int,
+    whole: bool,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Probabilities float16 [n, k] and, unless all are kept, their classes int32 [n, k]."""
+    prob = np.empty((len(rows), kept), np.float16)
+    index = None if whole else np.empty((len(rows), kept), np.int32)
+    done = 0
+    for top, classes in _one_behind(_answers(teacher, feed, rows, view, kept, whole, batch_size)):
+        here = slice(done, done + len(top))
+        prob[here] = top.cpu().numpy()
+        if index is not None and classes is not None:
+            index[here] = classes.cpu().numpy()
+        done = here.stop
+        advance(len(top))
+    return prob, index
 
 
-def _merge(folder: Path, world: int, count: int) -> None:
-    shards = [folder.with_name(f"{folder.name}.{rank}") for rank in range(world)]
-    with atomic_path(folder) as partial:
-        partial.mkdir()
-        for name in sorted(path.name for path in shards[0].iterdir()):
-            parts = [np.load(shard / name, mmap_mode="r") for shard in shards]
-            whole = _array(partial / name, (count, *parts[0].shape[1:]), parts[0].dtype)
-            start = 0
-            for part in parts:
-                whole[start : start + len(part)] = part
-                start += len(part)
-            del whole
-        seals.write(partial / SEAL, list(partial.iterdir()))
-    for shard in shards:
-        remove(shard)
+def _answers(
+    teacher: Teacher, feed: Feed, rows: np.ndarray, view: int, kept: int, whole: bool, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for batch in feed(in_order(rows, batch_size, view)):
+        prob = teacher(batch.pixels).probabilities
+        if whole:
+            yield prob.half(), None
+        else:
+            top, classes = prob.topk(kept, dim=1)
+            yield top.half(), classes.int()
+
+
+def _one_behind(values: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The same, each when the next one has been asked for: a GPU works while the one before is copied."""
+    held: tuple[Tensor, Tensor | None] | None = None
+    for value in values:
+        if held is not None:
+            yield held
+        held = value
+    if held is not None:
+        yield held
+
+
+def _share(
+    folder: Path,
+    teacher: Teacher,
+    feed: Feed,
+    rows: np.ndarray,
+    view: int,
+    kept: int,
+    whole: bool,
+    batch_size: int,
+    group: Group,
+    advance: Callable[[int], None],
+) -> None:
+    """Each worker asks about every so-many-th row; rank 0 puts the answers together."""
+    own = _ask(teacher, feed, rows[group.rank :: group.world], view, kept, whole, batch_size, advance)
+    shares = group.gather(own)
+    if group.rank:
+        return
+    prob = np.empty((len(rows), kept), np.float16)
+    index = None if whole else np.empty((len(rows), kept), np.int32)
+    for rank, (top, classes) in enumerate(shares):
+        prob[rank :: group.world] = top
+        if index is not None and classes is not None:
+            index[rank :: group.world] = classes
+    for chunk in range(-(-len(rows) // CHUNK)):
+        here = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+        _write(folder, chunk, prob[here], None if index is None else index[here])
+
+
+def _write(folder: Path, chunk: int, prob: np.ndarray, index: np.ndarray | None) -> None:
+    if index is not None:  # first: where there is a chunk's prob, all of it is there
+        _save(_index(folder, chunk), index)
+    _save(_prob(folder, chunk), prob)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
+
+
+def _finish(partial: Path, folder: Path, rows: np.ndarray, group: Group) -> None:
+    """Seal what all have written; one worker of each node does it, the others find it done."""
+    if group.leads and not folder.exists():
+        _save(partial / "rows.npy", rows.astype(np.int64))
+        seals.write(partial / SEAL, sorted(partial.glob("*.npy")))
+        partial.rename(folder)
+    group.barrier()
 
 
 def choose(labels: SoftLabels, per_class: int) -> np.ndarray:
     """The ``per_class`` rows that the teacher is surest of, for each class it sees in them; int64, sorted."""
     if not len(labels.rows) or not per_class:
         return np.empty(0, dtype=np.int64)
-    confidence, predicted = (part.numpy() for part in labels(labels.rows).max(dim=1))
-    chosen = []
-    for label in np.unique(predicted):
-        rows = labels.rows[predicted == label]
-        order = np.lexsort((rows, -confidence[predicted == label]))
-        chosen.append(rows[order[:per_class]])
-    return np.sort(np.concatenate(chosen))
+    predicted, confidence = labels.surest()
+    order = np.lexsort((labels.rows, -confidence, predicted))
+    _, starts, counts = np.unique(predicted[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(starts, counts)
+    return np.sort(labels.rows[order[place < per_class]])
 
 
 def need_same_classes(teacher: ModelCard, class_names: list[str], size: int) -> None:

@@ -109,7 +109,8 @@ def _scale(sizes: tuple[int, ...]) -> list[Row]:
 LOAD = """
 import json, resource, time
 from pathlib import Path
-import numpy as np, pyarrow as pa
+from types import SimpleNamespace
+import numpy as np
 from components.audit.plan import read_plan
 from components.training import sampling
 
@@ -118,9 +119,9 @@ def peak():
 
 before, started = peak(), time.perf_counter()
 plan = read_plan(Path("outputs/audit/plan.json"))
-labels = pa.array(np.arange(CLASSES), pa.int32())
-table = pa.table({"label": labels, "source": pa.array(["synthetic"] * CLASSES)})
-sampling.weights(table, np.arange(CLASSES), plan)  # one row a class: every weight is looked up
+rows = np.arange(CLASSES)
+columns = SimpleNamespace(labels=rows, sources=np.zeros(CLASSES, np.int8), source_names=["synthetic"])
+sampling.Weights(columns, rows, plan)(rows)  # one row a class: every weight is looked up
 print(json.dumps({"seconds": time.perf_counter() - started, "bytes": peak() - before}))
 """
 

@@ -47,6 +47,18 @@ def test_class_balanced_weighs_by_class_and_divides_by_the_batch() -> None:
     assert loss(LOGITS, LABELS).item() == pytest.approx((0.5 * log(4 / 3) + 1.5 * log(2)) / 2)
 
 
+def test_smoothing_is_torchs_where_the_loss_is_cross_entropy() -> None:
+    logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    expected = functional.cross_entropy(logits, labels, label_smoothing=0.1).item()
+    assert losses.CrossEntropy(0.1)(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+    # p = [1/4, 3/4]: uniform cross-entropy (ln 4 + ln 4/3) / 2; focal at gamma 2: (1/4)^2 ln 4/3
+    uniform = (log(4) + log(4 / 3)) / 2
+    focal = losses.Focal(2.0, smoothing=0.2).per_image(LOGITS[:1], LABELS[:1]).item()
+    assert focal == pytest.approx(0.8 * 0.25**2 * log(4 / 3) + 0.2 * uniform)
+    with pytest.raises(ValueError, match="smoothing"):
+        losses.CrossEntropy(1.0)
+
+
 def test_effective_number_of_samples() -> None:
     # beta = 0.5: (1 - 0.5^1) / 0.5 = 1 and (1 - 0.5^2) / 0.5 = 1.5, so weights 1 and 2/3, scaled to mean 1
     weights = losses.effective_number_weights({0: 1, 1: 2}, 0.5, 3)
@@ -54,20 +66,20 @@ def test_effective_number_of_samples() -> None:
 
 
 def test_js_divergence() -> None:
-    js = losses.JSDivergence()
+    js = losses.js_divergence
     teacher = torch.tensor([[0.5, 0.5]])
     # p = [1/4, 3/4], q = [1/2, 1/2], m = [3/8, 5/8]
     p_m = 0.25 * log(0.25 / 0.375) + 0.75 * log(0.75 / 0.625)
     q_m = 0.5 * log(0.5 / 0.375) + 0.5 * log(0.5 / 0.625)
     assert js(LOGITS[:1], teacher).item() == pytest.approx((p_m + q_m) / 2)
-    assert js(LOGITS, functional.softmax(LOGITS, 1)).item() == pytest.approx(0, abs=1e-7)
+    assert js(LOGITS, functional.softmax(LOGITS, 1)).tolist() == pytest.approx([0, 0], abs=1e-7)
     certain = js(torch.tensor([[200.0, -200.0]]), torch.tensor([[0.0, 1.0]]))
     assert certain.item() == pytest.approx(log(2)), "bounded, whatever the two say"
 
 
 def test_js_divergence_moves_the_student_towards_a_certain_teacher() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
-    losses.JSDivergence()(logits, torch.tensor([[1.0, 0.0, 0.0]])).backward()
+    losses.js_divergence(logits, torch.tensor([[1.0, 0.0, 0.0]])).mean().backward()
     assert logits.grad is not None
     assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
 

@@ -13,10 +13,12 @@ from components.common.findings import Finding
 from components.common.step import step
 from components.models import build, cost
 from components.models.params import Arch
-from components.training import driver, engine, preflight
+from components.training import driver, preflight
+from components.training.augmentation import RECIPES
 from components.training.machine import Machine
 from components.training.params import DistillParams
 from components.training.preflight import Fault, Needs
+from components.training.spec import Phase
 
 GB = 1_000_000_000
 PLENTY = Machine(
@@ -96,8 +98,10 @@ def test_memory_is_counted_by_layers_and_by_the_optimizer() -> None:
     size = 4 * sum(tensor.numel() for tensor in module.state_dict().values())
     job = SimpleNamespace(
         phases=(SimpleNamespace(net="teacher"),), size=224,
-        optimizer=SimpleNamespace(name="adamw"), train=SimpleNamespace(num_workers=0, batch_size=32),
+        optimizer=SimpleNamespace(name="adamw"),
+        train=SimpleNamespace(num_workers=0, batch_size=32, ema=None),
         valid=SimpleNamespace(num_workers=0, batch_size=64),
+        recipe=lambda: RECIPES["light"],
     )  # fmt: skip
     ray = SimpleNamespace(workers=1, cpus_per_worker=1, gpus_per_worker=0)
     needed = preflight.needs(job, ray, module)  # type: ignore[arg-type]
@@ -106,9 +110,11 @@ def test_memory_is_counted_by_layers_and_by_the_optimizer() -> None:
     assert needed.fixed - preflight.RAY_BYTES - preflight.WORKER_BYTES == 4 * size, (
         "itself, gradients, moments"
     )
-    assert needed.disk == 9 * size
+    assert needed.disk == 3 * (1 + 2 + 2) * size, (
+        "its best epoch and itself twice, two moments; three checkpoints"
+    )
     job.optimizer.name = "sgd"
-    assert preflight.needs(job, ray, module).disk == 6 * size  # type: ignore[arg-type]
+    assert preflight.needs(job, ray, module).disk == 3 * 4 * size  # type: ignore[arg-type]
 
 
 def test_too_small_a_disk() -> None:
@@ -153,9 +159,9 @@ def findings(
     data: SimpleNamespace, params: DistillParams, start: Path | None, **net: object
 ) -> dict[str, Finding]:
     teacher = type(params.teacher).model_validate({**params.teacher.model_dump(), **net})
-    job = driver.make_job(
+    job = driver.make_spec(
         params, teacher, params.ray, params.data, data.manifest, read_plan(data.plan), start,
-        (engine.Phase("finetune", "teacher", 1, teacher.lr),),
+        (Phase("finetune", "teacher", 1, teacher.lr),),
     )  # fmt: skip
     with step("finetune", params, Path("out")) as run:
         preflight.preflight(run, job, params.ray, "teacher")

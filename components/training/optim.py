@@ -1,0 +1,103 @@
+"""Optimizer and schedule, timm's, and what goes with them: moving averages, batch norms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from components.models.params import LearningRate, Optimizer
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
+
+STALE = 1e-3  # share of the statistics that a network began with, left when its training ends
+
+
+def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; no weight decay on biases, norms and position embeddings.
+
+    ``layer_decay`` gives layers nearer to the input smaller rates (Clark et al., "ELECTRA", 2020, app. A).
+    """
+    from timm.optim import create_optimizer_v2
+
+    names = {"sgd": "sgd" if params.momentum > 0 else "momentum"}  # timm's sgd is the one with Nesterov's
+    options: dict[str, Any] = {}
+    if params.name in ("sgd", "adamw"):
+        options["fused"] = True
+    if params.name in ("adamw", "lamb"):
+        options["betas"] = (params.momentum, 0.999)
+    return create_optimizer_v2(
+        module,
+        opt=names.get(params.name, params.name),
+        lr=1.0,  # the schedule sets it before the first step
+        weight_decay=params.weight_decay,
+        momentum=params.momentum,
+        layer_decay=params.layer_decay,
+        **options,
+    )
+
+
+class Schedule:
+    """The rate of each step: a linear rise, then cosine to zero, constant, or tenths at each third.
+
+    Args:
+        optimizer: its groups get the rate, times their ``lr_scale`` where they have one (layer decay).
+        steps: of the whole phase.
+        warmup_steps: rounded down; step w of n rises to (w + 1) / (n + 1) of the rate.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, lr: LearningRate, steps: int, warmup_steps: float
+    ) -> None:
+        from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = lr.initial
+        self._optimizer = optimizer
+        rise = int(warmup_steps)
+        left = max(1, steps - rise)
+        common: dict[str, Any] = {
+            "warmup_t": rise,
+            "warmup_lr_init": lr.initial / (rise + 1),
+            "warmup_prefix": True,
+        }
+        self._scheduler: Scheduler
+        if lr.schedule == "cosine":
+            self._scheduler = CosineLRScheduler(
+                optimizer, t_initial=left, lr_min=0.0, t_in_epochs=False, **common
+            )
+        else:
+            drops = [left // 3 + 1, 2 * left // 3 + 1] if lr.schedule == "step" else []
+            self._scheduler = MultiStepLRScheduler(
+                optimizer, decay_t=drops, decay_rate=0.1, t_in_epochs=False, **common
+            )
+
+    def set(self, step: int) -> float:
+        """Give the groups the rate of a step, counted from 0 over the phase; returns it, unscaled."""
+        self._scheduler.step_update(step)
+        return max(group["lr"] / group.get("lr_scale", 1.0) for group in self._optimizer.param_groups)
+
+
+def make_ema(module: nn.Module, decay: float) -> ModelEmaV3:
+    """A moving average of a network's weights and buffers (Polyak & Juditsky, 1992), timm's.
+
+    Its decay grows from 0 with the steps, so that a short training is not an average with its start weights.
+    """
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(module, decay=decay, use_warmup=True)
+
+
+def forget_within(module: nn.Module, steps: int) -> None:
+    """Let batch norms' running statistics keep no more than ``STALE`` of their first values after ``steps``.
+
+    At the usual momentum of 0.1 that takes 66 steps; a small data set has fewer, and would be judged by
+    statistics of other images.
+    """
+    momentum = 1 - STALE ** (1 / steps)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
+            part.momentum = max(part.momentum, momentum)

@@ -1,0 +1,70 @@
+"""A task: what a phase learns from a batch. The trainer knows nothing of it but its loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from components.training import losses
+from components.training.sampling import AGAIN, Draw
+
+if TYPE_CHECKING:
+    from components.training.augmentation import Mix
+    from components.training.inputs.feed import Batch
+    from components.training.soft_labels import Answers
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a task may need. ``labels``: integers by row of the manifest; -1 where there is none."""
+
+    labels: np.ndarray
+    criterion: losses.Loss
+    answers: Answers | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Loss: scalar, the mean over the batch. Logits: float [B, C]."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Task(ABC):
+    """What is learnt, apart from the loop: a subclass, and its line in ``TASKS``."""
+
+    unlabelled: ClassVar[bool] = False  # whether it learns from images without labels too
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def view(self, number: int, before: np.ndarray) -> np.ndarray:
+        """Which view of each image an epoch shows: a fresh one each time.
+
+        Args:
+            number: of the epoch, over all phases of the network.
+            before: how often the row came before in this epoch, int64 [B].
+        """
+        return number + before * AGAIN
+
+    @abstractmethod
+    def extra(self, draw: Draw) -> dict[str, np.ndarray]:
+        """What travels with the pixels of a step; called in the thread that feeds."""
+
+    @abstractmethod
+    def __call__(self, network: nn.Module, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
+        """Loss and logits of a batch.
+
+        Args:
+            network: in train mode; perhaps wrapped for several workers, or compiled.
+            inputs: float32 [B, 3, S, S], normalised for the network.
+            batch: with ``pixels`` uint8 [B, 3, S, S], mixed already where ``mix`` is given, and ``extra``.
+            mix: which image was mixed into which, and how much of it.
+        """

@@ -1,0 +1,109 @@
+"""Optimizer and schedule: rates worked out by hand, timm's own groups, averages."""
+
+import pytest
+import torch
+
+from components.models.params import LearningRate, Optimizer
+from components.training import optim
+from components.training.distill import labelled_rate
+from components.training.params import Distill
+
+
+def rates(lr: LearningRate, steps: int, warmup: float) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=1.0)
+    schedule = optim.Schedule(optimizer, lr, steps, warmup)
+    result = [schedule.set(step) for step in range(steps)]
+    assert optimizer.param_groups[0]["lr"] == result[-1]
+    return result
+
+
+def test_cosine_rises_then_falls_to_zero() -> None:
+    found = rates(LearningRate(initial=0.1, schedule="cosine"), 101, 4)
+    assert found[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert max(found) == pytest.approx(0.1)
+    assert found[4] == max(found)
+    assert found[-1] < 0.001
+    assert found[4:] == sorted(found[4:], reverse=True)
+    assert found[4 + 48] == pytest.approx(0.1 * 0.5, rel=0.02), "half-way down, half the rate"
+
+
+def test_step_and_constant_schedules() -> None:
+    found = rates(LearningRate(initial=1.0, schedule="step"), 90, 0)
+    assert [found[at] for at in (0, 29, 30, 59, 60, 89)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(LearningRate(initial=0.3, schedule="constant"), 90, 2)[80] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("asked", "epochs", "given"), [(0.5, 1, 0.5), (5.0, 1, 0.5), (0.5, 4, 0.5), (0.0, 1, 0.0)]
+)
+def test_the_short_finetune_warms_up_anew_and_for_half_of_it_at_most(
+    asked: float, epochs: int, given: float
+) -> None:
+    long = LearningRate(initial=0.002, warmup_epochs=asked)
+    short = labelled_rate(long, Distill(finetune_epochs=epochs, finetune_lr=0.1))
+    assert short.initial == pytest.approx(0.0002)
+    assert short.warmup_epochs == given
+    steps = 20 * epochs
+    found = rates(short, steps, 20 * short.warmup_epochs)
+    assert max(found) == pytest.approx(short.initial, rel=0.1)
+    assert found[-1] < short.initial / 10  # it comes down again within the phase
+    assert (found[0] < short.initial / 5) == (given > 0)
+
+
+def test_weight_decay_spares_biases_norms_and_position_embeddings() -> None:
+    import timm
+
+    module = timm.create_model("test_vit", num_classes=4)
+    groups = optim.make_optimizer(module, Optimizer(weight_decay=0.1)).param_groups
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        small = parameter.ndim <= 1 or name in ("pos_embed", "cls_token", "reg_token")
+        assert (id(parameter) in spared) == small, name
+
+
+def test_layers_near_the_input_learn_more_slowly_where_that_is_asked_for() -> None:
+    import timm
+
+    module = timm.create_model("test_efficientnet", num_classes=4)
+    optimizer = optim.make_optimizer(module, Optimizer(layer_decay=0.5))
+    schedule = optim.Schedule(optimizer, LearningRate(initial=0.1, schedule="constant"), 10, 0)
+    assert schedule.set(3) == pytest.approx(0.1), "what is told is the rate of the head"
+    by_parameter = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    stem = by_parameter[id(module.conv_stem.weight)]
+    assert by_parameter[id(module.classifier.weight)] == pytest.approx(0.1)
+    assert stem < 0.02
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "rmsproptf"])
+def test_each_optimizer_takes_a_step(name: str) -> None:
+    layer = torch.nn.Linear(3, 2)
+    before = layer.weight.detach().clone()
+    optimizer = optim.make_optimizer(layer, Optimizer(name=name))  # type: ignore[arg-type]
+    optim.Schedule(optimizer, LearningRate(initial=0.1), 2, 0).set(0)
+    layer(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(layer.weight, before)
+
+
+def test_batch_norms_forget_other_images_within_few_steps() -> None:
+    few, many = (torch.nn.Sequential(torch.nn.BatchNorm2d(1)).train() for _ in range(2))
+    optim.forget_within(few, 5)
+    optim.forget_within(many, 500)
+    for _ in range(5):
+        few(torch.full((2, 1, 1, 1), 100.0))
+    assert float(few[0].running_mean) == pytest.approx(100, rel=0.002)
+    assert many[0].momentum == 0.1, "long trainings are as they were"
+
+
+def test_a_moving_average_follows_at_once_and_then_slowly() -> None:
+    layer = torch.nn.Linear(1, 1)
+    ema = optim.make_ema(layer, 0.999)
+    with torch.no_grad():
+        layer.weight.fill_(5.0)
+    ema.update(layer, step=1)
+    assert float(ema.module.weight) == 5.0, "the start weights are no part of it"
+    with torch.no_grad():
+        layer.weight.fill_(0.0)
+    ema.update(layer, step=2002)
+    # timm's decay after n steps: 1 - (1 + n)^(-2/3)
+    assert float(ema.module.weight) == pytest.approx(5.0 * (1 - 2001 ** (-2 / 3)), rel=0.01)

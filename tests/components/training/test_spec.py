@@ -1,0 +1,64 @@
+"""What names a job: exactly what decides its weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from components.audit.plan import Plan, read_plan
+from components.models.params import Optimizer
+from components.training import augmentation, driver
+from components.training.params import DistillParams
+from components.training.spec import Phase, TrainSpec
+from components.training.trainer import create_network
+
+
+def make_spec(data: SimpleNamespace, params: DistillParams, start: Path | None) -> TrainSpec:
+    return driver.make_spec(
+        params, params.teacher, params.ray, params.data, data.manifest, read_plan(data.plan), start,
+        (Phase("finetune", "teacher", 3, params.teacher.lr),),
+    )  # fmt: skip
+
+
+def test_checkpoints_belong_to_exactly_one_job(
+    data: SimpleNamespace, params: DistillParams, weights: Path, monkeypatch
+) -> None:
+    spec = make_spec(data, params, weights / "teacher.safetensors")
+    assert make_spec(data, params, weights / "teacher.safetensors").key() == spec.key()
+    others = [
+        replace(spec, seed=4),
+        replace(spec, start=None),
+        replace(spec, workers=3),
+        replace(spec, plan=Plan()),
+        replace(spec, optimizer=Optimizer(momentum=0.8)),
+        replace(spec, phases=(Phase("finetune", "teacher", 4, params.teacher.lr),)),
+        replace(spec, phases=(Phase("finetune", "teacher", 3, params.teacher.lr, task="ssld"),)),
+        replace(spec, train=spec.train.model_copy(update={"ema": 0.9})),
+    ]
+    keys = {spec.key(), *(other.key() for other in others)}
+    monkeypatch.setattr(augmentation, "VERSION", -1)
+    keys.add(spec.key())
+    assert len(keys) == len(others) + 2
+
+
+def test_the_same_seed_gives_the_same_network(
+    data: SimpleNamespace, params: DistillParams, weights: Path
+) -> None:
+    def tensors(seed: int, start: Path | None) -> list[torch.Tensor]:
+        return list(create_network(params.student.arch, 4, start, seed).state_dict().values())
+
+    start = weights / "student.safetensors"
+    torch.rand(5)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(1, start), tensors(1, start), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(tensors(1, start), tensors(2, start), strict=True))
+
+
+def test_settings_take_the_place_of_the_recipes_own(
+    data: SimpleNamespace, params: DistillParams, weights: Path
+) -> None:
+    spec = make_spec(data, params, None)
+    strong = replace(spec, train=spec.train.model_copy(update={"augment": "deit", "mixup": 0.0}))
+    assert augmentation.RECIPES["deit"].mixup > 0
+    assert strong.recipe().mixup == 0
+    assert strong.recipe().cutmix == augmentation.RECIPES["deit"].cutmix

@@ -1,0 +1,324 @@
+"""The training loop itself, without Ray: in this process, or in a gloo group of a few."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from components.audit.plan import read_plan
+from components.common.errors import RetortError
+from components.models.params import Arch, LearningRate, Optimizer
+from components.training import driver, health, precision, trainer
+from components.training.params import DistillParams
+from components.training.spec import Phase, TrainSpec
+from tests.components.training import local
+
+VIT = Arch(name="test_vit")  # timm's own for tests: no batch norms
+
+
+@pytest.fixture
+def spec(data: SimpleNamespace, params: DistillParams, weights: Path) -> TrainSpec:
+    return driver.make_spec(
+        params, params.teacher, params.ray, params.data, data.manifest, read_plan(data.plan),
+        weights / "teacher.safetensors", (Phase("finetune", "net", 3, params.teacher.lr),),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def distilling(spec: TrainSpec, data: SimpleNamespace, params: DistillParams) -> TrainSpec:
+    lr = params.student.lr
+    return replace(
+        spec,
+        phases=(Phase("distil", "student", 2, lr, task="ssld"), Phase("labelled", "student", 1, lr),
+                Phase("control", "control", 2, lr, matched=True)),
+        teacher=data.teacher,
+        distill=params.distill,
+        soft_labels=Path("labels").resolve(),
+    )  # fmt: skip
+
+
+def changed(spec: TrainSpec, **values: Any) -> TrainSpec:
+    return replace(spec, train=spec.train.model_copy(update=values))
+
+
+def bytes_of(outcome: local.Outcome, net: str = "net") -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in outcome.result.nets[net].items()}
+
+
+def test_it_learns_and_says_what_it_does(spec: TrainSpec) -> None:
+    outcome = local.run(spec)
+    history = outcome.result.history
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert history[-1]["val_top1"] > 0.5
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    predicted = outcome.result.predictions["net"]["val"]
+    assert predicted.shape == (32,)
+    assert predicted.dtype == np.int64
+    assert len(outcome.said("epoch")) == 3
+    assert outcome.said("speed")[0]["images_per_second"] > 0
+    assert 0 <= outcome.said("speed")[0]["waiting"] < 1
+    assert outcome.context.saved == 4, "each epoch, and the end"
+
+
+def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(spec: TrainSpec) -> None:
+    first = local.run(spec)
+    assert bytes_of(local.run(spec)) == bytes_of(first)
+    assert local.run(spec).result.history == first.result.history
+    assert bytes_of(local.run(replace(spec, seed=4))) != bytes_of(first)
+
+
+def test_a_distillation_with_cached_labels_gives_the_same_bytes_again(distilling: TrainSpec) -> None:
+    first = local.run(distilling)
+    again = local.run(distilling)  # with the soft labels of the first
+    assert bytes_of(first, "student") == bytes_of(again, "student")
+    assert bytes_of(first, "control") == bytes_of(again, "control")
+    assert first.result.chosen == 8
+    assert len(list(Path("labels").iterdir())) == 3, "two views, and the pool"
+
+
+@pytest.mark.parametrize("augment", ["standard", "deit"])
+def test_a_distillation_from_canvases_and_mixed_images(distilling: TrainSpec, augment: str) -> None:
+    result = local.run(changed(distilling, augment=augment)).result
+    assert result.history[-1]["val_top1"] > 0.3
+
+
+@pytest.mark.parametrize(
+    "change", [{"teacher_labels": "online"}, {"top_k_labels": 2}, {"crops": 1, "unlabeled_per_class": 0}]
+)
+def test_other_ways_to_distil(distilling: TrainSpec, change: dict[str, Any]) -> None:
+    assert distilling.distill is not None
+    spec = replace(distilling, distill=distilling.distill.model_copy(update=change))
+    assert local.run(spec).result.history[-1]["val_top1"] > 0.4
+
+
+# --- several workers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_more_workers_with_the_same_total_batch_learn_the_same(spec: TrainSpec, workers: int) -> None:
+    # without batch norms, which see a worker's share only: then sums differ in their order alone
+    still = replace(spec, arch=VIT, start=None, optimizer=Optimizer(momentum=0.9))
+    one = local.run(changed(still, batch_size=24))
+    several = local.run_group(changed(still, batch_size=24 // workers), workers)
+    for ours, theirs in zip(one.result.history, several.result.history, strict=True):
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=2e-5)
+        assert theirs["val_loss"] == pytest.approx(ours["val_loss"], rel=2e-5)
+    for name, tensor in one.result.nets["net"].items():
+        torch.testing.assert_close(several.result.nets["net"][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_two_workers_give_the_same_bytes_twice_and_validate_every_row(distilling: TrainSpec) -> None:
+    first, again = (local.run_group(distilling, 2) for _ in range(2))
+    assert bytes_of(first, "student") == bytes_of(again, "student")
+    assert first.result.history == again.result.history
+    assert first.result.predictions["student"]["val"].shape == (32,)
+
+
+# --- where it goes on -------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_cut_off_after_an_epoch_goes_on_to_the_same_bytes(
+    distilling: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = local.run(distilling)
+
+    class CutError(Exception):
+        pass
+
+    for cut in (1, 2, 4):  # in the first phase, at its end, in the control
+        context = local.LocalContext()
+        save = context.save_checkpoint
+
+        def failing(state: Any, context: Any = context, save: Any = save, cut: int = cut) -> None:
+            save(state)
+            if context.saved == cut:
+                raise CutError
+
+        monkeypatch.setattr(context, "save_checkpoint", failing)
+        with pytest.raises(CutError):
+            trainer.Trainer(context, replace(distilling, workers=1)).run()
+        rest = local.run(distilling, checkpoint=context.checkpoint)
+        assert rest.said("resumed")
+        for net in ("student", "control"):
+            assert bytes_of(rest, net) == bytes_of(whole, net)
+        assert rest.result.history == whole.result.history
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_run_that_was_asked_to_stop_in_mid_epoch_goes_on_to_the_same_bytes(
+    spec: TrainSpec, ema: float | None
+) -> None:
+    spec = changed(spec, ema=ema)
+    whole = local.run(spec)
+    stopped = local.run(spec, stop_when=lambda steps: steps >= 11)  # eight steps an epoch
+    assert stopped.said("left_off")[0] == {"kind": "left_off", "phase": "finetune", "epoch": 2, "step": 3}
+    assert stopped.state["predictions"] == {}
+    rest = local.run(spec, checkpoint=stopped.context.checkpoint)
+    assert bytes_of(rest) == bytes_of(whole)
+    assert rest.result.history == whole.result.history
+
+
+def test_workers_agree_on_the_step_at_which_they_stop(spec: TrainSpec) -> None:
+    whole = local.run_group(spec, 2)
+    stopped = local.run_group(spec, 2, stop_at=6)  # asked of the second worker alone
+    assert stopped.state["step"] == 2
+    rest = local.run_group(spec, 2, checkpoint=stopped.context.checkpoint)
+    assert bytes_of(rest) == bytes_of(whole)
+    assert rest.result.history == whole.result.history
+
+
+# --- health -----------------------------------------------------------------------------------------------
+
+
+def test_a_rate_beyond_all_measure_stops_the_run_waived_or_not(spec: TrainSpec) -> None:
+    wild = (Phase("finetune", "net", 3, LearningRate(initial=1e30, warmup_epochs=0)),)
+    for waived in (False, True):
+        outcome = local.run(replace(spec, phases=wild, waived=waived))
+        told = outcome.said("stopped")[0]
+        assert told["rule"] == "train.finite"
+        assert not told["waivable"]
+        assert outcome.context.checkpoint is None, "no epoch was finished"
+
+
+def test_a_loss_that_stays_flat_stops_the_run_unless_that_is_waived_or_a_result(spec: TrainSpec) -> None:
+    flat = replace(spec, phases=(Phase("finetune", "net", 3, LearningRate(initial=1e-12)),), start=None)
+    outcome = local.run(flat)
+    assert outcome.said("stopped")[0]["rule"] == "train.learns"
+    assert outcome.context.saved == 2, "the last good checkpoint is kept"
+    waived = local.run(replace(flat, waived=True))
+    assert waived.said("stopped")
+    assert waived.result.history[-1]["epoch"] == 3, "it went on"
+    assert not local.run(replace(flat, patient=True)).said("stopped")
+
+
+def test_the_guard_of_a_gpu_skips_the_update_and_stops_with_the_step(
+    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the loss is looked at now and then; here on a CPU, the same way."""
+    init = trainer._Looked.__init__
+    found: list[bool] = []
+
+    def every_four(self: Any, *arguments: Any) -> None:
+        init(self, *arguments)
+        self._every = 4
+
+    update = trainer._Looked.update
+
+    def watched(self: Any, optimizer: torch.optim.Optimizer) -> None:
+        before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+        update(self, optimizer)
+        after = [p for group in optimizer.param_groups for p in group["params"]]
+        if self._bad:
+            found.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+
+    monkeypatch.setattr(trainer._Looked, "__init__", every_four)
+    monkeypatch.setattr(trainer._Looked, "update", watched)
+    wild = (Phase("finetune", "net", 3, LearningRate(initial=1e30, warmup_epochs=0)),)
+    told = local.run(replace(spec, phases=wild)).said("stopped")[0]
+    assert told["rule"] == "train.finite"
+    assert "epoch 1, step 2;" in told["message"], "the step that went wrong, not the one that was looked at"
+    assert found
+    assert all(found), "nothing was changed by a step that is no number"
+
+
+def test_the_best_epoch_is_kept_not_the_last(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    recalls = iter([0.5, 0.9, 0.2, 0.5, 0.9, 0.2])
+    monkeypatch.setattr(trainer.metrics, "macro_recall", lambda actual, predicted: next(recalls))
+    epochs: list[dict[str, bytes]] = []
+    copied = trainer._copied
+
+    def noted(module: torch.nn.Module) -> Any:
+        tensors = copied(module)
+        epochs.append({name: tensor.numpy().tobytes() for name, tensor in tensors.items()})
+        return tensors
+
+    monkeypatch.setattr(trainer, "_copied", noted)
+    outcome = local.run(spec)
+    assert bytes_of(outcome) == epochs[1] != epochs[0]
+    assert len(epochs) == 2, "the third was no better"
+    assert any("epoch 2 is kept" in event["said"] for event in outcome.said("note"))
+    assert bytes_of(local.run(changed(spec, keep="last"))) != bytes_of(outcome)
+
+
+def test_a_phase_ends_early_when_nothing_gets_better(
+    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.metrics, "macro_recall", lambda actual, predicted: 0.5)
+    monkeypatch.setattr(trainer.Trainer, "_predict", lambda self, module, split: (
+        np.zeros(32, dtype=np.int64), 1.0))  # fmt: skip
+    long = replace(changed(spec, patience=2), phases=(replace(spec.phases[0], epochs=9),), patient=True)
+    assert [row["epoch"] for row in local.run(long).result.history] == [1, 2, 3]
+
+
+# --- a step -----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_in_parts_gives_the_same_gradients(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    still = changed(replace(spec, arch=VIT, start=None), augment="light")
+    whole = local.run(still).result
+    monkeypatch.setattr(trainer.Trainer, "_parts", lambda *_: 4)
+    parts = local.run(still).result
+    for name, tensor in whole.nets["net"].items():
+        torch.testing.assert_close(parts.nets["net"][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_a_batch_is_halved_until_the_memory_holds_it() -> None:
+    tried: list[int] = []
+
+    def attempt(count: int) -> None:
+        tried.append(count)
+        if count > 20:
+            raise torch.OutOfMemoryError
+
+    assert precision.fitting_parts(attempt, 64) == 4
+    assert tried == [64, 32, 16]
+
+    def never(count: int) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(RetortError, match="memory is too small for a step of 2 images"):
+        precision.fitting_parts(never, 64)
+
+
+def test_gradients_are_clipped_and_a_moving_average_is_kept(spec: TrainSpec) -> None:
+    clipped = local.run(replace(spec, optimizer=Optimizer(clip_norm=1e-9)))
+    start, end = (clipped.result.history[at]["val_loss"] for at in (0, -1))
+    free = local.run(spec).result.history[-1]["val_loss"]
+    assert abs(start - end) < abs(start - free), "hardly anything moves"
+    averaged = local.run(changed(spec, ema=0.99))
+    assert bytes_of(averaged) != bytes_of(local.run(spec))
+    assert averaged.result.history[-1]["val_top1"] > 0.5
+
+
+def test_compilation_and_half_precision_learn_as_well(spec: TrainSpec) -> None:
+    half = local.run(changed(spec, precision="bf16")).result
+    assert half.history[-1]["val_top1"] > 0.5
+    assert next(iter(half.nets["net"].values())).dtype == torch.float32
+
+
+def test_only_the_new_rows_learn_where_that_is_asked_for(spec: TrainSpec) -> None:
+    outcome = local.run(
+        replace(spec, phases=(Phase("rows", "net", 1, LearningRate(initial=0.1), new_rows=3),), patient=True)
+    )
+    start = trainer.create_network(spec.arch, 4, spec.start, spec.seed).state_dict()
+    for name, tensor in outcome.result.nets["net"].items():
+        if name.startswith("classifier"):
+            assert torch.equal(tensor[:3], start[name][:3])
+            assert not torch.equal(tensor[3:], start[name][3:])
+        else:
+            assert torch.equal(tensor, start[name])
+
+
+def test_a_class_with_one_image_a_batch_of_two_and_a_waiting_share(spec: TrainSpec) -> None:
+    assert local.run(changed(spec, batch_size=2)).result.history[-1]["val_top1"] > 0.3
+
+
+def test_weights_that_are_no_number_are_found_at_the_end_of_the_epoch(spec: TrainSpec) -> None:
+    with pytest.raises(health.Stop):
+        health.need_finite(math.nan, "finetune", 1, 8, "none")
+    health.need_finite(1.0, "finetune", 1, 8, "none")
