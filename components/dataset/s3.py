@@ -73,9 +73,23 @@ def remember_store(bucket: str, settings: S3) -> None:
         write_json(_stores_file(), stores)
 
 
+def store(bucket: str) -> S3:
+    """The settings of the store that holds a bucket, if they were noted; else those of the standard chain."""
+    return S3.model_validate(_stores().get(bucket, {}))
+
+
 def _client(bucket: str) -> Any:
-    store = _stores().get(bucket, {})
-    key = (store.get("endpoint_url"), store.get("region"))
+    known = store(bucket)
+    return client(known.endpoint_url, known.region)
+
+
+def client(endpoint_url: str | None, region: str | None) -> Any:
+    """boto3's client of a store, one a process; each request is tried several times.
+
+    Raises:
+        RetortError: when the endpoint is no URL.
+    """
+    key = (endpoint_url, region)
     with _making:  # boto3's default session is not safe to share while clients are made
         if key not in _clients:
             import boto3
