@@ -61,21 +61,27 @@ def _stores_file() -> Path:
     return state_dir("cache", "s3") / "stores.json"
 
 
-def _stores() -> dict[str, dict[str, str | None]]:
+def stores() -> dict[str, dict[str, str | None]]:
+    """The settings that were noted, by bucket."""
     path = _stores_file()
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def remember_store(bucket: str, settings: S3) -> None:
     """Note which store holds a bucket, so that every later step and process finds its images there."""
-    stores = {**_stores(), bucket: settings.model_dump()}
-    if stores != _stores():
-        write_json(_stores_file(), stores)
+    remember_stores({bucket: settings.model_dump()})
+
+
+def remember_stores(more: dict[str, dict[str, str | None]]) -> None:
+    """Note several, as ``stores`` gave them elsewhere."""
+    known = stores()
+    if {**known, **more} != known:
+        write_json(_stores_file(), {**known, **more})
 
 
 def store(bucket: str) -> S3:
     """The settings of the store that holds a bucket, if they were noted; else those of the standard chain."""
-    return S3.model_validate(_stores().get(bucket, {}))
+    return S3.model_validate(stores().get(bucket, {}))
 
 
 def _client(bucket: str) -> Any:
@@ -212,7 +218,7 @@ def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:
                     "it goes on from what was fetched"
                 ) from None
         except (BotoCoreError, OSError) as error:
-            where = _stores().get(bucket, {}).get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "AWS")
+            where = stores().get(bucket, {}).get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "AWS")
             raise RetortError(
                 f"s3://{bucket}: cannot be reached at {where} ({error}); check data.s3.endpoint_url and run "
                 "again, it goes on from what was fetched"

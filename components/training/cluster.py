@@ -1,7 +1,12 @@
-"""Ray: start or find it, run a training function on its workers, hear from them, stop it cleanly."""
+"""Ray: start or find it, run a training function on its workers, hear from them, stop it cleanly.
+
+A node needs no file of the driver's: our code goes to it with the job (Ray's ``py_modules``), so that none
+trains another version; what a specification names comes from ``ray.storage``.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -22,8 +27,9 @@ from components.common import signals
 from components.common.environment import collect_less_often, environment
 from components.common.errors import RetortError, Terminated
 from components.common.progress import say
-from components.common.storage import disk_full
-from components.training import reaper
+from components.common.storage import disk_full, read_json, remove, state_dir, write_json
+from components.dataset import s3
+from components.training import reaper, remote
 from components.training.params import Ray
 
 if TYPE_CHECKING:
@@ -35,6 +41,8 @@ END_SECONDS = 10.0  # for the thread that waits for the trainer, once Ray is sto
 ASK_SECONDS = 0.5  # between two questions of a worker, whether it is to stop
 STOP_SECONDS = 20.0  # for workers that were asked to save and return; Kubernetes kills after 30
 STATE = "state.pt"  # in each checkpoint
+STORED = "storage.json"  # in a run's folder: that its checkpoints lie in a storage, and in which
+CODE = Path(__file__).parents[1]  # the package that goes to the nodes
 THREAD = "ray-train"
 OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
 HOUSE = Path(__file__).parents[2]
@@ -106,6 +114,11 @@ def _connected(params: Ray) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if params.address:
         options["address"] = params.address
+        options["runtime_env"] = {
+            "py_modules": [str(CODE)],
+            "excludes": ["__pycache__"],
+            "env_vars": {**SETTINGS, **WORKER_SETTINGS},
+        }
     else:
         options.update(
             address="local",
@@ -307,13 +320,25 @@ def fit(
     """
     import ray
 
+    storage = remote.open_storage(params.storage) if params.storage else None
     _drop_torn_snapshot(folder)
-
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    if storage is not None:
+        spec = remote.publish(storage, spec)
+        write_json(folder / STORED, dataclasses.asdict(storage))  # type: ignore[call-overload]
+    # beside the driver: another node may be lost
+    node = ray.get_runtime_context().get_node_id()
+    here: dict[str, Any] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
+    mailbox: Any = ray.remote(**here)(Mailbox).remote()
     outcome: dict[str, Any] = {}
-    config = {"packed": ray.cloudpickle.dumps((loop, spec)), "mailbox": mailbox}
+    config = {
+        "packed": ray.cloudpickle.dumps((loop, spec)),
+        "mailbox": mailbox,
+        "storage": storage,
+        "state": str(state_dir().resolve()),
+        "stores": s3.stores(),
+    }
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
-        remote_fit = ray.remote(num_cpus=0)(_fit)
+        remote_fit = ray.remote(**here)(_fit)
 
         def work() -> None:
             _keep(outcome, lambda: ray.get(remote_fit.remote(config, params, str(folder))))
@@ -377,9 +402,15 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     collect_less_often()
     for name, value in WORKER_SETTINGS.items():
         os.environ.setdefault(name, value)
-    mailbox = config["mailbox"]
+    mailbox, storage = config["mailbox"], config["storage"]
     try:
+        # where the driver's files are not, a node keeps what it makes in a folder of its own
+        state = config["state"] if storage is None else str(remote.node_cache("state"))
+        os.environ["RETORT_STATE"] = state
         loop, spec = ray.cloudpickle.loads(config["packed"])
+        if storage is not None:
+            s3.remember_stores(config["stores"])
+            spec = remote.localized(storage, spec)
         loop(RayContext(mailbox), spec)
     except RetortError as error:
         tell(mailbox, "error", message=str(error), rule=error.rule)
@@ -435,7 +466,14 @@ def _fit(config: dict[str, Any], params: Ray, folder: str) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    place = Path(folder)
+    place, storage = Path(folder), config["storage"]
+    path, system = str(place.parent), None
+    if storage is not None:
+        path, system = storage.filesystem()
+        path = f"{path}/{remote.CHECKPOINTS}"
+    workers: Any = params.workers
+    if params.min_workers is not None:
+        workers = (min(params.min_workers, workers), workers)
     resources = {"CPU": params.cpus_per_worker}
     if params.gpus_per_worker:
         resources["GPU"] = params.gpus_per_worker
@@ -444,18 +482,28 @@ def _fit(config: dict[str, Any], params: Ray, folder: str) -> Any:
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if params.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=params.workers,
+            num_workers=workers,
             use_gpu=params.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=place.name,
-            storage_path=str(place.parent),
+            storage_path=path,
+            storage_filesystem=system,
             failure_config=FailureConfig(max_failures=params.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     return trainer.fit().checkpoint
+
+
+def forget(folder: Path) -> None:
+    """Remove a finished run's checkpoints, wherever they were kept."""
+    if (folder / STORED).exists():
+        content = read_json(folder / STORED)
+        kind = remote.S3Storage if content["uri"].startswith("s3://") else remote.FolderStorage
+        kind(**content).remove(f"{remote.CHECKPOINTS}/{folder.name}")
+    remove(folder)
 
 
 def _drop_torn_snapshot(folder: Path) -> None:

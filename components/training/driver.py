@@ -13,7 +13,7 @@ from components.common import progress
 from components.common.errors import RetortError
 from components.common.params import StepParams
 from components.common.step import Run
-from components.common.storage import need, read_json, remove, state_dir
+from components.common.storage import need, read_json, state_dir
 from components.dataset import manifest as manifests
 from components.dataset.params import Data
 from components.models import build, checkpoint
@@ -152,7 +152,7 @@ def _find_input_bound(run: Run, heard: Listener) -> None:
 
 def forget(folder: Path) -> None:
     """Remove a finished job's checkpoints."""
-    remove(folder)
+    cluster.forget(folder)
 
 
 def truth(spec: TrainSpec, split: str) -> np.ndarray:

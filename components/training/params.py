@@ -22,6 +22,17 @@ class Ray(Section):
     price_per_hour: float | None = Field(
         None, ge=0, description="of the whole cluster, in any currency; with it, what training costs is said"
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="with how few workers training goes on when nodes are lost, until others join; null: it "
+        "waits until all ray.workers can run again",
+    )
+    storage: str = Field(
+        "",
+        description="URI that all nodes reach: s3://bucket/prefix or a shared folder; empty: this machine's "
+        ".retort",
+    )
 
 
 class Distill(Section):
