@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0  # for a cluster that should be there
 POLL_SECONDS = 0.2
 END_SECONDS = 10.0  # for the thread that waits for the trainer, once Ray is stopped
+WAIT = timedelta(minutes=30)  # of a worker for the others, in one call; Ray sees a lost one sooner
 ASK_SECONDS = 0.5  # between two questions of a worker, whether it is to stop
 STOP_SECONDS = 20.0  # for workers that were asked to save and return; Kubernetes kills after 30
 STATE = "state.pt"  # in each checkpoint
@@ -67,6 +69,7 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # of a node's workers: else NCCL cannot go card to card
     # a report waits until Ray has asked for the one before, every two seconds by default: longer than an
     # epoch of a small data set takes, and until then its checkpoint is not known to Ray
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -227,6 +230,35 @@ class RayContext:
         self._mailbox = mailbox
         self._stopping: threading.Event | None = None
 
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        """torch's default process group of all workers, as long as the block runs."""
+        import ray
+        import ray.train.collective
+        import torch
+        from torch import distributed
+
+        ip = ray.util.get_node_ip_address()
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            interface = _interface(ip)
+            if interface is not None:
+                os.environ.setdefault(name, interface)
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.set_device(self.device)
+        # the first one's server chooses its port itself, so that no other process takes it meanwhile
+        server = (
+            distributed.TCPStore(ip, 0, None, True, wait_for_workers=False) if self.rank == 0 else None
+        )
+        address = ray.train.collective.broadcast_from_rank_zero(server and (ip, server.port))
+        store = server or distributed.TCPStore(*address, is_master=False)
+        distributed.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=self.rank, world_size=self.world, timeout=WAIT
+        )
+        yield
+        # not after a failure: the others may be gone, or wait in another call
+        distributed.destroy_process_group()
+
     def load_checkpoint(self) -> State | None:
         import ray.train
 
@@ -277,6 +309,17 @@ class RayContext:
             if ray.get(self._mailbox.stopping.remote()):
                 stopping.set()
             time.sleep(ASK_SECONDS)
+
+
+def _interface(ip: str) -> str | None:
+    """The network interface that has an address. Without its name gloo takes the host name's, which is a
+    loopback address on many hosts: then no other host gets through."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == ip for address in addresses):
+            return name
+    return None
 
 
 def _state(checkpoint: Any) -> State:
@@ -411,7 +454,9 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
         if storage is not None:
             s3.remember_stores(config["stores"])
             spec = remote.localized(storage, spec)
-        loop(RayContext(mailbox), spec)
+        context = RayContext(mailbox)
+        with context.group():
+            loop(context, spec)
     except RetortError as error:
         tell(mailbox, "error", message=str(error), rule=error.rule)
         raise
@@ -462,9 +507,12 @@ class Failures:
 
 
 def _fit(config: dict[str, Any], params: Ray, folder: str) -> Any:
-    """The last checkpoint that was reported, or None."""
+    """The last checkpoint that was reported, or None.
+
+    Not by Ray's TorchTrainer: its controller imports torch before it starts a worker.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     place, storage = Path(folder), config["storage"]
     path, system = str(place.parent), None
@@ -477,10 +525,9 @@ def _fit(config: dict[str, Any], params: Ray, folder: str) -> Any:
     resources = {"CPU": params.cpus_per_worker}
     if params.gpus_per_worker:
         resources["GPU"] = params.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _unpack_and_run,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if params.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=params.gpus_per_worker > 0,

@@ -1,0 +1,271 @@
+"""Two hosts without a shared disk: namespaces with folders of their own, an S3 server between them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from components.dataset import manifest
+from components.training.params import DistillParams
+from tests.components.conftest import KEY, SECRET
+
+HOUSE = Path(__file__).resolve().parents[3]
+FIRST, SECOND = "10.77.0.1", "10.77.0.2"
+PORT, S3_PORT = 6379, 8333  # of namespaces that hold nothing else
+URL = f"http://{FIRST}:{S3_PORT}"
+
+
+def _missing() -> str:
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    tools = [tool for tool in ("ip", "unshare", "nsenter", "mount") if shutil.which(tool) is None]
+    if tools:
+        return f"{', '.join(tools)} not found"
+    tried = subprocess.run(["unshare", "-m", "-n", "true"], capture_output=True, check=False)
+    return "" if tried.returncode == 0 else "no right to make namespaces here"
+
+
+MISSING = _missing()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(MISSING), reason=MISSING or "-"),
+]
+
+
+def call(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+class Host:
+    """A network namespace, and a mount namespace in which ``hidden`` folders are empty ones of its own."""
+
+    def __init__(self, name: str, hidden: list[Path], environment: dict[str, str]) -> None:
+        self.name, self._environment = name, environment
+        mounts = "; ".join(f"mount -t tmpfs tmpfs {folder}" for folder in hidden)
+        call("ip", "netns", "add", name)
+        script = f"mount --make-rprivate /; {mounts}; echo ready; exec sleep infinity"
+        command = ["ip", "netns", "exec", name, "unshare", "-m", "sh", "-ec", script]
+        self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n"
+        self.run("ip", "link", "set", "lo", "up")
+
+    def inside(self, *command: str) -> list[str]:
+        return ["nsenter", "-t", str(self._holder.pid), "-m", "-n", "--", *command]
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        environment = {**os.environ, **self._environment}
+        return subprocess.Popen(self.inside(*command), env=environment, text=True, **options)
+
+    def run(self, *command: str) -> str:
+        with self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, f"{command}: {said}"
+        return said
+
+    def end_all(self) -> None:
+        """Kill every process in it, but the one that holds it."""
+        for _ in range(50):
+            found = subprocess.run(
+                ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True
+            )
+            numbers = [int(line) for line in found.stdout.split() if int(line) != self._holder.pid]
+            if not numbers:
+                return
+            for number in numbers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            time.sleep(0.1)
+        raise AssertionError(f"{self.name}: {numbers} do not end")
+
+    def remove(self) -> None:
+        self.end_all()
+        self._holder.kill()
+        self._holder.wait()
+        call("ip", "netns", "del", self.name)
+
+
+class Cluster:
+    """Ray on two hosts with one core each, and SeaweedFS on the first; only the first has our files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+        mark = secrets.token_hex(3)
+        sessions = Path("/tmp/ray")
+        sessions.mkdir(exist_ok=True)
+        self.first = Host(f"retort-{mark}-1", [sessions], self.environment)
+        # the second has no folder of the test's, and not even the code: that comes with the job
+        self.second = Host(f"retort-{mark}-2", [Path("/tmp"), HOUSE / "components"], self.environment)
+        ends = [f"rt{mark}a", f"rt{mark}b"]
+        call("ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for host, end, address in zip((self.first, self.second), ends, (FIRST, SECOND), strict=True):
+            call("ip", "link", "set", end, "netns", host.name, "name", "eth0")
+            host.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
+            host.run("ip", "link", "set", "eth0", "up")
+        self._store()
+        self.join(
+            self.first, "--head", f"--port={PORT}", f"--node-ip-address={FIRST}", "--include-dashboard=false"
+        )
+        self.join_second()
+
+    def _store(self) -> None:
+        folder = self.folder / "store"
+        folder.mkdir()
+        keys = {"accessKey": KEY, "secretKey": SECRET}
+        identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        weed = os.fspath(Path(sys.executable).with_name("weed"))
+        options = [
+            f"-dir={folder}",
+            "-s3",
+            f"-s3.port={S3_PORT}",
+            f"-s3.config={folder / 's3.json'}",
+            "-s3.iam=false",
+        ]
+        options += [f"-ip={FIRST}", "-ip.bind=0.0.0.0", "-master.volumeSizeLimitMB=64", "-volume.max=0"]
+        log = (folder / "log").open("wb")
+        self.first.start(weed, "server", *options, stdout=log, stderr=log)
+        self.python(
+            f"""
+            import boto3, time
+            client = boto3.client("s3", endpoint_url="{URL}")
+            for attempt in range(200):
+                try:
+                    client.create_bucket(Bucket="photos")
+                    client.put_object(Bucket="photos", Key="ready", Body=b"x")
+                    break
+                except Exception:
+                    time.sleep(0.2)
+            else:
+                raise SystemExit("the store did not come up")
+            """
+        )
+
+    def python(self, code: str) -> str:
+        """Run Python on the first host."""
+        return self.first.run(sys.executable, "-c", textwrap.dedent(code))
+
+    def join(self, host: Host, *options: str) -> None:
+        ray = os.fspath(Path(sys.executable).with_name("ray"))
+        command = [ray, "start", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+        host.run(*command, *options)
+
+    def join_second(self) -> None:
+        self.join(self.second, f"--address={FIRST}:{PORT}", f"--node-ip-address={SECOND}")
+
+    def remove(self) -> None:
+        for host in (self.second, self.first):
+            host.remove()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("hosts"))
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def in_store(
+    cluster: Cluster, data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch
+) -> DistillParams:
+    """The project with its images in the store only, eight epochs, and the place that both hosts reach."""
+    cluster.python(
+        f"""
+        import boto3
+        from pathlib import Path
+        client = boto3.client("s3", endpoint_url="{URL}")
+        root = Path({data.root!r})
+        for file in root.rglob("*.png"):
+            client.upload_file(str(file), "photos", "digits/" + file.relative_to(root).as_posix())
+        """
+    )
+    table = manifest.read(data.manifest)
+    paths = pa.array([f"s3://photos/digits/{path}" for path in table["path"].to_pylist()])
+    table = table.set_column(table.column_names.index("path"), "path", paths)
+    manifest.write(table, data.manifest)
+    values = params.model_dump(by_alias=True)
+    values["teacher"]["train"]["epochs"] = 8
+    values["data"]["s3"] = {"endpoint_url": URL, "region": "us-east-1"}
+    values["ray"] |= {"address": "auto", "storage": f"s3://photos/training-{secrets.token_hex(3)}"}
+    return DistillParams.model_validate(values)
+
+
+class Command:
+    """A finetune on the first host, as the command line runs it."""
+
+    def __init__(self, cluster: Cluster, params: DistillParams, data: SimpleNamespace, out: str) -> None:
+        Path("params.json").write_text(params.model_dump_json(by_alias=True))
+        code = textwrap.dedent(
+            f"""
+            import json, os
+            from pathlib import Path
+            os.chdir({os.fspath(Path.cwd())!r})
+            from components.common import signals
+            from components.dataset import s3
+            from components.training.finetune import finetune
+            from components.training.params import FinetuneParams
+
+            signals.catch()
+            params = FinetuneParams.model_validate(json.loads(Path("params.json").read_text()))
+            s3.remember_store("photos", params.data.s3)  # as ingest does
+            finetune(params, manifest=Path({str(data.manifest)!r}), plan=Path({str(data.plan)!r}),
+                     weights=Path({str(data.weights)!r}), out=Path({out!r}))
+            """
+        )
+        self.process = cluster.first.start(
+            "env", f"PYTHONPATH={HOUSE}", sys.executable, "-c", code, stderr=subprocess.PIPE
+        )
+        self.lines: list[str] = []
+
+    def until(self, text: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} never came:\n{''.join(self.lines)}")
+
+    def finish(self) -> str:
+        assert self.process.stderr is not None
+        self.lines += self.process.stderr.readlines()
+        said = "".join(self.lines)
+        assert self.process.wait() == 0, said
+        return said
+
+
+def test_two_hosts_train_as_two_processes_do(
+    cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
+) -> None:
+    command = Command(cluster, in_store, data, "out")
+    print(command.finish())
