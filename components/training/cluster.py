@@ -232,26 +232,28 @@ class RayContext:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """torch's default process group of all workers, as long as the block runs."""
+        """torch's default process group of all workers, as long as the block runs; one alone needs none."""
         import ray
         import ray.train.collective
         import torch
         from torch import distributed
 
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.set_device(self.device)
+        if self.world == 1:
+            yield
+            return
         ip = ray.util.get_node_ip_address()
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             interface = _interface(ip)
             if interface is not None:
                 os.environ.setdefault(name, interface)
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.set_device(self.device)
-        # the first one's server chooses its port itself, so that no other process takes it meanwhile
-        server = (
-            distributed.TCPStore(ip, 0, None, True, wait_for_workers=False) if self.rank == 0 else None
-        )
-        address = ray.train.collective.broadcast_from_rank_zero(server and (ip, server.port))
-        store = server or distributed.TCPStore(*address, is_master=False)
+        server = None
+        if self.rank == 0:  # it chooses its port itself, so that no other process takes it meanwhile
+            server = distributed.TCPStore(ip, 0, None, True, wait_for_workers=False)
+        host, port = ray.train.collective.broadcast_from_rank_zero(server and (ip, server.port))
+        store = server or distributed.TCPStore(host, port, None, False)
         distributed.init_process_group(
             "nccl" if cuda else "gloo", store=store, rank=self.rank, world_size=self.world, timeout=WAIT
         )
@@ -363,6 +365,8 @@ def fit(
     """
     import ray
 
+    from components.training.nodes import Watch  # not at the top: workers do without what it imports
+
     storage = remote.open_storage(params.storage) if params.storage else None
     _drop_torn_snapshot(folder)
     if storage is not None:
@@ -395,7 +399,7 @@ def fit(
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     errors: list[RetortError] = []
-    failures = Failures()
+    failures, watch = Failures(), Watch(params)
 
     def listen() -> None:
         for event in ray.get(mailbox.take.remote()):
@@ -412,6 +416,7 @@ def fit(
             thread.join(POLL_SECONDS)
             signals.heed()
             listen()
+            watch()
     except Terminated:
         if ray.get(mailbox.stop.remote()):
             say("stopping: the workers save a checkpoint first")

@@ -19,7 +19,7 @@ from components.dataset.params import Data
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net
-from components.training import cluster, trainer
+from components.training import cluster, nodes, remote, trainer
 from components.training.inputs.index import open_index
 from components.training.inputs.pictures import open_store
 from components.training.listener import Listener
@@ -51,6 +51,8 @@ def make_spec(
         RetortError: when an image cannot be read, or the class count does not fit the data.
     """
     progress.at("reading the data")
+    if ray.storage:
+        remote.remember(ray.storage, data.s3)
     names = class_names(params, manifest)
     root = data.root if "://" in data.root else os.path.abspath(data.root)  # noqa: PTH100
     spec = TrainSpec(
@@ -70,6 +72,8 @@ def make_spec(
         workers=ray.workers,
         waived="train.learns" in params.checks.waive,
     )
+    if ray.storage:  # each node decodes for itself
+        return spec
     store = open_store(open_index(spec.manifest), root, spec.size, spec.recipe().source)
     for said in store.said:
         progress.say(f"{said}: they are decoded as they are needed (train.num_workers: processes for that)")
@@ -117,6 +121,7 @@ def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
 
 def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
     """The same in a cluster that is running already, so that several jobs can share it."""
+    nodes.check(run, spec, ray)
     progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
     with Listener(run) as heard:
         state = cluster.fit(trainer.train, spec, ray, folder, heard)

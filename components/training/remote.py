@@ -236,6 +236,12 @@ def _missing(uri: str, name: str) -> RetortError:
     )
 
 
+def remember(uri: str, settings: S3) -> None:
+    """Note by which endpoint an s3:// storage is reached, if ``data.s3`` says one."""
+    if uri.startswith("s3://") and (settings.endpoint_url or settings.region):
+        s3.remember_store(s3.split(uri)[0], settings)
+
+
 def open_storage(uri: str, settings: S3 | None = None) -> Storage:
     """The place that ``ray.storage`` names, as the driver sees it.
 
