@@ -251,7 +251,6 @@ def _minutes(
         student_epochs=values["student"]["train"]["epochs"],
         crops=values["distill"]["crops"],
         control=values["distill"]["control"],
-        loaders=values["teacher"]["train"]["num_workers"],
         gpu=machine.gpus > 0,
     )
     # what runs the exported file runs on the cores, beside whatever trains

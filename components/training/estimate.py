@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from components.models import build
-from components.models.params import Arch, Optimizer
-from components.training import loader, optim
+from components.models.params import Arch, Optimizer, Train
+from components.training import optim
+from components.training.augmentation import Augment, canvas_size
+from components.training.normalise import Normalise
+from components.training.precision import Precision
 
 START_SECONDS = 20.0  # of each step that trains: Ray, its workers, and their imports
 GPU_START_SECONDS = 50.0  # the same where CUDA starts, and its first step: 47 to 57 s on an H100
-LOADERS_SECONDS = 2.0  # of each epoch, in which loader processes start anew: 1.8 to 2.3 s of 12 of them
 MOST_STEPS = 6  # timed: with more, the median is no better than a machine's own noise
 FETCH_SECONDS = 0.002  # of a loader process, for an image beside its view: to take it out, to hand it over
 CLASSES = 10  # of the network that is measured: its classifier is not what takes long
@@ -51,8 +53,8 @@ def measure(
     Args:
         batch: images a step.
         threads: all cores that training may use: Ray workers times the cores of each.
-        device, loaders: where the network computes, and the processes that make its views meanwhile; 0: they
-            are made in the step itself.
+        device, loaders: where the network computes, and the processes that make its views meanwhile; 0, and
+            on a GPU: they are made in the step itself.
         budget: seconds for what is timed; a step to warm up comes before, and one is always timed.
 
     Raises:
@@ -60,30 +62,38 @@ def measure(
     """
     arch = Arch(name=arch) if isinstance(arch, str) else arch
     place = torch.device(device)
+    precision = Precision.of(Train(), place)
+    if place.type == "cuda":
+        precision.prepare(threads)
     with torch.random.fork_rng(devices=[]):
         module = build.create(arch, CLASSES).to(place).to(memory_format=torch.channels_last)
     update = optim.make_optimizer(module, optimizer or Optimizer())
-    shape = (batch, 3, image_size, image_size)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    made = Augment(augment, 0, image_size)
+    side = image_size if made.recipe.source == "square" else canvas_size(image_size)
+    shape = (batch, 3, side, side)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)).to(place)
+    plain = pixels[:, :, :image_size, :image_size].contiguous()
+    aspects = None if made.recipe.source == "square" else np.ones(batch, np.float32)
     rows, labels = np.arange(batch), torch.arange(batch, device=place) % CLASSES
-    normalise = loader.Normalise(*build.preprocessing(arch), place)
+    normalise = Normalise(*build.preprocessing(arch), place)
+    apart = loaders and place.type == "cpu"  # processes make the views meanwhile; on a GPU they are its own
 
-    def made(view: int) -> Tensor:
-        return loader.augment(pixels, rows, np.full(batch, view), augment, 0)
-
-    def logits(view: int) -> Tensor:
-        return module(normalise(pixels if loaders else made(view)))
+    def view() -> Tensor:
+        return made(pixels, rows, np.zeros(batch, dtype=np.int64), aspects)
 
     def train() -> None:
         update.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(logits(0), labels)
+        inputs = normalise(plain if apart else view())
+        with precision.autocast():
+            loss = nn.functional.cross_entropy(module(inputs), labels)
         loss.backward()
         update.step()
-        loss.item()  # as training looks at it; a GPU is done then
+        loss.item()  # a GPU is done then
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def infer() -> None:
-        logits(loader.PLAIN).argmax(1).cpu()
+        with precision.autocast():
+            module(normalise(plain)).argmax(1).cpu()
 
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))
@@ -92,9 +102,9 @@ def measure(
         training = batch / _step_seconds(train, 0.7 * budget)
         module.eval()
         inference = batch / _step_seconds(infer, 0.3 * budget)
-        if loaders:
+        if apart:
             torch.set_num_threads(1)
-            views = loaders * batch / (_step_seconds(lambda: made(0), 0.3 * budget) + batch * FETCH_SECONDS)
+            views = loaders * batch / (_step_seconds(view, 0.3 * budget) + batch * FETCH_SECONDS)
             training, inference = min(training, views), min(inference, loaders / FETCH_SECONDS)
         return Speed(training, inference)
     finally:
@@ -128,7 +138,6 @@ def seconds(
     crops: int = 1,
     finetune_epochs: int = 1,
     control: bool = True,
-    loaders: int = 0,
     gpu: bool = False,
 ) -> dict[str, float]:
     """Seconds of each step that trains: ``finetune``, ``check`` and ``distill``. Decoding is not in them.
@@ -138,12 +147,12 @@ def seconds(
         chosen: unlabelled images that distillation takes of them.
         student_epochs, crops, finetune_epochs, control: as in ``student.train`` and ``distill``, with the
             soft labels cached.
-        loaders, gpu: loader processes of a worker, and whether it has a GPU.
+        gpu: whether a worker has one.
     """
 
     def epochs(speed: Speed, count: int, images: int) -> float:
         each = images / speed.training + validation / speed.inference
-        return count * (each + (LOADERS_SECONDS if loaders else 0.0))
+        return count * each
 
     start = GPU_START_SECONDS if gpu else START_SECONDS
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from components.audit.plan import Plan, Sampling
 from components.common.storage import sha256_file, write_json
-from components.dataset import manifest
+from components.dataset import images, manifest
 from components.models.params import Arch
 from components.training.params import DistillParams
 
@@ -51,18 +51,28 @@ def write_data(folder: Path) -> None:
     Plan(sampling=Sampling(by_class={0: 1.5})).write(folder / "outputs/audit/plan.json")
 
 
+def plain(index: Any, root: str, rows: list[int]) -> Any:
+    """Images of some rows as production sees them, uint8 [B, 3, S, S]."""
+    import torch
+
+    pixels = np.stack([images.load_rgb(root, index.path(row), SIZE) for row in rows])
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
 def train(module: Any, arch: Arch, folder: Path, steps: int) -> None:
     """A few real steps on all training images at once."""
     import torch
 
     from components.models import build
-    from components.training import loader
+    from components.training.inputs.index import open_index
+    from components.training.normalise import Normalise
 
-    samples = loader.open_samples(folder / "data/clean.parquet", str(folder / "images"), SIZE)
-    rows = samples.rows("train")
-    pixels = loader.Views(samples, "none", 0).__getitems__(loader.pairs(rows, loader.PLAIN))
-    inputs = loader.Normalise(*build.preprocessing(arch), torch.device("cpu"))(pixels)
-    labels = torch.from_numpy(samples.labels[rows])
+    index = open_index(folder / "data/clean.parquet")
+    rows = index.rows("train").tolist()
+    inputs = Normalise(*build.preprocessing(arch), torch.device("cpu"))(
+        plain(index, str(folder / "images"), rows)
+    )
+    labels = torch.from_numpy(index.labels[rows]).long()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -44,11 +44,9 @@ def test_all_the_work_of_a_run_is_counted() -> None:
     beside = estimate.seconds(**common, **speeds, crops=2, finetune_epochs=1, control=True)
     assert beside["distill"] - alone["distill"] == pytest.approx(student), "the control costs as much again"
 
-    fed = estimate.seconds(
-        **common, **speeds, crops=2, finetune_epochs=1, control=False, loaders=12, gpu=True
-    )
+    fed = estimate.seconds(**common, **speeds, crops=2, finetune_epochs=1, control=False, gpu=True)
     started = estimate.GPU_START_SECONDS - START_SECONDS
-    assert fed["finetune"] - alone["finetune"] == pytest.approx(started + 5 * estimate.LOADERS_SECONDS)
+    assert fed["finetune"] - alone["finetune"] == pytest.approx(started)
 
     more = estimate.seconds(**common, **speeds, crops=2, control=False, unlabelled=600, chosen=100)
     extra = (600 + 2 * 100) / 300 + 4 * 100 / 200

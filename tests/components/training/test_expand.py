@@ -23,10 +23,12 @@ from components.dataset import manifest
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard, read_card
 from components.models.params import Arch, Head
-from components.training import loader, rows
+from components.training import rows
 from components.training.expand import Classes, choose, expand, relabel, remap
+from components.training.inputs.index import open_index
+from components.training.normalise import Normalise
 from components.training.params import DistillParams, ExpandParams
-from tests.components.training.conftest import ARCH, SIZE
+from tests.components.training.conftest import ARCH, SIZE, plain
 
 OLD = ["digit 2", "digit 0"]  # not in the manifest's order: classes are told apart by name
 
@@ -43,13 +45,12 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
     arch = Arch(name=ARCH)
     module = build.create(arch, len(OLD))
-    samples = loader.open_samples(project / "data/clean.parquet", str(project / "images"), SIZE)
+    index = open_index(project / "data/clean.parquet")
     mean, std = build.preprocessing(arch)
     label = {2: 0, 0: 1}
-    wanted = [row for row in samples.rows("train").tolist() if samples.labels[row] in label]
-    pixels = loader.Views(samples, "none", 0).__getitems__([(row, loader.PLAIN) for row in wanted])
-    inputs = loader.Normalise(mean, std, torch.device("cpu"))(pixels)
-    target = torch.tensor([label[samples.labels[row]] for row in wanted])
+    wanted = [row for row in index.rows("train").tolist() if index.labels[row] in label]
+    inputs = Normalise(mean, std, torch.device("cpu"))(plain(index, str(project / "images"), wanted))
+    target = torch.tensor([label[index.labels[row]] for row in wanted])
     optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9)
     for _ in range(20):
         optimizer.zero_grad()
@@ -289,13 +290,13 @@ def test_only_the_new_rows_and_the_whole_network_in_one_run(
         assert torch.equal(same, tensor), f"{name}: bit by bit"
 
     # the written manifest has the network's labels: predictions counted by hand give the same accuracy
-    samples = loader.open_samples(out / "clean.parquet", data.root, SIZE)
-    val = samples.rows("val")
-    pixels = loader.Views(samples, "none", 0).__getitems__(loader.pairs(val, loader.PLAIN))
+    index = open_index(out / "clean.parquet")
+    val = index.rows("val")
+    pixels = plain(index, data.root, val.tolist())
     with torch.inference_mode():
-        said = module(loader.Normalise(card.mean, card.std, torch.device("cpu"))(pixels)).argmax(1).numpy()
+        said = module(Normalise(card.mean, card.std, torch.device("cpu"))(pixels)).argmax(1).numpy()
     metrics = json.loads((out / "metrics.json").read_text())
-    right, is_old = said == samples.labels[val], samples.labels[val] < 2
+    right, is_old = said == index.labels[val], index.labels[val] < 2
     assert metrics["val"]["top1"] == pytest.approx(right.mean())
     assert metrics["old"]["after"] == pytest.approx(right[is_old].mean())
     assert metrics["new"]["after"] == pytest.approx(right[~is_old].mean())
