@@ -62,7 +62,9 @@ def sample(pixels: Tensor, places: Tensor) -> Tensor:
         pixels: uint8 [n, 3, H, W].
         places: float32 [n, S, S, 2], see ``grid``.
     """
-    values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    values = (
+        pixels.float()
+    )  # in the layout it has: bringing channels first costs a third of the interpolation
     return functional.grid_sample(values, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 
