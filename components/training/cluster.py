@@ -218,7 +218,7 @@ class RayContext:
     Checkpoints go to Ray's own storage, a folder of this machine or what ``ray.storage`` names.
     """
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, exchange: remote.StateExchange | None = None) -> None:
         import ray.train
         import ray.train.torch
 
@@ -227,6 +227,7 @@ class RayContext:
         self.world: int = here.get_world_size()
         self.local_rank: int = here.get_local_rank()
         self.device: torch.device = ray.train.torch.get_device()
+        self.exchange = exchange
         self._mailbox = mailbox
         self._stopping: threading.Event | None = None
 
@@ -459,7 +460,7 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
         if storage is not None:
             s3.remember_stores(config["stores"])
             spec = remote.localized(storage, spec)
-        context = RayContext(mailbox)
+        context = RayContext(mailbox, storage and remote.StateExchange(storage))
         with context.group():
             loop(context, spec)
     except RetortError as error:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 Event = dict[str, Any]  # "kind", and what belongs to it
+
+
+class Exchange(Protocol):
+    """Files of this node's state folder that nodes without a shared disk give one another."""
+
+    def publish(self, path: Path) -> None:
+        """Let the others have a file, by its place below the state folder."""
+
+    def fetch(self, path: Path) -> bool:
+        """Bring a file that a node has published; whether there is one."""
 
 
 class Context(Protocol):
@@ -16,6 +27,7 @@ class Context(Protocol):
     world: int
     local_rank: int  # among the workers of this node
     device: torch.device
+    exchange: Exchange | None  # None: all workers see one disk
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state that an interrupted run of the same job saved last; None: there is none."""

@@ -35,6 +35,7 @@ from components.dataset.params import S3
 T = TypeVar("T")
 BLOBS = "blobs"
 CHECKPOINTS = "checkpoints"
+STATE = "state"
 SHARED = "data.s3.endpoint_url (or AWS_ENDPOINT_URL)"
 
 
@@ -366,6 +367,32 @@ def node_cache(*parts: str) -> Path:
     path = root.joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@dataclass(frozen=True)
+class StateExchange:
+    """Files below the state folder, such as soft labels, for nodes that share no disk; ``context.Exchange``.
+
+    Their names say what decided them, so that a file which is there is the right one.
+    """
+
+    storage: Storage
+
+    def _name(self, path: Path) -> str:
+        return f"{STATE}/{path.resolve().relative_to(state_dir().resolve()).as_posix()}"
+
+    def publish(self, path: Path) -> None:
+        """Let the others have a file, by its place below the state folder."""
+        self.storage.put(path, self._name(path))
+
+    def fetch(self, path: Path) -> bool:
+        """Bring a file that a node has published; whether there is one."""
+        name = self._name(path)
+        if not self.storage.exists(name):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.storage.get(name, path)
+        return True
 
 
 def publish(storage: Storage, value: Any) -> Any:

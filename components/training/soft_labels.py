@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from components.dataset import images
 from components.models import checkpoint
 from components.models.card import ModelCard, first_difference
 from components.training import augmentation, seals
+from components.training.context import Exchange
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.normalise import Normalise
@@ -164,6 +164,16 @@ def _gathered(chunks: list[np.ndarray], at: np.ndarray) -> np.ndarray:
     return result
 
 
+def _names(folder: Path, chunk: int, whole: bool) -> list[Path]:
+    """The files of a chunk, in the order in which they are written."""
+    return [_prob(folder, chunk)] if whole else [_index(folder, chunk), _prob(folder, chunk)]
+
+
+def _here(paths: Sequence[Path], exchange: Exchange | None) -> bool:
+    """Whether files are there, or could be fetched from another node."""
+    return all(path.exists() or (exchange is not None and exchange.fetch(path)) for path in paths)
+
+
 def _prob(folder: Path, chunk: int) -> Path:
     return folder / f"{chunk:05}-prob.npy"
 
@@ -201,16 +211,6 @@ class Answers:
         return dense(taken, len(self.teacher.card.class_names))
 
 
-class Exchange(Protocol):
-    """Files that all nodes can have although they share no disk; see ``remote``."""
-
-    def publish(self, path: Path) -> None:
-        """Let the others have a file of this node, by its place below the state folder."""
-
-    def fetch(self, path: Path) -> None:
-        """Bring a file that another node has published, if it is not here."""
-
-
 def make(
     folder: Path,
     teacher: Teacher,
@@ -239,27 +239,37 @@ def make(
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         teacher.assert_frozen()
-        chunks = range(-(-len(rows) // CHUNK))
         whole = kept == len(teacher.card.class_names)
-        mine = [chunk for chunk in chunks if chunk % group.world == group.rank]
+        chunks = range(-(-len(rows) // CHUNK))
+        names = {chunk: _names(partial, chunk, whole) for chunk in chunks}
         if len(chunks) < group.world:  # a small data set: all take part in each file
-            _share(partial, teacher, feed, rows, view, kept, whole, batch_size, group, advance)
+            if not group.agree(group.rank == 0 and all(_here(names[chunk], exchange) for chunk in chunks)):
+                _share(partial, teacher, feed, rows, view, kept, whole, batch_size, group, advance)
+            else:
+                advance(len(rows[group.rank :: group.world]))
+            written = chunks if group.rank == 0 else range(0)
         else:
-            for chunk in mine:
+            written = chunks[group.rank :: group.world]
+            for chunk in written:
                 part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-                if not _prob(partial, chunk).exists():
-                    _write(partial, chunk, *_ask(teacher, feed, part, view, kept, whole, batch_size, advance))
-                else:
+                if _here(names[chunk], exchange):
                     advance(len(part))
-        if exchange is not None:
-            for path in sorted(partial.iterdir()):
+                    continue
+                _write(partial, chunk, *_ask(teacher, feed, part, view, kept, whole, batch_size, advance))
+                if exchange is not None:
+                    for path in names[chunk]:
+                        exchange.publish(path)
+        if exchange is not None and len(chunks) < group.world:
+            for path in (path for chunk in written for path in names[chunk]):
                 exchange.publish(path)
         group.barrier()
         if exchange is not None and group.leads:
-            for chunk in chunks:
-                exchange.fetch(_prob(partial, chunk))
-                if not whole:
-                    exchange.fetch(_index(partial, chunk))
+            missing = [path for chunk in chunks for path in names[chunk] if not _here([path], exchange)]
+            if missing:
+                raise RetortError(
+                    f"ray.storage: soft labels that another node has made are not there ({missing[0].name}); "
+                    "run the same command again: they are made anew"
+                )
         _finish(partial, folder, rows, group)
     else:
         advance(len(rows[group.rank :: group.world]))

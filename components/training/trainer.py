@@ -283,6 +283,7 @@ class Trainer:
             return soft_labels.make(
                 spec.soft_labels / name, teacher, self._feed(training=True), rows, view, kept,
                 spec.valid.batch_size, self.group, advance, lambda said: self.send("note", said=said),
+                self.context.exchange,
             )  # fmt: skip
 
         self._sent = 0.0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from components.training.context import Event
+from components.training.context import Event, Exchange
 from components.training.spec import TrainSpec
 from components.training.trainer import Trainer, TrainResult
 
@@ -27,6 +27,7 @@ class LocalContext:
     world: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    exchange: Exchange | None = None
     checkpoint: bytes | None = None
     stop_when: Callable[[int], bool] = lambda steps: False
     events: list[Event] = field(default_factory=list)

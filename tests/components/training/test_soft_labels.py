@@ -11,7 +11,7 @@ import torch
 from components.dataset import images
 from components.models.card import read_card
 from components.models.params import Train
-from components.training import augmentation, soft_labels
+from components.training import augmentation, remote, soft_labels
 from components.training.augmentation import Augment
 from components.training.group import Group
 from components.training.inputs.feed import Feed, open_feed
@@ -20,6 +20,7 @@ from components.training.inputs.pictures import open_store
 from components.training.precision import Precision
 from tests.components.training.conftest import CLASSES, SIZE
 
+Teacher = soft_labels.Teacher
 CPU = Precision.of(Train(), torch.device("cpu"))
 
 
@@ -173,3 +174,34 @@ def test_an_interrupted_labelling_goes_on_with_its_chunks(
     assert [(Path("labels") / path.name).stat().st_mtime_ns for path in kept] == before, "not asked again"
     for name, part in expected.take(rows).items():
         assert np.array_equal(labels.take(rows)[name], part)
+
+
+def test_nodes_without_a_shared_disk_give_one_another_their_labels(
+    data: SimpleNamespace, feed: Feed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soft_labels, "CHUNK", 20)
+    storage = remote.FolderStorage(str(tmp_path / "storage"))
+    teacher = soft_labels.Teacher(data.teacher, CPU)
+    rows = open_index(data.manifest).rows("train").astype(np.int64)
+    asked: list[int] = []
+
+    def make(node: str) -> soft_labels.SoftLabels:
+        monkeypatch.setenv("RETORT_STATE", str(tmp_path / node))
+        call = Teacher.__call__
+        monkeypatch.setattr(Teacher, "__call__", lambda self, pixels: asked.append(1) or call(self, pixels))
+        folder = tmp_path / node / "cache" / "labels"
+        try:
+            return soft_labels.make(
+                folder, teacher, feed, rows, 0, 2, 16, Group(0, 1, 0), lambda count: None, print,
+                remote.StateExchange(storage),
+            )  # fmt: skip
+        finally:
+            monkeypatch.setattr(Teacher, "__call__", call)
+
+    first = make("one").take(rows)
+    assert asked
+    asked.clear()
+    second = make("two").take(rows)
+    assert not asked, "all of them were fetched"
+    for name, part in first.items():
+        assert np.array_equal(second[name], part)
