@@ -62,9 +62,7 @@ class Precision:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def pays(self, left: float) -> bool:
-        """Whether to compile now, with so many seconds of eager steps left."""
-        if self.compile is not None:
-            return self.compile
+        """Whether compilation gains time where so many seconds of eager steps are left."""
         return left * (1 - COMPILED) > 2 * COMPILE_SECONDS
 
     def said(self) -> str:

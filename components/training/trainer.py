@@ -348,7 +348,11 @@ class Trainer:
                 ema.module.load_state_dict(state.ema)
         task = TASKS[phase.task](self.setup)
         parts = self._parts(module, task, min(spec.train.batch_size, count))
-        return _Run(phase, task, module, optimizer, schedule, steps, count, parts, frozen, ema)
+        run = _Run(phase, task, module, optimizer, schedule, steps, count, parts, frozen, ema)
+        if self.precision.compile:
+            run.compiled = True
+            self._say_compiling(run)
+        return run
 
     def _parts(self, module: nn.Module, task: Task, batch: int) -> int:
         """In how many parts the GPU's memory holds a batch; the same on all workers."""
@@ -462,8 +466,10 @@ class Trainer:
                 self._progress(done + 1, f"epoch {state.epoch + 1}/{phase.epochs}, loss {mean:.3f}")
                 if looked.stop:
                     self._leave_off(run, looked)
-                if not run.compiled and pace.known and self._pays(pace):
-                    network = self._compile(run)
+                if not run.compiled and self._compile_now(pace):
+                    run.compiled = True
+                    self._say_compiling(run)
+                    network = self._wrapped(run)
         trained = monotonic()
         self._tell_speed(looked, trained - begun)
         if run.frozen is None:
@@ -496,13 +502,14 @@ class Trainer:
             )
         return compiled(network) if run.compiled else network
 
-    def _pays(self, pace: Pace) -> bool:
-        return self.group.agree(self.precision.pays(pace.left()))
+    def _compile_now(self, pace: Pace) -> bool:
+        """Whether compilation would pay by now; asked at every look, of all workers."""
+        if self.precision.compile is not None:
+            return False
+        return self.group.agree(pace.known and self.precision.pays(pace.left()))
 
-    def _compile(self, run: _Run) -> nn.Module:
-        run.compiled = True
+    def _say_compiling(self, run: _Run) -> None:
         self.send("note", said=f"{run.phase.name}: compiling the network: a minute or two")
-        return self._wrapped(run)
 
     def _step(self, run: _Run, network: nn.Module, batch: Batch, number: int, looked: _Looked) -> None:
         """Forward, backward, update. On a GPU nothing here waits for it."""
@@ -540,7 +547,7 @@ class Trainer:
         if run.frozen is not None:
             run.frozen.keep()
         if run.ema is not None:
-            run.ema.update(run.module, step=(state.epoch * run.steps + state.step) + 2)
+            run.ema.update(run.module, step=state.epoch * run.steps + state.step + 1)
         looked.waited += batch.waited
         looked.images += count
 
@@ -643,7 +650,7 @@ class _Looked:
         self._everyone = everyone
         asked = float(self._trainer.context.stop_requested())
         loss = torch.stack(parts).sum().double()
-        wish = torch.tensor(asked, dtype=torch.float64).to(loss.device, non_blocking=True)
+        wish = torch.full((), asked, dtype=torch.float64, device=loss.device)  # filled there: no copy
         summed = torch.stack([loss, wish])
         return summed, self._trainer.group.start_sum(summed)
 

@@ -46,7 +46,7 @@ class Distillation(Task):
             if mix is not None:  # the teacher saw both, each on its own
                 teacher = mix.targets(teacher)
         else:
-            teacher = self.answers.teacher(batch.pixels).probabilities.clone()
+            teacher = self.answers.teacher(batch.pixels).probabilities
         logits = network(inputs)
         return Learnt(self.divergence(logits.float(), teacher).mean(), logits)
 

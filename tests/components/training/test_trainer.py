@@ -295,10 +295,40 @@ def test_gradients_are_clipped_and_a_moving_average_is_kept(spec: TrainSpec) -> 
     assert averaged.result.history[-1]["val_top1"] > 0.5
 
 
-def test_compilation_and_half_precision_learn_as_well(spec: TrainSpec) -> None:
+def test_half_precision_learns_as_well(spec: TrainSpec) -> None:
     half = local.run(changed(spec, precision="bf16")).result
     assert half.history[-1]["val_top1"] > 0.5
     assert next(iter(half.nets["net"].values())).dtype == torch.float32
+
+
+def test_compilation_begins_where_it_pays_and_all_workers_agree(
+    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped: list[torch.nn.Module] = []
+
+    def noted(module: torch.nn.Module) -> torch.nn.Module:
+        wrapped.append(module)
+        return module
+
+    monkeypatch.setattr(trainer, "compiled", noted)
+    local.run(spec)
+    assert not wrapped, "never on a CPU, unless it is asked for"
+    local.run(changed(spec, compile=True))
+    assert len(wrapped) == 3, "in each epoch, as the network is wrapped"
+    wrapped.clear()
+    monkeypatch.setattr(precision.Precision, "of", lambda train, device: precision.Precision(
+        device, False, True, None))  # fmt: skip
+    monkeypatch.setattr(precision.Precision, "pays", lambda self, left: left > 0)
+    monkeypatch.setattr(trainer.Pace, "known", property(lambda self: self._epochs > 0))
+    outcome = local.run(spec)
+    assert len(wrapped) == 2, "from the second epoch on"
+    assert [event["said"] for event in outcome.said("note")][-2].endswith(
+        "compiling the network: a minute or two"
+    )
+    slow = precision.Precision(torch.device("cpu"), False, True, None)
+    monkeypatch.undo()
+    assert slow.pays(1000)
+    assert not slow.pays(100)
 
 
 def test_only_the_new_rows_learn_where_that_is_asked_for(spec: TrainSpec) -> None:
