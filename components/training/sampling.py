@@ -171,6 +171,12 @@ def steps_per_epoch(count: int, batch_size: int, workers: int) -> int:
     return -(-count // (batch_size * workers))
 
 
+def even_count(count: int, batch_size: int, workers: int) -> int:
+    """Rows of an epoch whose batches, of all workers, are of one size."""
+    batches = steps_per_epoch(count, batch_size, workers) * workers
+    return count // batches * batches
+
+
 def need_rows(count: int, workers: int) -> None:
     """Raise RetortError when there are fewer than two rows a worker: no batch norm learns from one image."""
     if count < 2 * workers:
@@ -255,6 +261,7 @@ class Epochs:
         *,
         with_unlabelled: bool = False,
         matched: bool = False,
+        even: bool = False,
         skip: int = 0,
     ) -> Iterator[Draw]:
         """One worker's share of each step of an epoch.
@@ -263,18 +270,22 @@ class Epochs:
         repeated. Batches of one epoch differ by at most one row, so none is too small for its batch norms.
 
         Args:
+            even: all batches are of one size, so that a compiled network sees one shape; at most as many rows
+                as there are batches are left out, other ones in each epoch.
             view: from the number of the epoch, and how often a row came before, int64 [B], to its view.
             skip: steps that an interrupted run has taken already.
         """
         total = self.count(with_unlabelled, matched)
         steps = steps_per_epoch(total, batch_size, workers)
+        if even:
+            total = even_count(total, batch_size, workers)
         ends = total * np.arange(steps + 1) // steps
         step = skip
         rows = before = np.empty(0, dtype=np.int64)
         begin = end = 0  # of ``rows``, counted over the epoch
         for block in self._blocks(number, with_unlabelled, matched):
             end += block.size
-            if ends[step] >= end:  # all of it was taken before
+            if step == steps or ends[step] >= end:  # all of it was taken before, or is not wanted
                 continue
             left = slice(int(ends[step]) - begin, None) if len(rows) else slice(0, 0)
             new, new_before = self._rows(block)

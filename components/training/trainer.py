@@ -141,6 +141,7 @@ class _Run:
     frozen: NewRows | None
     ema: Any  # timm's ModelEmaV3, or None
     compiled: bool = False
+    network: nn.Module | None = None  # compiled: it stays, else it would be compiled in each epoch
 
     @property
     def judged(self) -> nn.Module:
@@ -157,6 +158,7 @@ class Trainer:
         self.group = Group(context.rank, context.world, context.local_rank)
         self.precision = Precision.of(spec.train, self.device)
         self.precision.prepare(spec.threads)
+        self.even = self.precision.compile is not False  # it may be compiled, for one size of batch
         self.index = open_index(spec.manifest)
         self.labelled = sampling.training_rows(self.index, spec.plan)
         sampling.need_rows(len(self.labelled), context.world)
@@ -337,8 +339,10 @@ class Trainer:
         optimizer = optim.make_optimizer(module, spec.optimizer)
         if state.optimizer is not None:
             optimizer.load_state_dict(state.optimizer)
-        count = self._count(phase)
-        steps = sampling.steps_per_epoch(count, spec.train.batch_size, self.group.world)
+        count, batch = self._count(phase), spec.train.batch_size
+        steps = sampling.steps_per_epoch(count, batch, self.group.world)
+        if self.even:
+            count = sampling.even_count(count, batch, self.group.world)
         schedule = optim.Schedule(optimizer, phase.lr, phase.epochs * steps, phase.lr.warmup_epochs * steps)
         optim.forget_within(module, steps * sum(p.epochs for p in spec.phases if p.net == phase.net))
         ema = None
@@ -347,7 +351,7 @@ class Trainer:
             if state.ema is not None:
                 ema.module.load_state_dict(state.ema)
         task = TASKS[phase.task](self.setup)
-        parts = self._parts(module, task, min(spec.train.batch_size, count))
+        parts = self._parts(module, task, min(batch, count))
         run = _Run(phase, task, module, optimizer, schedule, steps, count, parts, frozen, ema)
         if self.precision.compile:
             run.compiled = True
@@ -441,7 +445,6 @@ class Trainer:
         """One epoch; returns its row of the history, and when its steps were done."""
         spec, state, phase, number = self.spec, self.state, run.phase, self._number(run.phase)
         task = run.task
-        # wrapped anew each epoch: gradients are then bucketed the same way in a run that was resumed
         network = self._wrapped(run)
         run.module.train(run.frozen is None)
         if self.setup.answers is not None:
@@ -449,7 +452,7 @@ class Trainer:
         self._restore_buffers(run.module)
         draws = self.epochs.draws(
             number, spec.train.batch_size, self.group.world, self.group.rank, task.view,
-            with_unlabelled=task.unlabelled, matched=phase.matched, skip=state.step,
+            with_unlabelled=task.unlabelled, matched=phase.matched, even=self.even, skip=state.step,
         )  # fmt: skip
         looked = _Looked(self, run, 0.0 if state.partial is None else state.partial["loss"])
         rate = 0.0
@@ -495,12 +498,20 @@ class Trainer:
         return row, trained
 
     def _wrapped(self, run: _Run) -> nn.Module:
+        """The network as it is called; a compiled one stays as it is.
+
+        Others are wrapped anew in each epoch: gradients are then bucketed as in a run that was resumed.
+        """
+        if run.network is not None:
+            return run.network
         network = run.module
         if self.group.world > 1:
             network = DistributedDataParallel(
                 network, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
             )
-        return compiled(network) if run.compiled else network
+        if run.compiled:
+            network = run.network = compiled(network)
+        return network
 
     def _compile_now(self, pace: Pace) -> bool:
         """Whether compilation would pay by now; asked at every look, of all workers."""

@@ -173,6 +173,25 @@ def test_an_epoch_in_blocks_holds_what_it_should(
             assert np.array_equal(np.stack([draw.rows, draw.views]), whole)
 
 
+@pytest.mark.parametrize(
+    ("count", "workers", "size", "kept"), [(301, 2, 16, 300), (64, 1, 16, 64), (67, 3, 8, 63)]
+)
+def test_batches_of_one_size_leave_out_fewer_rows_than_there_are(
+    count: int, workers: int, size: int, kept: int
+) -> None:
+    made = epochs(table([(f"a{i}", i % 3, "train", "real") for i in range(count)]), Plan())
+    taken: list[set[int]] = []
+    for epoch in (0, 1):
+        shares = [
+            list(made.draws(epoch, size, workers, rank, lambda n, b: b, even=True)) for rank in range(workers)
+        ]
+        assert len({len(draw.rows) for share in shares for draw in share}) == 1
+        rows = np.concatenate([draw.rows for share in shares for draw in share])
+        assert len(rows) == kept == sampling.even_count(count, size, workers)
+        taken.append(set(range(count)) - set(rows.tolist()))
+    assert taken[0] != taken[1] or kept == count, "others are left out in the next epoch"
+
+
 @given(st.integers(1, 3000), st.integers(0, 2**31))
 def test_a_permutation_without_a_list_is_one(count: int, seed: int) -> None:
     found = sampling.permuted(np.arange(count, dtype=np.uint64), count, seed)
