@@ -38,7 +38,7 @@ EXPORT, BENCHMARK = OUTPUTS / "export", OUTPUTS / "benchmark"
 # commands that take long before their step begins: what they load is named, from so many seconds on
 LONG = {
     "ingest", "validate", "weights", "audit", "plan", "finetune", "check", "distill", "export", "benchmark",
-    "register", "expand", "predict", "features", "compare-weights", "cost",
+    "register", "expand", "shard", "predict", "features", "compare-weights", "cost",
 }  # fmt: skip
 IMPORT_SECONDS = 4.0
 
@@ -502,6 +502,22 @@ def predict(
         raise RetortError(f"{counted(len(found), 'image')}, and none can be read; {listed} says why")
     more = f", of which {len(found) - 20:,} are not shown" if len(found) > 20 else ""
     print(f"{counted(len(found), 'image')}{more}: {listed}")
+
+
+@app.command()
+def shard() -> None:
+    """Put the images of clean.parquet into shards of 256 MB below ray.storage, for several machines.
+
+    Training reads them there when they are complete. Tar archives as WebDataset keeps them, images as they
+    are; a second call goes on from where the first was interrupted.
+
+    Example: retort shard -o ray.storage=s3://bucket/retort
+    """
+    from components.training.inputs.shards import shard as write
+    from components.training.params import ShardParams
+
+    with working("shard") as p:
+        write(p.of(ShardParams), manifest=CLEAN)
 
 
 @app.command()

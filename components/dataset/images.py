@@ -104,11 +104,12 @@ def read_bytes(root: str | Path, path: str, pin: Pin | None = None) -> bytes:
     """
     content = _content(root, path)
     if pin is not None:
-        _need_same(path, content, pin)
+        need_same(path, content, pin)
     return content
 
 
-def _need_same(path: str, content: bytes, pin: Pin) -> None:
+def need_same(path: str, content: bytes, pin: Pin) -> None:
+    """Raise ChangedError when the content of the manifest's ``path`` is not what its pin says."""
     if pin.bytes is not None and len(content) != pin.bytes:
         raise ChangedError(f"{path} has {len(content):,} bytes instead of {pin.bytes:,}")
     if pin.sha256 is not None and hashlib.sha256(content).hexdigest() != pin.sha256:

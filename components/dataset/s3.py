@@ -27,6 +27,14 @@ _clients: dict[tuple[str | None, str | None], Any] = {}
 _making = threading.Lock()
 
 
+def _after_fork() -> None:
+    _clients.clear()  # connections that the process has too from which this one was forked: both would talk
+    _making.release()
+
+
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_after_fork)
+
+
 @dataclass(frozen=True)
 class Item:
     """One object of a listing; ``uri`` has its key percent-encoded where a URI needs it."""

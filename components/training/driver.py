@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net
 from components.training import cluster, nodes, remote, trainer
-from components.training.inputs.index import open_index
+from components.training.inputs import shards
+from components.training.inputs.index import known_fingerprint, open_index
 from components.training.inputs.pictures import open_store
 from components.training.listener import Listener
 from components.training.params import Ray
@@ -73,7 +75,9 @@ def make_spec(
         waived="train.learns" in params.checks.waive,
     )
     if ray.storage:  # each node decodes for itself
-        return spec
+        storage = remote.open_storage(ray.storage)
+        sharded = shards.there(storage, known_fingerprint(manifest))
+        return replace(spec, shards=storage) if sharded else spec
     store = open_store(open_index(spec.manifest), root, spec.size, spec.recipe().source)
     for said in store.said:
         progress.say(f"{said}: they are decoded as they are needed (train.num_workers: processes for that)")

@@ -59,7 +59,7 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
         progress.at("asking each node of the cluster")
         where = spec.phases[0].net
         needed = needs(spec, ray, cost.on_meta(lambda: build.create(spec.arch, len(spec.class_names))))
-        images = sample(spec.manifest, spec.root)
+        images = () if spec.shards else sample(spec.manifest, spec.root)
         alive = [one for one in ray_core.nodes() if one["Alive"]]
         answers = _ask(ray, alive, images)
         for one, answer in zip(alive, answers, strict=True):

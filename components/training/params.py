@@ -103,6 +103,11 @@ class FinetuneParams(StepParams):
     ray: Ray = Field(default_factory=Ray)
 
 
+class ShardParams(StepParams):
+    data: Data = Field(default_factory=Data)
+    ray: Ray = Field(default_factory=Ray)
+
+
 class _TwoNets(FinetuneParams):
     student: Net = Field(default_factory=Net)
 

@@ -54,6 +54,9 @@ class Storage(Protocol):
     def get(self, name: str, target: Path) -> None:
         """Fetch a file to ``target``, whole or not at all. Raises RetortError when there is none."""
 
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """A part of a file. Raises RetortError when there is none."""
+
     def exists(self, name: str) -> bool: ...
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -84,6 +87,15 @@ class FolderStorage:
         with _said(self.uri), atomic_path(target) as partial:
             try:
                 shutil.copyfile(self._path(name), partial)
+            except FileNotFoundError:
+                raise _missing(self.uri, name) from None
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        with _said(self.uri):
+            try:
+                with self._path(name).open("rb") as file:
+                    file.seek(offset)
+                    return file.read(size)
             except FileNotFoundError:
                 raise _missing(self.uri, name) from None
 
@@ -130,6 +142,13 @@ class S3Storage:
     def get(self, name: str, target: Path) -> None:
         with atomic_path(target) as partial:
             self._ask(name, lambda: self._client.download_file(*self._key(name), os.fspath(partial)))
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        bucket, key = self._key(name)
+        part = f"bytes={offset}-{offset + size - 1}"
+        return self._ask(
+            name, lambda: self._client.get_object(Bucket=bucket, Key=key, Range=part)["Body"].read()
+        )
 
     def exists(self, name: str) -> bool:
         bucket, key = self._key(name)

@@ -14,6 +14,7 @@ from components.models import checkpoint
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import augmentation
 from components.training.params import Distill
+from components.training.remote import Storage
 
 VERSION = 1  # of what the trainer computes: checkpoints of another number are not gone on with
 
@@ -60,6 +61,7 @@ class TrainSpec:
     teacher: Path | None = None
     distill: Distill | None = None
     soft_labels: Path | None = None  # the folder of their cache
+    shards: Storage | None = None  # where shards of the images are; None: the image files themselves
 
     def recipe(self) -> augmentation.Recipe:
         """How images are augmented and mixed."""

@@ -24,6 +24,7 @@ from components.training.group import Group
 from components.training.inputs.feed import Batch, Feed, open_feed
 from components.training.inputs.index import open_index
 from components.training.inputs.pictures import open_store
+from components.training.inputs.shards import Shards
 from components.training.normalise import Normalise
 from components.training.pace import TIMED_SECONDS, Pace, Part, Promise
 from components.training.precision import Precision, compiled, fitting_parts
@@ -165,7 +166,8 @@ class Trainer:
         self.recipe = spec.recipe()
         self.augment = Augment(self.recipe, spec.seed, spec.train.image_size or spec.size)
         self.plain = Augment("none", spec.seed, spec.size)
-        self.store = open_store(self.index, spec.root, spec.size, self.recipe.source)
+        contents = None if spec.shards is None else Shards(spec.shards, self.index)
+        self.store = open_store(self.index, spec.root, spec.size, self.recipe.source, contents=contents)
         self.epochs = self._draw_from(np.empty(0, dtype=np.int64))
         smoothing = self.recipe.label_smoothing
         criterion = losses.from_plan(spec.plan, len(spec.class_names), smoothing).to(self.device)

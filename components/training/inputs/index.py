@@ -15,7 +15,16 @@ from filelock import FileLock
 
 from components.common import progress
 from components.common.errors import RetortError
-from components.common.storage import atomic_path, need_disk, read_json, remove, state_dir, write_json
+from components.common.storage import (
+    atomic_path,
+    need_disk,
+    read_json,
+    remove,
+    sha256_json,
+    state_dir,
+    write_json,
+    write_text,
+)
 from components.dataset import images, manifest
 from components.training import seals
 
@@ -160,7 +169,7 @@ def open_index(
     Raises:
         RetortError: when the manifest cannot be read, or the disk is too small.
     """
-    fingerprint = fingerprint or manifest.fingerprint(path)
+    fingerprint = fingerprint or known_fingerprint(path)
     folder = (state_dir("cache", "index") / f"{fingerprint[:32]}-{VERSION}").resolve()
     with FileLock(f"{folder}.lock"):
         if folder.exists():
@@ -171,6 +180,22 @@ def open_index(
             remove(folder)
         build(path, folder, fingerprint)
     return Index(folder)
+
+
+def known_fingerprint(path: Path) -> str:
+    """The fingerprint of a manifest, worked out once for a file: 43 million rows take half a minute.
+
+    Manifests are written beside and renamed, so that another one has another inode or time.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return manifest.fingerprint(path)  # which says what is wrong
+    same = sha256_json([str(path.resolve()), found.st_ino, found.st_size, found.st_mtime_ns])
+    note = state_dir("cache", "index") / f"{same[:32]}.fingerprint"
+    if not note.exists():
+        write_text(note, manifest.fingerprint(path))
+    return note.read_text(encoding="utf-8")
 
 
 def build(path: Path, folder: Path, fingerprint: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from components.dataset import manifest
 from components.dataset.images import Pin
 from components.training.inputs import index as of_index
-from components.training.inputs.index import Index, open_index
+from components.training.inputs.index import Index, known_fingerprint, open_index
 
 ROWS = 1000
 
@@ -105,6 +105,17 @@ def test_an_index_is_built_once_and_a_damaged_one_again(capsys: pytest.CaptureFi
     assert "labels.npy is not what was written" in capsys.readouterr().err
     manifest.write(table(ROWS - 1), path)
     assert open_index(path).folder != folder, "other data, another index"
+
+
+def test_the_fingerprint_is_worked_out_once_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("clean.parquet")
+    manifest.write(table(), path)
+    first = known_fingerprint(path)
+    manifest.write(table(ROWS - 1), path)
+    second = known_fingerprint(path)
+    assert second == manifest.fingerprint(path) != first, "a manifest that was written anew is looked at"
+    monkeypatch.setattr(manifest, "fingerprint", lambda _: pytest.fail("read again"))
+    assert known_fingerprint(path) == second
 
 
 def test_several_processes_build_one_index_together() -> None:
