@@ -38,7 +38,7 @@ EXPORT, BENCHMARK = OUTPUTS / "export", OUTPUTS / "benchmark"
 # commands that take long before their step begins: what they load is named, from so many seconds on
 LONG = {
     "ingest", "validate", "weights", "audit", "plan", "finetune", "check", "distill", "export", "benchmark",
-    "register", "expand", "shard", "predict", "features", "compare-weights", "cost",
+    "register", "expand", "shard", "predict", "features", "compare-weights", "tune", "cost",
 }  # fmt: skip
 IMPORT_SECONDS = 4.0
 
@@ -467,6 +467,32 @@ def compare_weights(
             champion=champion,
             out=OUTPUTS / "compare-weights",
         )
+
+
+@app.command()
+def tune(
+    of: Annotated[
+        str | None, typer.Option(help="Which network, student or teacher; tune.of if left out.")
+    ] = None,
+) -> None:
+    """Search for a better recipe (rate, decay, smoothing, MixUp, augmentation); seeds decide if it is one.
+
+    Trials are stopped early where they have no promise. Then the best recipe and the fixed one of params.yaml
+    are trained with several seeds. Writes outputs/tune/, with best.yaml to copy from.
+
+    \b
+    Examples: retort tune
+              retort tune --of teacher -o tune.trials=32 -o tune.epochs=8
+              retort tune -o 'tune.augment=[standard, strong]' -o tune.weight_decay=[]
+    """
+    from components.training.params import TuneParams
+    from components.training.tune import tune as step
+
+    if of is not None:
+        Options.overrides = [*Options.overrides, f"tune.of={of}"]
+    with working("tune") as p:
+        _up_to_date(p, "tune")
+        step(p.of(TuneParams), manifest=CLEAN, plan=PLAN, weights=WEIGHTS, out=OUTPUTS / "tune")
 
 
 @app.command()

@@ -24,7 +24,12 @@ from components.training.component import distill as train_student
 from components.weights.component import weights as start_weights
 from pipelines.params import Params
 
-NO_STEP = {"kubeflow", "expand", "compare_weights"}  # compiled in, or read by commands outside the DAG
+NO_STEP = {
+    "kubeflow",
+    "expand",
+    "compare_weights",
+    "tune",
+}  # compiled in, or read by commands outside the DAG
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 

@@ -24,7 +24,7 @@ from components.common.params import Checks, Global, Registry, ReportSettings, S
 from components.dataset.params import Data, Validate
 from components.export.params import Export
 from components.models.params import Net
-from components.training.params import CompareWeights, Distill, Expand, Ray
+from components.training.params import CompareWeights, Distill, Expand, Ray, Tune
 
 S = TypeVar("S", bound=BaseModel)
 SHORT = reprlib.Repr()  # of a value at fault: written out, aliases in YAML can fill the memory
@@ -67,6 +67,7 @@ class Params(Section):
     benchmark: Benchmark = Field(default_factory=Benchmark)
     expand: Expand = Field(default_factory=Expand)
     compare_weights: CompareWeights = Field(default_factory=CompareWeights)
+    tune: Tune = Field(default_factory=Tune)
     registry: Registry = Field(default_factory=Registry)
     ray: Ray = Field(default_factory=Ray)
     kubeflow: Kubeflow = Field(default_factory=Kubeflow)

@@ -117,6 +117,7 @@ RULES = (
     "train.finite",
     "train.input_bound",
     "train.learns",
+    "tune.gain",
     "validate.max_bad_share",
     "validate.rows",
     "weights.coverage",

@@ -378,13 +378,7 @@ def fit(
     here: dict[str, Any] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
     mailbox: Any = ray.remote(**here)(Mailbox).remote()
     outcome: dict[str, Any] = {}
-    config = {
-        "packed": ray.cloudpickle.dumps((loop, spec)),
-        "mailbox": mailbox,
-        "storage": storage,
-        "state": str(state_dir().resolve()),
-        "stores": s3.stores(),
-    }
+    config = sent((loop, spec), mailbox, storage)
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
         remote_fit = ray.remote(**here)(_fit)
 
@@ -446,20 +440,9 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     Ray's controller unpickles the loop and what it is given too, before it starts the workers, and would
     spend seconds on importing networks that it never runs.
     """
-    import ray
-
-    collect_less_often()
-    for name, value in WORKER_SETTINGS.items():
-        os.environ.setdefault(name, value)
     mailbox, storage = config["mailbox"], config["storage"]
     try:
-        # where the driver's files are not, a node keeps what it makes in a folder of its own
-        state = config["state"] if storage is None else str(remote.node_cache("state"))
-        os.environ["RETORT_STATE"] = state
-        loop, spec = ray.cloudpickle.loads(config["packed"])
-        if storage is not None:
-            s3.remember_stores(config["stores"])
-            spec = remote.localized(storage, spec)
+        loop, spec = unpacked(config)
         context = RayContext(mailbox, storage and remote.StateExchange(storage))
         with context.group():
             loop(context, spec)
@@ -469,6 +452,36 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     except Exception as error:
         tell(mailbox, "failed", **described(error))
         raise
+
+
+def sent(value: Any, mailbox: Any, storage: remote.Storage | None) -> dict[str, Any]:
+    """What goes to workers: a value, packed, and where its paths lie."""
+    import ray
+
+    return {
+        "packed": ray.cloudpickle.dumps(value),
+        "mailbox": mailbox,
+        "storage": storage,
+        "state": str(state_dir().resolve()),
+        "stores": s3.stores(),
+    }
+
+
+def unpacked(config: dict[str, Any]) -> Any:
+    """What the driver sent, in a worker, with paths of its node, for which it is set up too."""
+    import ray
+
+    collect_less_often()
+    for name, setting in WORKER_SETTINGS.items():
+        os.environ.setdefault(name, setting)
+    storage = config["storage"]
+    # where the driver's files are not, a node keeps what it makes in a folder of its own
+    os.environ["RETORT_STATE"] = config["state"] if storage is None else str(remote.node_cache("state"))
+    value = ray.cloudpickle.loads(config["packed"])
+    if storage is None:
+        return value
+    s3.remember_stores(config["stores"])
+    return remote.localized(storage, value)
 
 
 def described(error: Exception) -> dict[str, Any]:

@@ -150,27 +150,6 @@ def test_what_decides_a_picture_is_in_the_key() -> None:
     assert "0x" not in str(keys), "no address of this process"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("name", ["light", "standard", "strong", "deit"])
-def test_a_gpu_is_not_waited_for_and_sees_what_a_cpu_sees(name: str) -> None:
-    source, (rows, views) = pictures(96, 40), numbers(96)
-    aspects = np.linspace(0.5, 2, 96)
-    make = Augment(name, 7, SIZE)
-    there = source.cuda()
-    made = make(there, rows, views, aspects)  # sends what all batches share
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        again = make(there, rows, views, aspects)
-        alone = make(there[5:6], rows[5:6], views[5:6], aspects[5:6])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(made, again)
-    assert torch.equal(made[5], alone[0])
-    expected = make(source, rows, views, aspects)
-    # a level beside a threshold may fall on its other side
-    assert (differs(made.cpu(), expected) > 1).float().mean() < 0.01
-
-
 # ---- the geometry
 
 
@@ -440,6 +419,17 @@ def test_values_of_ones_own_take_the_place_of_a_recipes() -> None:
     recipe = augmentation.recipe_of("deit", mixup=0.0, cutmix=None, label_smoothing=0.2, repeats=1)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.repeats) == (0.0, 1.0, 0.2, 1)
     assert recipe.crop == RECIPES["deit"].crop
+
+
+def test_views_are_repeated_side_by_side_and_never_again() -> None:
+    order = np.array([5, 3, 8, 1, 9, 2, 7])
+    rows, views = augmentation.repeated(order, 0, 3)
+    assert rows.tolist() == [5, 5, 5, 3, 3, 3, 8]
+    assert views.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert augmentation.repeated(order, 2, 3)[1].tolist() == [6, 7, 8, 6, 7, 8, 6]
+    same, once = augmentation.repeated(order, 4, 1)
+    assert same.tolist() == order.tolist()
+    assert set(once.tolist()) == {4}
 
 
 # ---- mixing
