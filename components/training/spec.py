@@ -9,10 +9,11 @@ import torch
 
 from components.audit.plan import Plan
 from components.common.storage import sha256_file, sha256_json
-from components.dataset import images, manifest
+from components.dataset import images
 from components.models import checkpoint
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import augmentation
+from components.training.inputs.index import known_fingerprint
 from components.training.params import Distill
 from components.training.remote import Storage
 
@@ -80,7 +81,7 @@ class TrainSpec:
         card = None if self.teacher is None else sha256_file(self.teacher / checkpoint.CARD)
         return sha256_json(
             {
-                "data": manifest.fingerprint(self.manifest),
+                "data": known_fingerprint(self.manifest),
                 "start": None if self.start is None else sha256_file(self.start),
                 "teacher": [teacher, card],
                 "plan": self.plan.model_dump(mode="json"),

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from components.common.progress import counted
 from components.common.storage import human_bytes
-from components.training.inputs.pictures import Aspects, Part
-from components.training.inputs.processes import PREFETCH, Processes
+from components.training.inputs.pictures import Aspects, Files, Part
+from components.training.inputs.processes import PREFETCH, Processes, on_device
 from components.training.sampling import Draw
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class Feed:
     """
 
     def __init__(self, augment: Augment, device: torch.device, said: str, remedy: str) -> None:
-        self.said, self.remedy, self.waiting = said, remedy, Waiting()
+        self.said, self.remedy = said, f"{remedy[0].upper()}{remedy[1:]}."
+        self.waiting = Waiting()
         self._augment, self._device = augment, device
         self._running: _Ahead | None = None
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -116,7 +117,7 @@ class Feed:
         self.waiting = waiting = Waiting()
         items: Iterator[_Item] = self._items(draws, extra)
         if self._ahead:
-            items = self._running = _Ahead(items, READY)
+            items = self._running = _Ahead(items, READY, self._device)
         return self._batches(items, waiting)
 
     _ahead = True  # whether a thread makes items ahead of the loop
@@ -240,7 +241,7 @@ class _ProcessesFeed(Feed):
         super().__init__(augment, device, said, remedy)
         here = self._side is None
         self._made_there = here
-        self._processes = Processes(part, augment if here else None, count, pin=not here)
+        self._processes = Processes(part, augment if here else None, count, device)
 
     def _items(self, draws: Iterable[Draw], extra: Extra | None) -> Iterator[_Item]:
         started = self._processes.start(draws)
@@ -282,6 +283,7 @@ class _Ahead(Iterator[_Item]):
 
     items: Iterator[_Item]
     ready: int
+    device: torch.device
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -292,6 +294,7 @@ class _Ahead(Iterator[_Item]):
     def _work(self) -> None:
         end = _End()
         try:
+            on_device(self.device)
             for item in self.items:
                 if not self._put(item):
                     return
@@ -357,24 +360,23 @@ def open_feed(
     size = f"{counted(len(part), 'image')} of {part.form.side} px"
     whole = f"{size}, {human_bytes(part.bytes)} decoded"
     more = f"raise {name}" if num_workers else f"set {name} to some of the cores"
+    if part.decoded is None:
+        far = isinstance(part.contents, Files) and len(part) and "://" in part.index.path(0)
+        more += f"{', run retort shard' if far else ''}, or free disk so that images can be kept decoded"
     if way == "card":
-        said, remedy = f"{whole}, all on the GPU", "a simpler train.augment"
-        feed: Feed = _CardFeed(part, augment, device, said, remedy)
+        said = f"{whole}, all on the GPU"
+        feed: Feed = _CardFeed(part, augment, device, said, "choose a simpler train.augment")
     elif way == "memory":
         where = "copied from a memory map ahead of the step" if cuda else "from a memory map, in the step"
-        remedy = "a faster disk, or more memory to keep them in" if cuda else more
+        remedy = "give memory to keep them in, or a faster disk" if cuda else more
         feed = _MemoryFeed(part, augment, device, f"{whole}, {where}", remedy)
     elif way == "processes":
         what = "decoded" if part.decoded is None else "from a memory map"
         said = f"{size}, {what} by {counted(num_workers, 'loader process', 'loader processes')}"
-        remedy = (
-            more if part.decoded is not None else f"{more}, or free disk so that they can be kept decoded"
-        )
-        feed = _ProcessesFeed(part, augment, device, num_workers, said, remedy)
+        feed = _ProcessesFeed(part, augment, device, num_workers, said, more)
     else:
         said = f"{size}, decoded by {counted(threads, 'thread')} ahead of the step"
-        remedy = f"{more}, or free disk so that they can be kept decoded"
-        feed = _ThreadsFeed(part, augment, device, threads, said, remedy)
+        feed = _ThreadsFeed(part, augment, device, threads, said, more)
     if say is not None:
         say(feed.said)
     return feed

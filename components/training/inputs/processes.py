@@ -25,8 +25,8 @@ Made = tuple[Tensor, Aspects]  # pictures uint8 [B, H, W, 3], or their views uin
 class Processes:
     """Some processes that make pictures or, given an augmentation, their views."""
 
-    def __init__(self, part: Part, augment: Augment | None, count: int, pin: bool) -> None:
-        self._draws = _Draws()
+    def __init__(self, part: Part, augment: Augment | None, count: int, device: torch.device) -> None:
+        self._draws, self._device = _Draws(), device
         self._loader: DataLoader[Any] | None = DataLoader(
             _Told(part, augment),
             batch_sampler=self._draws,  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ class Processes:
             collate_fn=_as_it_is,
             persistent_workers=True,
             prefetch_factor=PREFETCH,
-            pin_memory=pin,
+            pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own: torch's default one belongs to dropout
         )
 
@@ -49,8 +49,13 @@ class Processes:
         # not in the main thread: there torch would take SIGCHLD, and raise in the midst of whatever is being
         # done when a process is killed; so the next batch tells
         with ThreadPoolExecutor(1) as aside:
-            batches = aside.submit(iter, self._loader).result()
+            batches = aside.submit(self._begun).result()
         return self._made(batches, sent)
+
+    def _begun(self) -> Iterator[Any]:
+        on_device(self._device)  # for torch's thread that pins
+        assert self._loader is not None
+        return iter(self._loader)
 
     def _made(self, batches: Iterator[Any], sent: deque[Draw]) -> Iterator[tuple[Draw, Made]]:
         while True:
@@ -75,6 +80,12 @@ class Processes:
         iterator = getattr(loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def on_device(device: torch.device) -> None:
+    """Let what this thread does with GPUs be done with this one: a thread begins with the first."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 class _Draws:
