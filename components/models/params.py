@@ -47,6 +47,9 @@ class Optimizer(Section):
 
 class Train(Section):
     epochs: int = Field(4, ge=1, description="passes over the training rows, as the plan weighs them")
+    time_budget_minutes: float | None = Field(
+        None, gt=0, description="of all that the step trains: as many of the epochs as fit; null: all of them"
+    )
     batch_size: int = Field(32, ge=1, description="images per Ray worker and step")
     num_workers: int = Field(
         0, ge=0, description="loader processes per Ray worker; 0: none, and threads where images are decoded"

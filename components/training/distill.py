@@ -15,7 +15,7 @@ from components.common.storage import human_bytes, need, need_disk, state_dir, w
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
 from components.models.params import LearningRate
-from components.training import driver, gate, preflight, results, soft_labels
+from components.training import budget, driver, gate, preflight, results, soft_labels
 from components.training.metrics import evaluate
 from components.training.params import Distill, DistillParams
 from components.training.spec import Phase, TrainSpec
@@ -56,7 +56,13 @@ def distill(
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         gate.demand(check, params, judged)
-        spec = _spec(params, manifest, driver.audited(run, plan), teacher, weights)
+        whole = _spec(params, manifest, driver.audited(run, plan), teacher, weights)
+        train = params.student.train
+        spec = budget.within(
+            run,
+            lambda epochs: replace(whole, phases=_phases(params, epochs)),
+            params.ray, "student", params.distill.epochs or train.epochs, train.time_budget_minutes,
+        )  # fmt: skip
         preflight.preflight(run, spec, params.ray, "student")
         _say_disk(run, params, spec)
         folder = driver.checkpoints("distill", spec)
@@ -66,8 +72,22 @@ def distill(
 
 
 def _spec(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> TrainSpec:
+    """All but the phases."""
+    student = params.student
+    spec = driver.make_spec(
+        params, student, params.ray, params.data, manifest, plan,
+        driver.start_weights(weights, "student", student), (),
+    )  # fmt: skip
+    return replace(
+        spec,
+        teacher=teacher.resolve(),
+        distill=params.distill,
+        soft_labels=state_dir("cache", "soft_labels").resolve(),
+    )
+
+
+def _phases(params: DistillParams, epochs: int) -> tuple[Phase, ...]:
     settings, student = params.distill, params.student
-    epochs = settings.epochs or student.train.epochs
     short = labelled_rate(student.lr, settings)
     phases = [
         Phase("distil", "student", epochs, student.lr, task="ssld"),
@@ -78,17 +98,7 @@ def _spec(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weig
             Phase("control", CONTROL, epochs, student.lr, matched=True),
             Phase("control, labelled", CONTROL, settings.finetune_epochs, short),
         ]
-    spec = driver.make_spec(
-        params, student, params.ray, params.data, manifest, plan,
-        driver.start_weights(weights, "student", student),
-        tuple(phase for phase in phases if phase.epochs),
-    )  # fmt: skip
-    return replace(
-        spec,
-        teacher=teacher.resolve(),
-        distill=settings,
-        soft_labels=state_dir("cache", "soft_labels").resolve(),
-    )
+    return tuple(phase for phase in phases if phase.epochs)
 
 
 def labelled_rate(lr: LearningRate, settings: Distill) -> LearningRate:

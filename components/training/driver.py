@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from components.dataset.params import Data
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net
-from components.training import cluster, nodes, remote, trainer
+from components.training import budget, cluster, nodes, remote, trainer
 from components.training.inputs import shards
 from components.training.inputs.index import known_fingerprint, open_index
 from components.training.inputs.pictures import open_store
@@ -118,16 +119,20 @@ def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
         FindingsError: with ``train.finite`` or ``train.learns``, when the run was stopped.
         RetortError: when Ray or a worker failed for good.
     """
+    started = monotonic()
     progress.at("starting Ray" if not ray.address else f"connecting to Ray at {ray.address}")
+    heard = Listener(run)
     with cluster.running(ray):
-        return fit(run, spec, ray, folder)
+        result = fit(run, spec, ray, folder, heard)
+    budget.learn(run, spec, ray, heard, monotonic() - started)
+    return result
 
 
-def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
+def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path, listener: Listener | None = None) -> TrainResult:
     """The same in a cluster that is running already, so that several jobs can share it."""
     nodes.check(run, spec, ray)
     progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
-    with Listener(run) as heard:
+    with listener or Listener(run) as heard:
         state = cluster.fit(trainer.train, spec, ray, folder, heard)
     if heard.stopped is not None:
         told = heard.stopped

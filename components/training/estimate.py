@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.models import build
 from components.models.params import Arch, Optimizer, Train
 from components.training import optim
-from components.training.augmentation import Augment, canvas_size
+from components.training.augmentation import Augment, Recipe, canvas_size
 from components.training.normalise import Normalise
 from components.training.precision import Precision
 
@@ -42,8 +42,10 @@ def measure(
     batch: int,
     threads: int,
     *,
-    augment: str = "light",
+    augment: str | Recipe = "light",
     optimizer: Optimizer | None = None,
+    train: Train | None = None,
+    learn_size: int | None = None,
     budget: float = 10.0,
     device: str = "cpu",
     loaders: int = 0,
@@ -53,6 +55,8 @@ def measure(
     Args:
         batch: images a step.
         threads: all cores that training may use: Ray workers times the cores of each.
+        train: its number formats; None: those that suit the device.
+        learn_size: pixels a side while training; None: ``image_size``.
         device, loaders: where the network computes, and the processes that make its views meanwhile; 0, and
             on a GPU: they are made in the step itself.
         budget: seconds for what is timed; a step to warm up comes before, and one is always timed.
@@ -62,13 +66,13 @@ def measure(
     """
     arch = Arch(name=arch) if isinstance(arch, str) else arch
     place = torch.device(device)
-    precision = Precision.of(Train(), place)
+    precision = Precision.of(train or Train(), place)
     if place.type == "cuda":
         precision.prepare(threads)
     with torch.random.fork_rng(devices=[]):
         module = build.create(arch, CLASSES).to(place).to(memory_format=torch.channels_last)
     update = optim.make_optimizer(module, optimizer or Optimizer())
-    made = Augment(augment, 0, image_size)
+    made = Augment(augment, 0, learn_size or image_size)
     side = image_size if made.recipe.source == "square" else canvas_size(image_size)
     shape = (batch, 3, side, side)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)).to(place)
@@ -81,9 +85,9 @@ def measure(
     def view() -> Tensor:
         return made(pixels, rows, np.zeros(batch, dtype=np.int64), aspects)
 
-    def train() -> None:
+    def learn() -> None:
         update.zero_grad(set_to_none=True)
-        inputs = normalise(plain if apart else view())
+        inputs = normalise(plain[:, :, : made.size, : made.size] if apart else view())
         with precision.autocast():
             loss = nn.functional.cross_entropy(module(inputs), labels)
         loss.backward()
@@ -99,7 +103,7 @@ def measure(
     torch.set_num_threads(max(1, threads))
     try:
         module.train()
-        training = batch / _step_seconds(train, 0.7 * budget)
+        training = batch / _step_seconds(learn, 0.7 * budget)
         module.eval()
         inference = batch / _step_seconds(infer, 0.3 * budget)
         if apart:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from components.common.step import step
 from components.common.storage import need, write_json
-from components.training import driver, preflight, results
+from components.training import budget, driver, preflight, results
 from components.training.metrics import evaluate
 from components.training.params import FinetuneParams
 from components.training.spec import Phase
@@ -31,10 +32,15 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
     }
     with step("finetune", params, out, inputs=inputs) as run:
         need(manifest, "validate")
-        spec = driver.make_spec(
+        train = params.teacher.train
+        whole = driver.make_spec(
             params, params.teacher, params.ray, params.data, manifest, driver.audited(run, plan),
-            driver.start_weights(weights, "teacher", params.teacher),
-            (Phase("finetune", "teacher", params.teacher.train.epochs, params.teacher.lr),),
+            driver.start_weights(weights, "teacher", params.teacher), (),
+        )  # fmt: skip
+        spec = budget.within(
+            run,
+            lambda epochs: replace(whole, phases=(Phase("finetune", "teacher", epochs, params.teacher.lr),)),
+            params.ray, "teacher", train.epochs, train.time_budget_minutes,
         )  # fmt: skip
         preflight.preflight(run, spec, params.ray, "teacher")
         folder = driver.checkpoints("finetune", spec)

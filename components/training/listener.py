@@ -21,6 +21,7 @@ class Listener:
         self._seen: set[tuple[str, int]] = set()
         self._unsaid = ""  # the last epoch's line, while it was not its turn
         self.stopped: Event | None = None
+        self.resumed = False  # so that what it takes is not all that was expected
         self.seconds: list[float] = []  # of training, by epoch
         self.waiting: list[float] = []  # ... that were spent waiting for images
         self.images = 0.0
@@ -71,6 +72,7 @@ class Listener:
             say(f"{self._run.name}: a worker was lost before Ray knew of a checkpoint; training starts over")
 
     def _on_resumed(self, event: Event) -> None:
+        self.resumed = True
         done = len(self._seen)
         why = "a worker was lost" if done else "an earlier run was interrupted"
         say(

@@ -21,7 +21,7 @@ from components.common.step import Run
 from components.common.storage import human_bytes, state_dir
 from components.dataset import manifest as manifests
 from components.models import build, cost, heads
-from components.training import machine
+from components.training import budget, machine
 from components.training.augmentation import canvas_size
 from components.training.inputs.feed import shm_needed
 from components.training.inputs.index import open_index
@@ -99,11 +99,12 @@ class Fault:
     row: str = "1.3"
 
 
-def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
+def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 1) -> None:
     """What can be known to be wrong before anything starts: rows, batch sizes, the machine, the network.
 
     Args:
         where: the section of params.yaml that the batch sizes come from, such as ``teacher``.
+        trainings: how many such trainings the step does.
 
     Raises:
         FindingsError: when something is missing that training needs.
@@ -135,7 +136,7 @@ def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
     if held is not None:
         run.find(**heads.fc_finding(held, where))
     check_vit_data(run, spec, where, module, counts["train"])
-    say(f"{run.name}: checkpoints take up to {human_bytes(needed.disk)} of disk until the step is done")
+    budget.say_estimate(run, spec, ray, where, needed.disk, trainings)
 
 
 def _say_batch(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
