@@ -17,11 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
+from components.common.storage import sha256_file
 from components.dataset import manifest
-from components.training.params import DistillParams
+from components.training.finetune import finetune
+from components.training.params import DistillParams, FinetuneParams
 from tests.components.conftest import KEY, SECRET
 
 HOUSE = Path(__file__).resolve().parents[3]
@@ -43,7 +46,7 @@ def _missing() -> str:
 MISSING = _missing()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(MISSING), reason=MISSING or "-"),
 ]
 
@@ -95,6 +98,13 @@ class Host:
                     os.kill(number, signal.SIGKILL)
             time.sleep(0.1)
         raise AssertionError(f"{self.name}: {numbers} do not end")
+
+    def cut(self) -> None:
+        """Take it off the network, as a power cut does: nobody is told."""
+        self.run("ip", "link", "set", "eth0", "down")
+
+    def mend(self) -> None:
+        self.run("ip", "link", "set", "eth0", "up")
 
     def remove(self) -> None:
         self.end_all()
@@ -210,6 +220,7 @@ def in_store(
             client.upload_file(str(file), "photos", "digits/" + file.relative_to(root).as_posix())
         """
     )
+    shutil.copy(data.manifest, "data/local.parquet")
     table = manifest.read(data.manifest)
     paths = pa.array([f"s3://photos/digits/{path}" for path in table["path"].to_pylist()])
     table = table.set_column(table.column_names.index("path"), "path", paths)
@@ -237,10 +248,14 @@ class Command:
             from components.training.params import FinetuneParams
 
             signals.catch()
+            from components.common.errors import Terminated
             params = FinetuneParams.model_validate(json.loads(Path("params.json").read_text()))
             s3.remember_store("photos", params.data.s3)  # as ingest does
-            finetune(params, manifest=Path({str(data.manifest)!r}), plan=Path({str(data.plan)!r}),
-                     weights=Path({str(data.weights)!r}), out=Path({out!r}))
+            try:
+                finetune(params, manifest=Path({str(data.manifest)!r}), plan=Path({str(data.plan)!r}),
+                         weights=Path({str(data.weights)!r}), out=Path({out!r}))
+            except Terminated as error:
+                raise SystemExit(error.status)
             """
         )
         self.process = cluster.first.start(
@@ -264,8 +279,122 @@ class Command:
         return said
 
 
+def checkpoint_reported(cluster: Cluster, params: DistillParams) -> None:
+    """Wait until the second epoch's checkpoint is in the store."""
+    prefix = params.ray.storage.removeprefix("s3://photos/")
+    cluster.python(
+        f"""
+        import boto3, time
+        client = boto3.client("s3", endpoint_url="{URL}")
+        seen = set()
+        for _ in range(300):
+            found = client.list_objects_v2(Bucket="photos", Prefix="{prefix}/checkpoints/")
+            seen |= {{entry["Key"] for entry in found.get("Contents", []) if "/checkpoint_" in entry["Key"]
+                     and entry["Key"].endswith("state.pt")}}
+            if len(seen) > 1:
+                break
+            time.sleep(0.2)
+        else:
+            raise SystemExit("no checkpoint came")
+        """
+    )
+
+
+def longer(params: DistillParams, **ray: object) -> DistillParams:
+    """With so many epochs that a node can be lost in the midst of them."""
+    values = params.model_dump(by_alias=True)
+    values["teacher"]["train"]["epochs"] = 40
+    values["ray"] |= ray
+    return DistillParams.model_validate(values)
+
+
+def top1(out: str) -> float:
+    return json.loads(Path(out, "metrics.json").read_text())["val"]["top1"]
+
+
 def test_two_hosts_train_as_two_processes_do(
+    cluster: Cluster, data: SimpleNamespace, in_store: DistillParams, params: DistillParams
+) -> None:
+    said = Command(cluster, in_store, data, "out").finish()
+    assert "2 nodes answered: " in said
+    assert FIRST in said
+    assert SECOND in said
+
+    values = params.model_dump(by_alias=True)
+    values["teacher"] = in_store.model_dump(by_alias=True)["teacher"]
+    finetune(FinetuneParams.model_validate(values), manifest=Path("data/local.parquet"), plan=data.plan,
+             weights=data.weights, out=Path("local"))  # fmt: skip
+    assert sha256_file(Path("out/model.safetensors")) == sha256_file(Path("local/model.safetensors"))
+    left = cluster.python(
+        f"""
+        import boto3
+        client = boto3.client("s3", endpoint_url="{URL}")
+        prefix = "{in_store.ray.storage.removeprefix("s3://photos/")}/checkpoints/"
+        print([entry["Key"] for entry in
+               client.list_objects_v2(Bucket="photos", Prefix=prefix).get("Contents", [])])
+        """
+    )
+    assert "checkpoint_" not in left, "a finished step keeps none"
+
+
+def test_a_lost_node_is_waited_for_and_the_weights_are_the_same(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
 ) -> None:
-    command = Command(cluster, in_store, data, "out")
-    print(command.finish())
+    params = longer(in_store)
+    Command(cluster, params, data, "whole").finish()
+    command = Command(cluster, params, data, "out")
+    checkpoint_reported(cluster, params)
+    cluster.second.cut()
+    cluster.second.end_all()
+    command.until("is lost")
+    cluster.second.mend()
+    cluster.join_second()
+    said = command.finish()
+    assert f"node {os.uname().nodename} ({SECOND}) is lost" in said
+    assert "training waits until others join" in said
+    assert f"({SECOND}) has joined" in said
+    assert "a worker was lost; going on from its last checkpoint" in said
+    assert sha256_file(Path("out/model.safetensors")) == sha256_file(Path("whole/model.safetensors"))
+
+
+def test_where_fewer_workers_will_do_a_lost_node_is_not_waited_for(
+    cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
+) -> None:
+    params = longer(in_store, min_workers=1)
+    command = Command(cluster, params, data, "out")
+    checkpoint_reported(cluster, params)
+    cluster.second.end_all()
+    try:
+        said = command.finish()
+    finally:
+        cluster.join_second()
+    assert "a worker was lost; going on from its last checkpoint" in said
+    assert "waits" not in said
+    assert top1("out") > 0.9
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_lost_driver_goes_on_where_it_was(
+    cluster: Cluster, data: SimpleNamespace, in_store: DistillParams, stop: signal.Signals
+) -> None:
+    params = longer(in_store)
+    command = Command(cluster, params, data, "out")
+    checkpoint_reported(cluster, params)
+    (driver,) = psutil.Process(command.process.pid).children() or [psutil.Process(command.process.pid)]
+    driver.send_signal(stop)
+    assert command.process.wait(60) == (143 if stop == signal.SIGTERM else -stop)
+    said = Command(cluster, params, data, "out").finish()
+    assert "an earlier run was interrupted; going on" in said
+    whole = Command(cluster, longer(in_store, storage=f"{in_store.ray.storage}-whole"), data, "whole")
+    whole.finish()
+    assert sha256_file(Path("out/model.safetensors")) == sha256_file(Path("whole/model.safetensors"))
+
+
+def test_what_the_cluster_does_not_have_is_said_at_once(
+    cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
+) -> None:
+    command = Command(cluster, longer(in_store, workers=3), data, "out")
+    assert command.process.stderr is not None
+    said = command.process.stderr.read()
+    assert command.process.wait() == 1
+    assert "3 workers x 1 cores = 3, and the cluster has 2: Ray would wait for ever" in said
