@@ -19,7 +19,7 @@ from components.training import budget, driver, gate, preflight, results, soft_l
 from components.training.metrics import evaluate
 from components.training.params import Distill, DistillParams
 from components.training.spec import Phase, TrainSpec
-from components.training.trainer import TrainResult
+from components.training.state import TrainResult
 
 CONTROL = "control"
 

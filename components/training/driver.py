@@ -28,7 +28,7 @@ from components.training.inputs.pictures import open_store
 from components.training.listener import Listener
 from components.training.params import Ray
 from components.training.spec import Phase, TrainSpec
-from components.training.trainer import TrainResult
+from components.training.state import TrainResult
 from components.weights.load import prepared
 
 INPUT_BOUND = 0.2  # of the time: more of it spent waiting for images is worth a change

@@ -33,7 +33,7 @@ from components.training.normalise import Normalise
 from components.training.params import ExpandParams
 from components.training.sampling import in_order
 from components.training.spec import Phase, TrainSpec
-from components.training.trainer import TrainResult
+from components.training.state import TrainResult
 
 WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
 PER_CLASS = 200  # training images that a class mean is taken over: its error is then 1/14 of the spread

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -31,71 +32,12 @@ from components.training.precision import Precision, compiled, fitting_parts
 from components.training.rows import NewRows
 from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
+from components.training.state import State, Tensors
 from components.training.tasks import TASKS, Setup, Task
+from components.training.watch import StepWatch
 
 SEND_SECONDS = 0.4  # between two signs of progress
 BUCKET_MB = 8  # gradients summed at once: in one bucket, a small network's would wait for its whole backward
-LOOKED_STEPS = 50  # on a GPU, between two looks at what it has computed: each waits for all that it was given
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass
-class State:
-    """Where a job stands, as its checkpoints keep it. Epochs of ``history`` are those that are done.
-
-    Attributes:
-        phase, epoch, step: how many are done of the phases, of its epochs, and of its steps.
-        nets: tensors of each network that has finished a phase: those of its best epoch there.
-        running: tensors of the network of the phase that has begun, and of its moving average.
-        best: the epoch of this phase that is kept (its row of the history), and its tensors.
-        partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank.
-        predictions: classes int64 by network and split, when all is done.
-        chosen: unlabelled images used.
-    """
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-    nets: dict[str, Tensors] = field(default_factory=dict)
-    running: Tensors | None = None
-    ema: Tensors | None = None
-    optimizer: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
-    best_tensors: Tensors | None = None
-    partial: dict[str, Any] | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    predictions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    chosen: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {part.name: getattr(self, part.name) for part in fields(self)}
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What came out.
-
-    Attributes:
-        nets: tensors by network.
-        history: one row an epoch.
-        predictions: classes int64 [n] by network and split (val, test), in the order of the manifest's rows.
-        chosen: unlabelled images used.
-    """
-
-    nets: dict[str, Tensors]
-    history: list[dict[str, Any]]
-    predictions: dict[str, dict[str, np.ndarray]]
-    chosen: int
-
-    @staticmethod
-    def of(state: dict[str, Any]) -> TrainResult:
-        """From the last checkpoint of a job that was done."""
-        said = {
-            net: {split: values.numpy() for split, values in splits.items()}
-            for net, splits in state["predictions"].items()
-        }
-        return TrainResult(state["nets"], state["history"], said, state["chosen"])
 
 
 def train(context: Context, spec: TrainSpec) -> None:
@@ -103,23 +45,25 @@ def train(context: Context, spec: TrainSpec) -> None:
     Trainer(context, spec).run()
 
 
-def create_network(arch: Arch, class_num: int, spec_start: Any, seed: int, whole: bool = False) -> nn.Module:
+def create_network(
+    arch: Arch, class_num: int, start: Path | None, seed: int, whole: bool = False
+) -> nn.Module:
     """The network before training: backbone (``whole``: everything) from a file, the rest random.
 
     Args:
-        spec_start: a safetensors file; None: all of it is random.
+        start: a safetensors file; None: all of it is random.
     """
     from components.weights.load import load_backbone
 
     if whole:
-        assert spec_start is not None
+        assert start is not None
         module = build.create(arch, class_num)
-        module.load_state_dict(checkpoint.read_tensors(spec_start))
+        module.load_state_dict(checkpoint.read_tensors(start))
         return module
     torch.manual_seed(int(sampling.generator(seed, sampling.INITIAL).integers(2**62)))
     module = build.plain(arch, class_num)
-    if spec_start is not None:
-        load_backbone(module, spec_start)
+    if start is not None:
+        load_backbone(module, start)
     return build.with_blocks(module, arch)
 
 
@@ -456,27 +400,28 @@ class Trainer:
             number, spec.train.batch_size, self.group.world, self.group.rank, task.view,
             with_unlabelled=task.unlabelled, matched=phase.matched, even=self.even, skip=state.step,
         )  # fmt: skip
-        looked = _Looked(self, run, 0.0 if state.partial is None else state.partial["loss"])
+        before = 0.0 if state.partial is None else state.partial["loss"]
+        watch = StepWatch(self.device, self.group, run.steps, state.step, before, self._need_finite)
         rate = 0.0
         self._sent = 0.0
         begun = monotonic()
         for batch in self._feed(training=True)(draws, task.extra):
             done = state.epoch * run.steps + state.step
             rate = run.schedule.set(done)
-            self._step(run, network, batch, number, looked)
+            self._step(run, network, batch, number, watch)
             state.step += 1
-            if looked.due(state.step):
-                mean = looked.look(pace)
+            if watch.due():
+                mean = watch.look(pace)
                 self._estimate(pace)
                 self._progress(done + 1, f"epoch {state.epoch + 1}/{phase.epochs}, loss {mean:.3f}")
-                if looked.stop:
-                    self._leave_off(run, looked)
+                if watch.stop:
+                    self._leave_off(run, watch)
                 if not run.compiled and self._compile_now(pace):
                     run.compiled = True
                     self._say_compiling(run)
                     network = self._wrapped(run)
         trained = monotonic()
-        self._tell_speed(looked, trained - begun)
+        self._tell_speed(watch, trained - begun)
         if run.frozen is None:
             self.group.average([b for b in run.module.buffers() if b.is_floating_point()])
             if run.ema is not None:
@@ -487,15 +432,13 @@ class Trainer:
             "epoch": number + 1,
             "phase": phase.name,
             "lr": rate,
-            "train_loss": looked.total / run.count,
+            "train_loss": watch.total / run.count,
             "val_loss": val_loss,
             "val_top1": float((predicted == actual).mean()),
             "val_macro_recall": metrics.macro_recall(actual, predicted),
         }
         finite = all(bool(torch.isfinite(p).all()) for p in run.module.parameters())
-        health.need_finite(
-            val_loss if finite else math.nan, phase.name, state.epoch + 1, run.steps, self._kept()
-        )
+        self._need_finite(val_loss if finite else math.nan, run.steps)
         self._need_progress(run, row, actual)
         return row, trained
 
@@ -524,7 +467,7 @@ class Trainer:
     def _say_compiling(self, run: _Run) -> None:
         self.send("note", said=f"{run.phase.name}: compiling the network: a minute or two")
 
-    def _step(self, run: _Run, network: nn.Module, batch: Batch, number: int, looked: _Looked) -> None:
+    def _step(self, run: _Run, network: nn.Module, batch: Batch, number: int, watch: StepWatch) -> None:
         """Forward, backward, update. On a GPU nothing here waits for it."""
         spec, group, state = self.spec, self.group, self.state
         count, everyone = len(batch.draw.rows), batch.draw.total
@@ -549,32 +492,32 @@ class Trainer:
                 loss = learnt.loss.float() * (last - first)
                 parts.append(loss.detach())
                 if final:  # summed while gradients are computed: workers wait for one another once a step
-                    summed = looked.start(parts, everyone)
+                    watch.begin(parts, everyone, self.context.stop_requested())
                 # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
                 (loss * (group.world / everyone)).backward()
-        looked.finish(summed)
+        watch.end()
         if spec.optimizer.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(run.module.parameters(), spec.optimizer.clip_norm)
-            looked.guard(norm)
-        looked.update(run.optimizer)
+            watch.guard(norm)
+        watch.update(run.optimizer)
         if run.frozen is not None:
             run.frozen.keep()
         if run.ema is not None:
             run.ema.update(run.module, step=state.epoch * run.steps + state.step + 1)
-        looked.waited += batch.waited
-        looked.images += count
+        watch.waited += batch.waited
+        watch.images += count
 
-    def _tell_speed(self, looked: _Looked, seconds: float) -> None:
-        waited, images = looked.waited, looked.images * self.group.world
+    def _tell_speed(self, watch: StepWatch, seconds: float) -> None:
+        waited, images = watch.waited, watch.images * self.group.world
         self.send(
             "speed", images_per_second=images / max(seconds, 1e-9), waiting=waited / max(seconds, 1e-9),
             seconds=seconds, remedy=self._feed(training=True).remedy,
         )  # fmt: skip
 
-    def _leave_off(self, run: _Run, looked: _Looked) -> None:
+    def _leave_off(self, run: _Run, watch: StepWatch) -> None:
         """Save what is there in mid-epoch, and end."""
         buffers = [buffer.detach().cpu() for buffer in run.module.buffers()]
-        self.state.partial = {"loss": looked.total, "buffers": self.group.gather(buffers)}
+        self.state.partial = {"loss": watch.total, "buffers": self.group.gather(buffers)}
         self._keep_running(run)
         self._save()
         self.send("left_off", phase=run.phase.name, epoch=self.state.epoch + 1, step=self.state.step)
@@ -623,6 +566,10 @@ class Trainer:
             raise stop
         self.send("stopped", **stop.told)  # a person wants it trained to its end all the same
 
+    def _need_finite(self, loss: float, step: int) -> None:
+        phase = self.spec.phases[self.state.phase]
+        health.need_finite(loss, phase.name, self.state.epoch + 1, step, self._kept())
+
     def _kept(self) -> str:
         finished = len(self.state.history)
         return f"the checkpoint of epoch {finished} is kept" if finished else "no epoch was finished"
@@ -631,94 +578,6 @@ class Trainer:
         if self.context.rank == 0 and monotonic() - self._sent > SEND_SECONDS:
             self._sent = monotonic()
             self.context.send("progress", done=done, note=note)
-
-
-class _Looked:
-    """What is known of an epoch's steps: on a CPU after each, on a GPU after every ``LOOKED_STEPS``.
-
-    A loss that is no number makes the GPU skip the update, and is found out at the next look.
-
-    Args:
-        total: sum of the losses of steps that an interrupted run has taken.
-    """
-
-    def __init__(self, trainer: Trainer, run: _Run, total: float) -> None:
-        self._trainer, self._run = trainer, run
-        self._every = 1 if trainer.device.type == "cpu" else LOOKED_STEPS
-        device = trainer.device
-        self._sum = torch.tensor(total, dtype=torch.float64, device=device)
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._bad = torch.zeros((), device=device)  # of this step
-        self._last = torch.zeros((2,), dtype=torch.float64, device=device)
-        self._everyone = 1
-        self.total = total
-        self.waited = 0.0
-        self.images = 0
-        self.stop = False
-        self._steps = 0  # since the last look
-        self._at = monotonic()
-
-    def start(self, parts: list[Tensor], everyone: int) -> tuple[Tensor, Any]:
-        """Begin to sum the step's loss, and the wish to stop, over all workers."""
-        self._everyone = everyone
-        asked = float(self._trainer.context.stop_requested())
-        loss = torch.stack(parts).sum().double()
-        wish = torch.full((), asked, dtype=torch.float64, device=loss.device)  # filled there: no copy
-        summed = torch.stack([loss, wish])
-        return summed, self._trainer.group.start_sum(summed)
-
-    def finish(self, started: tuple[Tensor, Any]) -> None:
-        summed, work = started
-        if work is not None:
-            work.wait()
-        self._last = summed
-        self._sum = self._sum + summed[0]
-        self.guard(summed[0])
-
-    def guard(self, value: Tensor) -> None:
-        """Note a value that is no number, with its step."""
-        bad = ~torch.isfinite(value)
-        step = self._trainer.state.step
-        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
-        self._bad = (self._first_bad >= 0).float()
-        if self._every == 1:
-            self._need_finite()
-
-    def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the step, unless a value was no number."""
-        if self._every == 1:
-            optimizer.step()
-            return
-        # as GradScaler does it: fused optimizers leave everything as it is where this is 1
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
-        optimizer.found_inf = self._bad  # type: ignore[attr-defined]
-        optimizer.step()
-
-    def due(self, step: int) -> bool:
-        self._steps += 1
-        return step % self._every == 0 or step == self._run.steps
-
-    def look(self, pace: Pace) -> float:
-        """Wait for what was computed; the mean loss of the last step."""
-        loss, asked = self._last.tolist()
-        self._need_finite()
-        self.total = float(self._sum)
-        self.stop = asked > 0
-        now = monotonic()
-        for _ in range(self._steps):
-            pace.step((now - self._at) / self._steps)
-        self._at, self._steps = now, 0
-        return loss / self._everyone
-
-    def _need_finite(self) -> None:
-        first = int(self._first_bad)
-        if first >= 0:
-            trainer = self._trainer
-            loss = float(self._last[0]) / self._everyone
-            health.need_finite(
-                loss if not math.isfinite(loss) else math.nan,
-                self._run.phase.name, trainer.state.epoch + 1, first + 1, trainer._kept(),
-            )  # fmt: skip
 
 
 def _copied(module: nn.Module) -> Tensors:

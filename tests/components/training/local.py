@@ -16,7 +16,8 @@ from torch import distributed as dist
 
 from components.training.context import Event, Exchange
 from components.training.spec import TrainSpec
-from components.training.trainer import Trainer, TrainResult
+from components.training.state import TrainResult
+from components.training.trainer import Trainer
 
 
 @dataclass

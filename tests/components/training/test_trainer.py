@@ -13,7 +13,7 @@ import torch
 from components.audit.plan import read_plan
 from components.common.errors import RetortError
 from components.models.params import Arch, LearningRate, Optimizer
-from components.training import driver, health, precision, trainer
+from components.training import driver, health, precision, trainer, watch
 from components.training.params import DistillParams
 from components.training.spec import Phase, TrainSpec
 from tests.components.training import local
@@ -200,24 +200,24 @@ def test_the_guard_of_a_gpu_skips_the_update_and_stops_with_the_step(
     spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the loss is looked at now and then; here on a CPU, the same way."""
-    init = trainer._Looked.__init__
+    init = watch.StepWatch.__init__
     found: list[bool] = []
 
     def every_four(self: Any, *arguments: Any) -> None:
         init(self, *arguments)
         self._every = 4
 
-    update = trainer._Looked.update
+    update = watch.StepWatch.update
 
     def watched(self: Any, optimizer: torch.optim.Optimizer) -> None:
         before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
         update(self, optimizer)
         after = [p for group in optimizer.param_groups for p in group["params"]]
-        if self._bad:
+        if self._first_bad >= 0:
             found.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
 
-    monkeypatch.setattr(trainer._Looked, "__init__", every_four)
-    monkeypatch.setattr(trainer._Looked, "update", watched)
+    monkeypatch.setattr(watch.StepWatch, "__init__", every_four)
+    monkeypatch.setattr(watch.StepWatch, "update", watched)
     wild = (Phase("finetune", "net", 3, LearningRate(initial=1e30, warmup_epochs=0)),)
     told = local.run(replace(spec, phases=wild)).said("stopped")[0]
     assert told["rule"] == "train.finite"

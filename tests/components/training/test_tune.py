@@ -22,7 +22,7 @@ from components.models.params import Net
 from components.training import tune_report
 from components.training.params import DistillParams, Tune, TuneParams
 from components.training.spec import TrainSpec
-from components.training.trainer import TrainResult
+from components.training.state import TrainResult
 from components.training.tune import tune
 from components.training.tune_report import macro_gain
 from components.training.tune_space import Axis, Tried, applied, axes, choose, proposals, snippet

@@ -1,0 +1,69 @@
+"""Where a job stands, as checkpoints keep it, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class State:
+    """Where a job stands, as its checkpoints keep it. Epochs of ``history`` are those that are done.
+
+    Attributes:
+        phase, epoch, step: how many are done of the phases, of its epochs, and of its steps.
+        nets: tensors of each network that has finished a phase: those of its best epoch there.
+        running: tensors of the network of the phase that has begun, and of its moving average.
+        best: the epoch of this phase that is kept (its row of the history), and its tensors.
+        partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank.
+        predictions: classes int64 by network and split, when all is done.
+        chosen: unlabelled images used.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    nets: dict[str, Tensors] = field(default_factory=dict)
+    running: Tensors | None = None
+    ema: Tensors | None = None
+    optimizer: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    best_tensors: Tensors | None = None
+    partial: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    predictions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    chosen: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out.
+
+    Attributes:
+        nets: tensors by network.
+        history: one row an epoch.
+        predictions: classes int64 [n] by network and split (val, test), in the order of the manifest's rows.
+        chosen: unlabelled images used.
+    """
+
+    nets: dict[str, Tensors]
+    history: list[dict[str, Any]]
+    predictions: dict[str, dict[str, np.ndarray]]
+    chosen: int
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> TrainResult:
+        """From the last checkpoint of a job that was done."""
+        said = {
+            net: {split: values.numpy() for split, values in splits.items()}
+            for net, splits in state["predictions"].items()
+        }
+        return TrainResult(state["nets"], state["history"], said, state["chosen"])

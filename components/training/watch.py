@@ -1,0 +1,111 @@
+"""The steps of an epoch, watched without waiting for the device: losses, and values that are no number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import monotonic
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from components.training.group import Group
+from components.training.pace import Pace
+
+LOOKED_STEPS = 50  # on a GPU, between two looks at what it has computed: each waits for all that it was given
+
+
+class StepWatch:
+    """What is known of an epoch's steps: on a CPU after each, on a GPU after every ``LOOKED_STEPS``.
+
+    Every worker watches in the same way. A value that is no number makes fused optimizers leave everything
+    as it is, on the device itself; it is found out at the next look.
+
+    Args:
+        steps: of the epoch.
+        done: steps that an interrupted run has taken, and ``total``, the sum of their losses.
+        fail: called with what the loss became and the step, counted from 1, when a value is no number.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        group: Group,
+        steps: int,
+        done: int,
+        total: float,
+        fail: Callable[[float, int], None],
+    ) -> None:
+        self._every = 1 if device.type == "cpu" else LOOKED_STEPS
+        self._group, self._steps, self._step, self._fail = group, steps, done, fail
+        self._sum = torch.tensor(total, dtype=torch.float64, device=device)
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._last = torch.zeros((2,), dtype=torch.float64, device=device)
+        self._work: dist.Work | None = None
+        self._everyone = 1
+        self._since = 0  # steps since the last look
+        self._at = monotonic()
+        self.total = total
+        self.stop = False
+        self.waited = 0.0  # seconds, for images
+        self.images = 0
+
+    def begin(self, losses: list[Tensor], everyone: int, stop: bool) -> None:
+        """Begin to sum a step's loss, and the wish to stop, over all workers.
+
+        Args:
+            losses: scalars, the sums over the images of each part of this worker's batch.
+            everyone: images of all workers.
+        """
+        self._everyone = everyone
+        loss = torch.stack(losses).sum().double()
+        wish = torch.full((), float(stop), dtype=torch.float64, device=loss.device)  # filled there: no copy
+        self._last = torch.stack([loss, wish])
+        self._work = self._group.start_sum(self._last)
+
+    def end(self) -> None:
+        """All gradients are there; so are the others' losses soon."""
+        if self._work is not None:
+            self._work.wait()
+        self._sum = self._sum + self._last[0]
+        self.guard(self._last[0])
+
+    def guard(self, value: Tensor) -> None:
+        """Note a scalar that is no number."""
+        bad = ~torch.isfinite(value)
+        self._first_bad = torch.where(bad & (self._first_bad < 0), self._step, self._first_bad)
+        if self._every == 1:
+            self._need_finite()
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the step, unless a value was no number."""
+        if self._every > 1:
+            # as GradScaler does it: fused optimizers leave everything as it is where this is 1
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.found_inf = (self._first_bad >= 0).float()  # type: ignore[attr-defined]
+        optimizer.step()
+
+    def due(self) -> bool:
+        """A step was taken; whether it is time to look."""
+        self._step += 1
+        self._since += 1
+        return self._step % self._every == 0 or self._step == self._steps
+
+    def look(self, pace: Pace) -> float:
+        """Wait for what was computed; the mean loss of the last step."""
+        loss, asked = self._last.tolist()
+        self._need_finite()
+        self.total = float(self._sum)
+        self.stop = asked > 0
+        now = monotonic()
+        for _ in range(self._since):
+            pace.step((now - self._at) / self._since)
+        self._at, self._since = now, 0
+        return loss / self._everyone
+
+    def _need_finite(self) -> None:
+        first = int(self._first_bad)
+        if first >= 0:
+            loss = float(self._last[0]) / self._everyone
+            self._fail(loss if not math.isfinite(loss) else math.nan, first + 1)
