@@ -89,6 +89,29 @@ def test_every_command_of_the_page_about_own_data_can_be_said(monkeypatch: pytes
         parse(root, "retort", rest)
 
 
+@pytest.mark.parametrize("page_", ["README.md", "docs/training.md"])
+def test_every_command_of_the_other_pages_can_be_said(page_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```\n(.*?)```", (HOUSE / page_).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    said = [shlex.split(line, comments=True)[1:] for line in lines if line.strip().startswith("retort ")]
+    assert len(said) >= 2
+    root = typer.main.get_command(cli.app)
+    for arguments in said:
+        monkeypatch.setattr(cli.Options, "overrides", [])
+        rest = cli._take_global_options(arguments)
+        load(HOUSE / "params.yaml", cli.Options.overrides)
+        parse(root, "retort", rest)
+
+
+@pytest.mark.parametrize("name", ["train", "teacher.train"])
+def test_keys_of_the_page_on_training_are_keys(name: str) -> None:
+    known = {key for key, _ in keys()}
+    text = (HOUSE / "docs/training.md").read_text(encoding="utf-8")
+    found = set(re.findall(rf"`{re.escape(name)}\.([a-z_]+)", text))
+    assert found
+    assert {f"teacher.train.{key}" for key in found if f"train.{key}" not in RULES} <= known
+
+
 def parse(command: Any, name: str, arguments: list[str]) -> None:
     inner = getattr(command, "commands", {})
     if inner and arguments:
