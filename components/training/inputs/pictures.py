@@ -361,6 +361,8 @@ def _thread_chunk(part: Part, array: Pixels, start: int, pool: Executor | None) 
 def _stamps(part: Part) -> list[list[object]]:
     """Size and time of files whose content the manifest does not pin by a hash."""
     stamps: list[list[object]] = []
+    if not isinstance(part.contents, Files):  # what shards hold stays as it is
+        return stamps
     for row in part.index.unpinned().tolist():
         if part.index.split_names[part.index.splits[row]] not in part.splits:
             continue

@@ -102,6 +102,16 @@ def test_images_without_a_hash_are_known_by_their_size_and_time(data: SimpleName
     assert first[1] == second[1], "none of val and test was touched"
 
 
+def test_images_out_of_shards_need_no_files(data: SimpleNamespace) -> None:
+    unpin(data)
+    index = open_index(data.manifest)
+    held = [(Path(data.root) / path).read_bytes() for path in data.paths]
+    Path(data.root).rename("elsewhere")
+    store = open_store(index, data.root, SIZE, contents=held.__getitem__)
+    expected = images.central_square(images.decode(held[0]), SIZE)
+    assert np.array_equal(store.learn.take(np.array([0]))[0][0], expected)
+
+
 def test_only_the_splits_asked_for_are_decoded(data: SimpleNamespace) -> None:
     store = open_store(open_index(data.manifest), data.root, SIZE, splits=["val"])
     assert store.learn.decoded is None
