@@ -212,7 +212,7 @@ def build(path: Path, folder: Path, fingerprint: str) -> None:
         done = 0
         with (
             manifest.whole(path),
-            pq.ParquetFile(path) as file,
+            pq.ParquetFile(path, pre_buffer=False) as file,
             pa.OSFile(str(partial / TEXT), "wb") as sink,
             pa.ipc.new_file(sink, TEXT_SCHEMA) as text,
         ):
