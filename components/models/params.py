@@ -48,7 +48,9 @@ class Optimizer(Section):
 class Train(Section):
     epochs: int = Field(4, ge=1, description="passes over the training rows, as the plan weighs them")
     time_budget_minutes: float | None = Field(
-        None, gt=0, description="of all that the step trains: as many of the epochs as fit; null: all of them"
+        None,
+        gt=0,
+        description="of finetune or distill as a whole: as many of the epochs as fit; null: all of them",
     )
     batch_size: int = Field(32, ge=1, description="images per Ray worker and step")
     num_workers: int = Field(

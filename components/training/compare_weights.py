@@ -99,7 +99,8 @@ def compare_weights(
         wanted = choose(run, params, net, champion)
         if CHAMPION in wanted and champion is not None:
             _find_champion(run, champion, base.class_names)
-        preflight.preflight(run, base, params.ray, settings.of)
+        trainings = len(wanted) * settings.seeds
+        preflight.preflight(run, base, params.ray, settings.of, trainings)
         folder, proofs = state_dir(STATE, "weights"), Page()
         try:
             candidates = _prepare(run, params, net, wanted, folder, proofs)

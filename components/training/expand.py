@@ -100,7 +100,7 @@ def expand(
             folder / "clean.parquet",
             relabel(driver.audited(run, plan), labels),
         )
-        preflight.preflight(run, spec, params.ray, of)
+        preflight.preflight(run, spec, params.ray, of, 1 + params.expand.control)
         index = open_index(spec.manifest)
         training = sampling.training_rows(index, spec.plan)
         counts = np.bincount(index.labels[training], minlength=len(classes.names))

@@ -58,11 +58,12 @@ class Listener:
     def _on_estimate(self, event: Event) -> None:
         seconds = duration(event["seconds"])
         name = event["name"].removeprefix(f"{self._run.name}: ")  # a phase may be called as the step is
-        say(
-            f"{self._run.name}: {name}: {seconds} more from here, by what was measured since"
-            if event["again"]
-            else f"{self._run.name}: {name} will take about {seconds}"
-        )
+        if event["again"]:  # the first ones of a short training are soon corrected
+            progress.say_if_due(
+                f"{self._run.name}: {name}: {seconds} more from here, by what was measured since"
+            )
+        else:
+            say(f"{self._run.name}: {name} will take about {seconds}")
 
     def _on_note(self, event: Event) -> None:
         say(f"{self._run.name}: {event['said']}")

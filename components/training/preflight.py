@@ -139,6 +139,20 @@ def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 
     budget.say_estimate(run, spec, ray, where, needed.disk, trainings)
 
 
+def check_memory(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
+    """Whether ``ray.workers`` trainings of one worker each have memory enough, where they run here.
+
+    Raises:
+        FindingsError: the machine never has as much.
+    """
+    if ray.address:
+        return
+    module = cost.on_meta(lambda: build.create(spec.arch, len(spec.class_names)))
+    for fault in memory_faults(machine.look(state_dir("checkpoints")), needs(spec, ray, module), where):
+        run.find(**vars(fault))
+    run.stop_on_errors()
+
+
 def _say_batch(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
     batch, processes = spec.train.batch_size, spec.train.num_workers
     message = (

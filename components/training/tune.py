@@ -31,9 +31,7 @@ from components.training.spec import Phase, TrainSpec
 from components.training.tune_report import FIXED, TUNED, Outcome
 from components.training.tune_space import Tried, Values, applied, axes, choose, described, proposals
 
-STATE = (
-    "tune"  # below .retort: what was tried, by the hash of all of it; finished trainings by that of theirs
-)
+STATE = "tune"  # below .retort: what was tried, by the hash of all of it, and finished trainings
 
 
 def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: Path) -> None:
@@ -76,7 +74,9 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
             return replace(made, patient=True)
 
         specs = [spec_of(values) for values in recipes]
-        preflight.preflight(run, specs[0], params.ray, settings.of)
+        alone = [_alone(spec, params.ray.workers) for spec in specs]
+        preflight.preflight(run, specs[0], params.ray, settings.of, trainings=2 * settings.seeds)
+        preflight.check_memory(run, alone[0], params.ray, settings.of)
         say(
             f"{run.name}: {settings.trials} recipes x up to {counted(epochs, 'epoch')}, {params.ray.workers} "
             f"at a time; then the best and the fixed one x {counted(settings.seeds, 'seed')}"
@@ -88,7 +88,7 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
                 """Start Ray, or find it: once, and only if something is left to train."""
                 stack.enter_context(cluster.running(params.ray))
 
-            tried = _search(run, params, specs, recipes, epochs, connect)
+            tried = _search(run, params, alone, recipes, epochs, connect)
             best = choose(tried)
             outcomes = _compare(run, params, specs[0], specs[best.number], connect) if best.number else []
         actual = {split: driver.truth(specs[0], split) for split in ("val", "test")}
@@ -98,20 +98,18 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
 # --- trials ------------------------------------------------------------------------------------------------
 
 
+def _alone(spec: TrainSpec, workers: int) -> TrainSpec:
+    """One worker that takes the batches of all, so that rates and weight decay mean the same later."""
+    train = spec.train.model_copy(update={"batch_size": spec.train.batch_size * workers})
+    return replace(spec, workers=1, train=train)
+
+
 def _search(
-    run: Run, params: TuneParams, specs: Sequence[TrainSpec], recipes: Sequence[Values], epochs: int,
+    run: Run, params: TuneParams, alone: Sequence[TrainSpec], recipes: Sequence[Values], epochs: int,
     connect: Callable[[], None],
 ) -> list[Tried]:  # fmt: skip
     """All trials, or those of an earlier run with the same specs and the same way to stop them."""
     settings, ray = params.tune, params.ray
-    # a trial is one worker that takes the batches of all, so that rates and weight decay mean the same later
-    alone = [
-        replace(
-            spec, workers=1,
-            train=spec.train.model_copy(update={"batch_size": spec.train.batch_size * ray.workers}),
-        )
-        for spec in specs
-    ]  # fmt: skip
     rest = [settings.first_epochs, settings.reduction, ray.workers]
     folder = state_dir(STATE, sha256_json([[spec.key() for spec in alone], rest])[:24]).resolve()
     kept = folder / "search.json"

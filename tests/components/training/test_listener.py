@@ -61,6 +61,22 @@ def test_long_epochs_are_said_one_by_one(hearing: Hearing, capsys: pytest.Captur
     assert [line.split(":")[1] for line in lines] == [f" finetune epoch {number}" for number in (1, 2, 3)]
 
 
+def test_corrections_of_an_estimate_are_no_flood(
+    hearing: Hearing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hearing.listener:
+        for turn in range(30):
+            hearing.now += 1.0
+            hearing.listener(
+                {"kind": "estimate", "name": "finetune: 5 epochs", "seconds": 40.0, "again": turn > 0}
+            )
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "distill: finetune: 5 epochs will take about 40 s"
+    assert [line.endswith("40 s more from here, by what was measured since") for line in lines[1:]] == [
+        True, True,
+    ]  # fmt: skip
+
+
 def test_what_a_broken_run_ended_with_is_said(hearing: Hearing, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), hearing.listener:
         hearing.phase("finetune", 30)

@@ -117,6 +117,23 @@ def test_memory_is_counted_by_layers_and_by_the_optimizer() -> None:
     assert preflight.needs(job, ray, module).disk == 3 * 4 * size  # type: ignore[arg-type]
 
 
+def test_trainings_side_by_side_need_memory_for_each(
+    data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = driver.make_spec(
+        params, params.student, params.ray, params.data, data.manifest, read_plan(data.plan), None,
+        (Phase("finetune", "student", 1, params.student.lr),),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        "components.training.machine.look", lambda *_: replace(PLENTY, memory=GB, memory_free=GB)
+    )
+    with step("tune", params, Path("out")) as run:
+        preflight.check_memory(run, spec, params.ray.model_copy(update={"address": "auto"}), "student")
+        assert not run.report.findings, "each node is looked at by itself"
+    with pytest.raises(FindingsError, match=r"preflight\.memory"), step("tune", params, Path("out")) as run:
+        preflight.check_memory(run, spec, params.ray, "student")
+
+
 def test_too_small_a_disk() -> None:
     assert not list(preflight.disk_faults(PLENTY, GB, ".retort"))
     (fault,) = preflight.disk_faults(replace(PLENTY, disk_free=GB // 2), GB, ".retort")
