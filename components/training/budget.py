@@ -35,6 +35,7 @@ VERSION = 1  # of how a speed is measured: those of another number are measured 
 MEASURE_SECONDS = 2.0  # for what is timed of a network
 MEASURED_PIXELS = 16 * 224 * 224  # of the images that a CPU is measured with at once: more take no other time
 TRIED = 16  # images that are read to time reading
+RAY_SECONDS = 8.0  # of the start: a cluster of this machine, to begin and to end
 KEEP_SECONDS = 0.4  # of an epoch: its checkpoint, and what workers wait for one another
 RULE = "preflight.estimate"
 
@@ -62,7 +63,7 @@ class Forecast:
 
 
 def forecast(
-    spec: TrainSpec, counts: Mapping[str, int], own: Speed, teacher: Speed | None, gpu: bool
+    spec: TrainSpec, counts: Mapping[str, int], own: Speed, teacher: Speed | None, start: float
 ) -> Forecast:
     """What a training takes, if each network keeps its speed. Labels that are there already count too.
 
@@ -70,6 +71,7 @@ def forecast(
         counts: images by split; of ``train``, those that are drawn.
         own, teacher: speeds of the network that learns, and of the one that it learns from, by all workers
             together.
+        start: seconds until the first step.
     """
     settings, chosen, labels, online = spec.distill, 0, 0.0, 0.0
     if settings is not None and teacher is not None:
@@ -88,7 +90,7 @@ def forecast(
         each = images * (1 / own.training + online * soft) + judging + KEEP_SECONDS
         phases.append((phase.name, phase.epochs, each))
     end = len({phase.net for phase in spec.phases}) * (counts["val"] + counts["test"]) / own.inference
-    return Forecast(GPU_START_SECONDS if gpu else START_SECONDS, labels, tuple(phases), end)
+    return Forecast(start, labels, tuple(phases), end)
 
 
 def fit_epochs(budget: float, fixed: float, epoch: float, most: int) -> int:
@@ -214,7 +216,10 @@ def expected(spec: TrainSpec, ray: Ray) -> Forecast | None:
     index = open_index(spec.manifest)
     counts = {split: index.count(split) for split in manifests.SPLITS}
     counts["train"] = max(1, counts["train"] - len(spec.plan.leave_out))
-    return forecast(spec, counts, own, teacher, ray.gpus_per_worker > 0)
+    start = GPU_START_SECONDS if ray.gpus_per_worker else START_SECONDS
+    if ray.address:  # Ray itself runs already
+        start -= RAY_SECONDS
+    return forecast(spec, counts, own, teacher, start)
 
 
 def _speed(arch: Arch, spec: TrainSpec, ray: Ray) -> Speed | None:

@@ -40,7 +40,7 @@ def run(data: SimpleNamespace, params: DistillParams) -> Run:
 
 
 def test_a_finetune_is_its_epochs_and_their_judging(spec: TrainSpec) -> None:
-    found = forecast(spec, COUNTS, Speed(100, 400), None, gpu=False)
+    found = forecast(spec, COUNTS, Speed(100, 400), None, START_SECONDS)
     each = 1000 / 100 + 200 / 400 + budget.KEEP_SECONDS
     assert found == Forecast(START_SECONDS, 0.0, (("finetune", 5, pytest.approx(each)),), 300 / 400)
     assert found.seconds == pytest.approx(START_SECONDS + 5 * each + 0.75)
@@ -63,7 +63,11 @@ def test_a_distillation_is_the_teachers_labels_too(
         Phase("control", "control", 4, LR, matched=True),
     )
     found = forecast(
-        replace(spec, phases=phases, distill=settings), COUNTS, Speed(200, 600), Speed(100, 300), gpu=False
+        replace(spec, phases=phases, distill=settings),
+        COUNTS,
+        Speed(200, 600),
+        Speed(100, 300),
+        START_SECONDS,
     )
     chosen = 4 * 25  # of 600, by class
     rest = 200 / 600 + budget.KEEP_SECONDS
@@ -92,7 +96,7 @@ def test_it_says_what_init_says(spec: TrainSpec, params: DistillParams) -> None:
     )
     found = forecast(
         replace(spec, phases=tuple(both), distill=settings), COUNTS, speeds["student"], speeds["teacher"],
-        gpu=False,
+        START_SECONDS,
     )  # fmt: skip
     assert found.seconds - 10 * budget.KEEP_SECONDS == pytest.approx(init["distill"])
 
