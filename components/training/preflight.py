@@ -131,6 +131,8 @@ def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 
         faults += machine_faults(here, needed, where)
     for fault in faults:
         run.find(**vars(fault))
+        if fault.level == "warning":  # in the report it would be read when the training is over
+            say(f"{run.name}: {fault.message}. {fault.advice}")
     run.stop_on_errors()
     held = heads.fc_share(module)
     if held is not None:

@@ -195,6 +195,17 @@ def test_a_transformer_without_pretraining_is_told_that_the_data_is_too_little(
     assert "augment: deit" in warned.advice
 
 
+def test_warnings_are_said_before_the_training(
+    data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("components.training.machine.look", lambda *_: replace(PLENTY, cores=1, host_cores=1))
+    assert findings(data, params, None)["preflight.cores"].level == "warning"
+    said = capsys.readouterr().err
+    assert "2 Ray workers x 1 cores = 2, and this machine has 1" in said
+    assert "Set ray.workers to 1, or ray.cpus_per_worker to 0.5." in said
+
+
 def test_faults_stop_the_step_before_ray_starts(data: SimpleNamespace, params: DistillParams) -> None:
     with pytest.raises(FindingsError, match=r"preflight\.batch: a batch of one image"):
         findings(data, params, None, train={"epochs": 1, "batch_size": 1})
