@@ -31,9 +31,10 @@ from components.training.params import Ray
 from components.training.spec import TrainSpec
 from components.training.tasks import TASKS
 
-VERSION = 1  # of how a speed is measured: those of another number are measured again
+VERSION = 2  # of how a speed is measured: those of another number are measured again
 MEASURE_SECONDS = 2.0  # for what is timed of a network
 MEASURED_PIXELS = 16 * 224 * 224  # of the images that a CPU is measured with at once: more take no other time
+SHARED = 0.9  # of the speed of a worker alone, that is left to it beside others
 TRIED = 16  # images that are read to time reading
 RAY_SECONDS = 8.0  # of the start: a cluster of this machine, to begin and to end
 KEEP_SECONDS = 0.4  # of an epoch: its checkpoint, and what workers wait for one another
@@ -248,35 +249,35 @@ def _kept(arch: Arch, spec: TrainSpec, ray: Ray) -> Path:
 
 
 def _measured(arch: Arch, spec: TrainSpec, ray: Ray) -> Speed:
-    gpu, workers = ray.gpus_per_worker > 0, spec.workers
-    cores, threads = _cores(), spec.threads * workers
-    loaders = spec.train.num_workers * workers
+    """One worker, measured as it is: with its own threads and batch, times those that find cores.
+
+    One process with the threads of all would be no measure of them: where other work shares the cores, the
+    threads of one process wait for the slowest at every operator, and it takes many times as long.
+    """
+    gpu, cores, workers = ray.gpus_per_worker > 0, _cores(), spec.workers
+    threads, loaders = min(cores, spec.threads), spec.train.num_workers
     settings: dict[str, Any] = {
         "augment": spec.recipe(), "optimizer": spec.optimizer, "train": spec.train,
         "learn_size": spec.train.image_size, "budget": MEASURE_SECONDS,
     }  # fmt: skip
     if gpu:  # in a process of its own, so that no memory of the card stays taken
+        batch, beside = spec.train.batch_size, float(workers)
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             one = pool.submit(
-                estimate.measure,
-                arch,
-                spec.size,
-                spec.train.batch_size,
-                spec.threads,
-                device="cuda",
-                **settings,
+                estimate.measure, arch, spec.size, batch, threads, device="cuda", **settings
             ).result()
-        speed = one * workers
     else:
-        most = max(8, MEASURED_PIXELS // (spec.size * spec.size))
-        batch = min(spec.train.batch_size * workers, most)
-        apart = loaders if cores >= threads + loaders else 0  # else they take the cores of the step
-        speed = estimate.measure(arch, spec.size, batch, min(cores, threads), loaders=apart, **settings)
+        batch = min(spec.train.batch_size, max(8, MEASURED_PIXELS // (spec.size * spec.size)))
+        beside = min(workers, cores / threads)
+        beside *= SHARED if beside > 1 else 1.0
+        apart = loaders if cores >= workers * (threads + loaders) else 0  # else they take the step's cores
+        one = estimate.measure(arch, spec.size, batch, threads, loaders=apart, **settings)
+    speed = one * beside
     if spec.shards is not None or ray.storage:
         return speed
     store = open_store(open_index(spec.manifest), spec.root, spec.size, spec.recipe().source)
-    makers = loaders or threads
-    busy = 0 if gpu else min(cores, threads)
+    makers = workers * (loaders or threads)
+    busy = 0 if gpu else min(cores, workers * threads)
     return Speed(
         fed(speed.training, reading(store.learn), makers, busy, cores),
         fed(speed.inference, reading(store.judge), makers, busy, cores),

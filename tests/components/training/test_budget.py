@@ -185,7 +185,11 @@ def test_a_speed_is_measured_once_and_corrected_by_what_was_trained(
         return Speed(50.0, 200.0)
 
     monkeypatch.setattr(estimate, "measure", measure)
+    monkeypatch.setattr(budget, "_cores", lambda: 2)
     first = budget.expected(spec, params.ray)
+    assert first is not None
+    both = 2 * budget.SHARED  # workers of one core each
+    assert first.phases[0][2] == pytest.approx(96 / 50 / both + 32 / 200 / both + budget.KEEP_SECONDS)
     assert budget.expected(replace(spec, seed=99), params.ray) == first, "the seed changes no speed"
     assert len(calls) == 1
     other = spec.train.model_copy(update={"batch_size": 2})
@@ -197,7 +201,7 @@ def test_a_speed_is_measured_once_and_corrected_by_what_was_trained(
     budget.learn(run, spec, params.ray, heard, 30.0)
     again = budget.expected(spec, params.ray)
     assert again is not None
-    assert again.phases[0][2] == pytest.approx(96 / 100 + 32 / 200 + budget.KEEP_SECONDS)
+    assert again.phases[0][2] == pytest.approx(96 / 100 + 32 / 200 / both + budget.KEEP_SECONDS)
     assert len(calls) == 2
 
     away = params.ray.model_copy(update={"address": "auto"})
