@@ -11,8 +11,8 @@ import importlib
 import json
 import logging
 import os
+import pickle
 import re
-import shutil
 import signal
 import socket
 import tempfile
@@ -44,6 +44,7 @@ WAIT = timedelta(minutes=30)  # of a worker for the others, in one call; Ray see
 ASK_SECONDS = 0.5  # between two questions of a worker, whether it is to stop
 STOP_SECONDS = 20.0  # for workers that were asked to save and return; Kubernetes kills after 30
 STATE = "state.pt"  # in each checkpoint
+RESCUED = "rescued.pt"  # in a run's folder: the last whole checkpoint, of which Ray knows no more
 STORED = "storage.json"  # in a run's folder: that its checkpoints lie in a storage, and in which
 CODE = Path(__file__).parents[1]  # the package that goes to the nodes
 THREAD = "ray-train"
@@ -133,6 +134,8 @@ def _connected(params: Ray) -> Iterator[None]:
     try:
         with nullcontext() if params.address else signals.held():  # a local one starts within seconds
             ray.init(**options)
+    except SystemExit:  # by a handler that Ray has while it starts
+        raise Terminated from None
     except Exception as error:
         if (
             not isinstance(error, (ConnectionError, TimeoutError, RuntimeError))
@@ -219,7 +222,9 @@ class RayContext:
     Checkpoints go to Ray's own storage, a folder of this machine or what ``ray.storage`` names.
     """
 
-    def __init__(self, mailbox: Any, exchange: remote.StateExchange | None = None) -> None:
+    def __init__(
+        self, mailbox: Any, exchange: remote.StateExchange | None = None, rescued: str | None = None
+    ) -> None:
         import ray.train
         import ray.train.torch
 
@@ -229,7 +234,7 @@ class RayContext:
         self.local_rank: int = here.get_local_rank()
         self.device: torch.device = ray.train.torch.get_device()
         self.exchange = exchange
-        self._mailbox = mailbox
+        self._mailbox, self._rescued = mailbox, rescued
         self._stopping: threading.Event | None = None
 
     @contextmanager
@@ -267,7 +272,13 @@ class RayContext:
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else _state(checkpoint)
+        if checkpoint is not None:
+            return _state(checkpoint)
+        if self._rescued is None:
+            return None
+        import torch
+
+        return torch.load(self._rescued, map_location="cpu", weights_only=True)
 
     def save_checkpoint(self, state: State | None) -> None:
         """Keep rank 0's state; returns when it is safe.
@@ -336,7 +347,8 @@ def _state(checkpoint: Any) -> State:
 
 def _no_room(folder: str, error: BaseException) -> BaseException:
     """What to raise when a checkpoint could not be written: one line, if it is for want of room."""
-    if not (disk_full(error) or "file write failed" in str(error)):
+    # torch's writer says only where in its file it stopped
+    if not (disk_full(error) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error)):
         return error
     return RetortError(
         f"{folder}: the disk is full, and the last checkpoint could not be written; the one before it is "
@@ -370,7 +382,7 @@ def fit(
     from components.training.nodes import Watch  # not at the top: workers do without what it imports
 
     storage = remote.open_storage(params.storage) if params.storage else None
-    _drop_torn_snapshot(folder)
+    rescued = _rescue(folder)
     if storage is not None:
         spec = remote.publish(storage, spec)
         write_json(folder / STORED, dataclasses.asdict(storage))  # type: ignore[call-overload]
@@ -379,7 +391,7 @@ def fit(
     here: dict[str, Any] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
     mailbox: Any = ray.remote(**here)(Mailbox).remote()
     outcome: dict[str, Any] = {}
-    config = sent((loop, spec), mailbox, storage)
+    config = {**sent((loop, spec), mailbox, storage), "rescued": rescued}
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
         remote_fit = ray.remote(**here)(_fit)
 
@@ -408,25 +420,30 @@ def fit(
                 hear(event)
 
     try:
-        while thread.is_alive() and not errors:
-            thread.join(POLL_SECONDS)
-            signals.heed()
-            listen()
-            watch()
-    except Terminated:
-        if ray.get(mailbox.stop.remote()):
-            say("stopping: the workers save a checkpoint first")
-            end = time.monotonic() + STOP_SECONDS
-            while thread.is_alive() and time.monotonic() < end:
+        with signals.held():  # else they are raised inside Ray, which makes other exceptions of them
+            while thread.is_alive() and not errors:
                 thread.join(POLL_SECONDS)
+                signals.heed()
                 listen()
+                watch()
+    except Terminated:
+        with signals.held():
+            if ray.get(mailbox.stop.remote(), timeout=STOP_SECONDS):
+                say("stopping: the workers save a checkpoint first")
+                end = time.monotonic() + STOP_SECONDS
+                while thread.is_alive() and time.monotonic() < end:
+                    thread.join(POLL_SECONDS)
+                    listen()
         raise
     if not errors:
         listen()
     if errors:
         raise errors[0]
     if "error" in outcome:
-        raise RetortError(_why(outcome["error"], params))
+        error = outcome["error"]
+        if disk_full(error):
+            raise _no_room(str(folder) if storage is None else storage.uri, error) from None
+        raise RetortError(_why(error, params))
     return None if outcome["checkpoint"] is None else _state(outcome["checkpoint"])
 
 
@@ -458,7 +475,7 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     mailbox, storage = config["mailbox"], config["storage"]
     try:
         loop, spec = unpacked(config)
-        context = RayContext(mailbox, storage and remote.StateExchange(storage))
+        context = RayContext(mailbox, storage and remote.StateExchange(storage), config["rescued"])
         with context.group():
             loop(context, spec)
     except RetortError as error:
@@ -603,15 +620,36 @@ def forget(folder: Path) -> None:
     remove(folder)
 
 
-def _drop_torn_snapshot(folder: Path) -> None:
-    """Ray's list of checkpoints is not written atomically: if it was cut off, start over."""
+def _rescue(folder: Path) -> str | None:
+    """Where the last whole checkpoint is, if Ray's list of them was cut off; else None.
+
+    Ray does not write that list atomically: a full disk, or a kill, leaves it empty.
+    """
+    kept = folder / RESCUED
     for snapshot in folder.glob("*snapshot*.json"):
         try:
             json.loads(snapshot.read_text(encoding="utf-8"))
         except ValueError:
-            say(f"{folder}: its list of checkpoints was cut off; training starts over")
-            shutil.rmtree(folder)
-            return
+            snapshot.unlink()
+            found = next(filter(_whole, sorted(folder.glob(f"checkpoint_*/{STATE}"), reverse=True)), None)
+            if found is not None:
+                os.replace(found, kept)
+            elif not kept.exists():
+                say(f"{folder}: its list of checkpoints was cut off, and none is whole; training starts over")
+            for rest in folder.glob("checkpoint_*"):
+                remove(rest)
+    return str(kept) if kept.exists() else None
+
+
+def _whole(state: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    import torch
+
+    try:
+        torch.load(state, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return False
+    return True
 
 
 def _why(error: BaseException, params: Ray) -> str:

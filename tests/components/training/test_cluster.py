@@ -89,3 +89,61 @@ def test_a_ray_that_does_not_start_is_said_with_the_way_out(
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(RetortError, match=said), cluster.running(Ray(address=address)):
         pass
+
+
+def write_checkpoint(folder: Path, name: str, epoch: int) -> Path:
+    import torch
+
+    path = folder / name / cluster.STATE
+    path.parent.mkdir(parents=True)
+    torch.save({"epoch": epoch, "weights": torch.arange(100_000)}, path)
+    return path
+
+
+def test_where_rays_list_was_cut_off_the_last_whole_checkpoint_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    write_checkpoint(tmp_path, "checkpoint_1", 1)
+    write_checkpoint(tmp_path, "checkpoint_2", 2)
+    torn = write_checkpoint(tmp_path, "checkpoint_3", 3)
+    torn.write_bytes(torn.read_bytes()[:200_000])
+    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    snapshot.write_text("{}")
+    assert cluster._rescue(tmp_path) is None, "Ray finds them by itself"
+    snapshot.write_text("")
+    found = cluster._rescue(tmp_path)
+    assert found is not None
+    assert torch.load(found, weights_only=True)["epoch"] == 2
+    assert not list(tmp_path.glob("checkpoint_*")), "and what Ray does not know is gone"
+    assert cluster._rescue(tmp_path) == found, "also when it was interrupted before the next checkpoint"
+
+    (tmp_path / cluster.RESCUED).unlink()
+    snapshot.write_text("")
+    assert cluster._rescue(tmp_path) is None
+    assert "training starts over" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_known_by_what_writers_say_of_it() -> None:
+    import pyarrow.fs
+    import torch
+
+    with pytest.raises((OSError, RuntimeError)) as by_torch:
+        torch.save({"weights": torch.zeros(100_000)}, "/dev/full")
+    with (
+        pytest.raises(OSError, match="28") as by_arrow,
+        pyarrow.fs.LocalFileSystem().open_append_stream("/dev/full") as stream,
+    ):
+        stream.write(bytes(1 << 20))
+    for told in (by_torch, by_arrow):
+        error = cluster._no_room("/some/folder", told.value)
+        assert isinstance(error, RetortError)
+        assert str(error).startswith("/some/folder: the disk is full")
+    assert isinstance(cluster._no_room("/some/folder", ValueError("a bug")), ValueError)
+
+
+def test_the_interface_of_an_address_is_found() -> None:
+    assert cluster._interface("127.0.0.1") == "lo"
+    assert cluster._interface("203.0.113.7") is None
