@@ -15,12 +15,11 @@ class Group:
     """What all workers do at the same place of the same code.
 
     Args:
-        local_rank: among the workers of this node.
+        leads: whether it does what is done once for each state folder.
     """
 
-    def __init__(self, rank: int, world: int, local_rank: int) -> None:
-        self.rank, self.world = rank, world
-        self.leads = local_rank == 0  # it does what is done once a node
+    def __init__(self, rank: int, world: int, leads: bool) -> None:
+        self.rank, self.world, self.leads = rank, world, leads
 
     def barrier(self) -> None:
         """Wait for all others."""

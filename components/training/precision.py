@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from components.common.errors import RetortError
 from components.models.params import Train
@@ -61,6 +60,10 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def eager(self) -> AbstractContextManager[object]:
+        """Without compiled code: for batches of several sizes, each of which would be compiled for itself."""
+        return nullcontext() if self.compile is False else torch.compiler.set_stance("force_eager")
+
     def pays(self, left: float) -> bool:
         """Whether compilation gains time where so many seconds of eager steps are left."""
         return left * (1 - COMPILED) > 2 * COMPILE_SECONDS
@@ -98,8 +101,3 @@ def fitting_parts(attempt: Callable[[int], object], batch: int) -> int:
                     "smaller network or global.image_size, or end what else runs on that GPU"
                 ) from None
             parts *= 2
-
-
-def compiled(module: nn.Module) -> nn.Module:
-    """The network, compiled at its next step; its tensors are the module's own."""
-    return torch.compile(module)  # type: ignore[return-value]

@@ -167,14 +167,19 @@ def spread(labels: np.ndarray, *key: int) -> np.ndarray:
 
 
 def steps_per_epoch(count: int, batch_size: int, workers: int) -> int:
-    """Steps that take ``count`` rows with at most ``batch_size`` rows a worker."""
-    return -(-count // (batch_size * workers))
+    """Steps that take ``count`` rows with at most ``batch_size`` rows a worker.
+
+    No worker's batch is of one row (of none, where ``batch_size`` is one), which no batch norm learns from:
+    for that, the last few rows may make batches larger by one.
+    """
+    least = min(2, batch_size)
+    return max(1, min(-(-count // (batch_size * workers)), count // (least * workers)))
 
 
-def even_count(count: int, batch_size: int, workers: int) -> int:
-    """Rows of an epoch whose batches, of all workers, are of one size."""
-    batches = steps_per_epoch(count, batch_size, workers) * workers
-    return count // batches * batches
+def even_count(count: int, batch_size: int, workers: int, parts: int = 1) -> int:
+    """Rows of an epoch whose batches, of all workers, are of one size, and their parts too."""
+    unit = steps_per_epoch(count, batch_size, workers) * workers * parts
+    return count // unit * unit
 
 
 def need_rows(count: int, workers: int) -> None:
@@ -261,24 +266,24 @@ class Epochs:
         *,
         with_unlabelled: bool = False,
         matched: bool = False,
-        even: bool = False,
+        even: int = 0,
         skip: int = 0,
     ) -> Iterator[Draw]:
         """One worker's share of each step of an epoch.
 
         Over all workers every row that was drawn is taken once: none is dropped to fill the last batch, none
-        repeated. Batches of one epoch differ by at most one row, so none is too small for its batch norms.
+        repeated. Batches of one epoch differ by at most one row.
 
         Args:
-            even: all batches are of one size, so that a compiled network sees one shape; at most as many rows
-                as there are batches are left out, other ones in each epoch.
+            even: not 0: all batches are of one size, and so are so many parts of each, so that a compiled
+                network sees one shape; the few rows that are left out are others in each epoch.
             view: from the number of the epoch, and how often a row came before, int64 [B], to its view.
             skip: steps that an interrupted run has taken already.
         """
         total = self.count(with_unlabelled, matched)
         steps = steps_per_epoch(total, batch_size, workers)
         if even:
-            total = even_count(total, batch_size, workers)
+            total = even_count(total, batch_size, workers, even)
         ends = total * np.arange(steps + 1) // steps
         step = skip
         rows = before = np.empty(0, dtype=np.int64)

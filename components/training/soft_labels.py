@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from components.training.sampling import in_order
 
 SEAL = "seal.json"  # beside the arrays: their sizes and checksums
 ALL_CLASSES = 1000  # up to so many classes a soft label is kept whole
-CHUNK = 65_536  # rows of a file: each is written once, by one worker, and found again by any number of them
+CHUNK = 16_384  # rows of a file: each is written once, and found again by any number of workers
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def key(
         "view": view,
         "kept": kept,
         "precision": [precision.device.type, precision.bf16],
-        "code": [images.decoder(), augmentation.VERSION, CHUNK],
+        "code": [torch.__version__, version("timm"), images.decoder(), augmentation.VERSION, CHUNK],
     }
     return sha256_json(values)[:32]
 
@@ -235,45 +236,46 @@ def make(
         advance: told how many images this worker has done.
         note: told what a person should know.
     """
-    if not all(group.gather(not group.leads or usable(folder, note))):
+    have = usable(folder, note) if group.leads else True
+    if not all(group.gather(have)):
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         teacher.assert_frozen()
-        whole = kept == len(teacher.card.class_names)
+        asker = _Asker(teacher, feed, view, kept, batch_size, advance)
         chunks = range(-(-len(rows) // CHUNK))
-        names = {chunk: _names(partial, chunk, whole) for chunk in chunks}
-        if len(chunks) < group.world:  # a small data set: all take part in each file
-            if not group.agree(group.rank == 0 and all(_here(names[chunk], exchange) for chunk in chunks)):
-                _share(partial, teacher, feed, rows, view, kept, whole, batch_size, group, advance)
-            else:
-                advance(len(rows[group.rank :: group.world]))
-            written = chunks if group.rank == 0 else range(0)
-        else:
-            written = chunks[group.rank :: group.world]
-            for chunk in written:
-                part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-                if _here(names[chunk], exchange):
-                    advance(len(part))
-                    continue
-                _write(partial, chunk, *_ask(teacher, feed, part, view, kept, whole, batch_size, advance))
+        names = [_names(partial, chunk, asker.whole) for chunk in chunks]
+        alone = len(chunks) // group.world * group.world  # what is left of them is made by all together
+        for chunk in [*chunks[:alone][group.rank :: group.world], *chunks[alone:]]:
+            part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
+            together = chunk >= alone
+            there = (not together or group.rank == 0) and _here(names[chunk], exchange)
+            if group.agree(there) if together else there:
+                advance(len(part[group.rank :: group.world]) if together else len(part))
+                continue
+            answers = asker.share(part, group) if together else asker(part)
+            if answers is not None:
+                _write(partial, chunk, *answers)
                 if exchange is not None:
                     for path in names[chunk]:
                         exchange.publish(path)
-        if exchange is not None and len(chunks) < group.world:
-            for path in (path for chunk in written for path in names[chunk]):
-                exchange.publish(path)
         group.barrier()
-        if exchange is not None and group.leads:
-            missing = [path for chunk in chunks for path in names[chunk] if not _here([path], exchange)]
-            if missing:
-                raise RetortError(
-                    f"ray.storage: soft labels that another node has made are not there ({missing[0].name}); "
-                    "run the same command again: they are made anew"
-                )
-        _finish(partial, folder, rows, group)
+        if group.leads:
+            if not have:
+                _need_all(names, exchange)
+            _finish(partial, folder, rows)
+        group.barrier()
     else:
         advance(len(rows[group.rank :: group.world]))
     return SoftLabels(folder)
+
+
+def _need_all(names: Sequence[Sequence[Path]], exchange: Exchange | None) -> None:
+    missing = [path.name for paths in names for path in paths if not _here([path], exchange)]
+    if missing:
+        raise RetortError(
+            f"soft labels that another worker has made are not on this node ({missing[0]}); set ray.storage, "
+            "and run the same command again"
+        )
 
 
 def usable(folder: Path, note: Callable[[str], None]) -> bool:
@@ -288,79 +290,84 @@ def usable(folder: Path, note: Callable[[str], None]) -> bool:
     return False
 
 
-def _ask(
-    teacher: Teacher,
-    feed: Feed,
-    rows: np.ndarray,
-    view: int,
-    kept: int,
-    whole: bool,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Probabilities float16 [n, k] and, unless all are kept, their classes int32 [n, k]."""
-    prob = np.empty((len(rows), kept), np.float16)
-    index = None if whole else np.empty((len(rows), kept), np.int32)
-    done = 0
-    for top, classes in _one_behind(_answers(teacher, feed, rows, view, kept, whole, batch_size)):
-        here = slice(done, done + len(top))
-        prob[here] = top.cpu().numpy()
-        if index is not None and classes is not None:
-            index[here] = classes.cpu().numpy()
-        done = here.stop
-        advance(len(top))
-    return prob, index
+@dataclass(frozen=True)
+class _Asker:
+    """Asks the teacher about one view of some rows."""
+
+    teacher: Teacher
+    feed: Feed
+    view: int
+    kept: int
+    batch_size: int
+    advance: Callable[[int], None]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all classes are kept."""
+        return self.kept == len(self.teacher.card.class_names)
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Probabilities float16 [n, k] and, unless all are kept, their classes int32 [n, k]."""
+        prob = np.empty((len(rows), self.kept), np.float16)
+        index = None if self.whole else np.empty((len(rows), self.kept), np.int32)
+        done = 0
+        for top, classes, copied in _one_behind(self._answers(rows)):
+            if copied is not None:
+                copied.synchronize()
+            here = slice(done, done + len(top))
+            prob[here] = top.numpy()
+            if index is not None and classes is not None:
+                index[here] = classes.numpy()
+            done = here.stop
+            self.advance(len(top))
+        return prob, index
+
+    def share(self, rows: np.ndarray, group: Group) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """The same, each worker asking about every so-many-th row; rank 0 has all of it, others None."""
+        shares = group.gather(self(rows[group.rank :: group.world]))
+        if group.rank:
+            return None
+        prob = np.empty((len(rows), self.kept), np.float16)
+        index = None if self.whole else np.empty((len(rows), self.kept), np.int32)
+        for rank, (top, classes) in enumerate(shares):
+            prob[rank :: group.world] = top
+            if index is not None and classes is not None:
+                index[rank :: group.world] = classes
+        return prob, index
+
+    def _answers(self, rows: np.ndarray) -> Iterator[_Copied]:
+        for batch in self.feed(in_order(rows, self.batch_size, self.view)):
+            prob = self.teacher(batch.pixels).probabilities
+            if self.whole:
+                yield _copied(prob.half(), None)
+            else:
+                top, classes = prob.topk(self.kept, dim=1)
+                yield _copied(top.half(), classes.int())
 
 
-def _answers(
-    teacher: Teacher, feed: Feed, rows: np.ndarray, view: int, kept: int, whole: bool, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    for batch in feed(in_order(rows, batch_size, view)):
-        prob = teacher(batch.pixels).probabilities
-        if whole:
-            yield prob.half(), None
-        else:
-            top, classes = prob.topk(kept, dim=1)
-            yield top.half(), classes.int()
+_Copied = tuple[Tensor, Tensor | None, torch.cuda.Event | None]
 
 
-def _one_behind(values: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The same, each when the next one has been asked for: a GPU works while the one before is copied."""
-    held: tuple[Tensor, Tensor | None] | None = None
+def _copied(top: Tensor, classes: Tensor | None) -> _Copied:
+    """Answers on their way to the host, and the event after which they are there."""
+    if top.device.type == "cpu":
+        return top, classes, None
+    here = [None if part is None else part.to("cpu", non_blocking=True) for part in (top, classes)]
+    event = torch.cuda.Event()
+    event.record()
+    assert here[0] is not None
+    return here[0], here[1], event
+
+
+def _one_behind(values: Iterable[_Copied]) -> Iterator[_Copied]:
+    """The same, each when the next one has been asked for: a GPU works on while the host takes one."""
+    held: _Copied | None = None
     for value in values:
         if held is not None:
             yield held
         held = value
     if held is not None:
         yield held
-
-
-def _share(
-    folder: Path,
-    teacher: Teacher,
-    feed: Feed,
-    rows: np.ndarray,
-    view: int,
-    kept: int,
-    whole: bool,
-    batch_size: int,
-    group: Group,
-    advance: Callable[[int], None],
-) -> None:
-    """Each worker asks about every so-many-th row; rank 0 puts the answers together."""
-    own = _ask(teacher, feed, rows[group.rank :: group.world], view, kept, whole, batch_size, advance)
-    shares = group.gather(own)
-    if group.rank:
-        return
-    prob = np.empty((len(rows), kept), np.float16)
-    index = None if whole else np.empty((len(rows), kept), np.int32)
-    for rank, (top, classes) in enumerate(shares):
-        prob[rank :: group.world] = top
-        if index is not None and classes is not None:
-            index[rank :: group.world] = classes
-    for chunk in range(-(-len(rows) // CHUNK)):
-        here = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _write(folder, chunk, prob[here], None if index is None else index[here])
 
 
 def _write(folder: Path, chunk: int, prob: np.ndarray, index: np.ndarray | None) -> None:
@@ -374,13 +381,14 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def _finish(partial: Path, folder: Path, rows: np.ndarray, group: Group) -> None:
-    """Seal what all have written; one worker of each node does it, the others find it done."""
-    if group.leads and not folder.exists():
-        _save(partial / "rows.npy", rows.astype(np.int64))
-        seals.write(partial / SEAL, sorted(partial.glob("*.npy")))
-        partial.rename(folder)
-    group.barrier()
+def _finish(partial: Path, folder: Path, rows: np.ndarray) -> None:
+    """Seal what all have written."""
+    if folder.exists():  # it was here already, and made for nodes that had none
+        remove(partial)
+        return
+    _save(partial / "rows.npy", rows.astype(np.int64))
+    seals.write(partial / SEAL, sorted(partial.glob("*.npy")))
+    partial.rename(folder)
 
 
 def choose(labels: SoftLabels, per_class: int) -> np.ndarray:

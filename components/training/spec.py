@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from components.training.inputs.index import known_fingerprint
 from components.training.params import Distill
 from components.training.remote import Storage
 
-VERSION = 1  # of what the trainer computes: checkpoints of another number are not gone on with
+# they decide no byte of the weights
+OTHERWISE = {"num_workers", "time_budget_minutes", "checkpoint_minutes"}
+VERSION = 2  # of what the trainer computes: checkpoints of another number are not gone on with
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class TrainSpec:
                 "teacher": [teacher, card],
                 "plan": self.plan.model_dump(mode="json"),
                 "sections": [
-                    None if part is None else part.model_dump(mode="json")
+                    None if part is None else part.model_dump(mode="json", exclude=OTHERWISE)
                     for part in (self.arch, self.optimizer, self.train, self.valid, self.distill)
                 ],
                 "phases": [
@@ -95,6 +98,6 @@ class TrainSpec:
                 ],
                 "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],
                 "whole": self.whole,
-                "code": [torch.__version__, images.decoder(), augmentation.VERSION, VERSION],
+                "code": [torch.__version__, version("timm"), images.decoder(), augmentation.VERSION, VERSION],
             }
         )

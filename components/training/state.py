@@ -18,9 +18,10 @@ class State:
     Attributes:
         phase, epoch, step: how many are done of the phases, of its epochs, and of its steps.
         nets: tensors of each network that has finished a phase: those of its best epoch there.
-        running: tensors of the network of the phase that has begun, and of its moving average.
+        learner: state of the phase that has begun: its network, average and optimizer.
         best: the epoch of this phase that is kept (its row of the history), and its tensors.
-        partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank.
+        partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank; what it has
+            done is counted in steps of as many workers.
         predictions: classes int64 by network and split, when all is done.
         chosen: unlabelled images used.
     """
@@ -29,9 +30,7 @@ class State:
     epoch: int = 0
     step: int = 0
     nets: dict[str, Tensors] = field(default_factory=dict)
-    running: Tensors | None = None
-    ema: Tensors | None = None
-    optimizer: dict[str, Any] | None = None
+    learner: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
     best_tensors: Tensors | None = None
     partial: dict[str, Any] | None = None

@@ -13,11 +13,12 @@ from torch import distributed as dist
 from components.training.group import Group
 from components.training.pace import Pace
 
-LOOKED_STEPS = 50  # on a GPU, between two looks at what it has computed: each waits for all that it was given
+LOOKED_STEPS = 50  # on a GPU, at most, between two looks at what it has computed: each waits for all of it
+LOOKED_SECONDS = 5.0  # ... and about so long at most: SIGTERM is heard then
 
 
 class StepWatch:
-    """What is known of an epoch's steps: on a CPU after each, on a GPU after every ``LOOKED_STEPS``.
+    """What is known of an epoch's steps: on a CPU after each, on a GPU at looks, some seconds apart.
 
     Every worker watches in the same way. A value that is no number makes fused optimizers leave everything
     as it is, on the device itself; it is found out at the next look.
@@ -25,6 +26,9 @@ class StepWatch:
     Args:
         steps: of the epoch.
         done: steps that an interrupted run has taken, and ``total``, the sum of their losses.
+        wishes: whether this worker was asked to stop, and whether it wants a checkpoint: where one has a
+            wish, all learn of it at the same look (``stop``, ``save``).
+        every: steps between two looks, as an earlier epoch has found it.
         fail: called with what the loss became and the step, counted from 1, when a value is no number.
     """
 
@@ -36,23 +40,28 @@ class StepWatch:
         done: int,
         total: float,
         fail: Callable[[float, int], None],
+        wishes: Callable[[], tuple[bool, bool]],
+        every: int | None = None,
     ) -> None:
-        self._every = 1 if device.type == "cpu" else LOOKED_STEPS
+        self._at_once = device.type == "cpu"
+        self.every = 1 if self._at_once else every or LOOKED_STEPS
+        self._next = done + self.every
+        self._wishes = wishes
         self._group, self._steps, self._step, self._fail = group, steps, done, fail
         self._sum = torch.tensor(total, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._last = torch.zeros((2,), dtype=torch.float64, device=device)
+        self._last = torch.zeros((3,), dtype=torch.float64, device=device)
         self._work: dist.Work | None = None
         self._everyone = 1
         self._since = 0  # steps since the last look
         self._at = monotonic()
         self.total = total
-        self.stop = False
+        self.stop = self.save = False
         self.waited = 0.0  # seconds, for images
         self.images = 0
 
-    def begin(self, losses: list[Tensor], everyone: int, stop: bool) -> None:
-        """Begin to sum a step's loss, and the wish to stop, over all workers.
+    def begin(self, losses: list[Tensor], everyone: int) -> None:
+        """Begin to sum a step's loss, and what workers wish, over all of them.
 
         Args:
             losses: scalars, the sums over the images of each part of this worker's batch.
@@ -60,8 +69,9 @@ class StepWatch:
         """
         self._everyone = everyone
         loss = torch.stack(losses).sum().double()
-        wish = torch.full((), float(stop), dtype=torch.float64, device=loss.device)  # filled there: no copy
-        self._last = torch.stack([loss, wish])
+        # filled on the device: no copy
+        wishes = [torch.full_like(loss, float(wish)) for wish in self._wishes()]
+        self._last = torch.stack([loss, *wishes])
         self._work = self._group.start_sum(self._last)
 
     def end(self) -> None:
@@ -75,12 +85,12 @@ class StepWatch:
         """Note a scalar that is no number."""
         bad = ~torch.isfinite(value)
         self._first_bad = torch.where(bad & (self._first_bad < 0), self._step, self._first_bad)
-        if self._every == 1:
+        if self._at_once:
             self._need_finite()
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the step, unless a value was no number."""
-        if self._every > 1:
+        if not self._at_once:
             # as GradScaler does it: fused optimizers leave everything as it is where this is 1
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = (self._first_bad >= 0).float()  # type: ignore[attr-defined]
@@ -90,18 +100,23 @@ class StepWatch:
         """A step was taken; whether it is time to look."""
         self._step += 1
         self._since += 1
-        return self._step % self._every == 0 or self._step == self._steps
+        return self._step >= self._next or self._step == self._steps
 
     def look(self, pace: Pace) -> float:
         """Wait for what was computed; the mean loss of the last step."""
-        loss, asked = self._last.tolist()
+        loss, stop, save = self._last.tolist()
         self._need_finite()
         self.total = float(self._sum)
-        self.stop = asked > 0
+        self.stop, self.save = stop > 0, save > 0
         now = monotonic()
+        seconds = (now - self._at) / self._since
         for _ in range(self._since):
-            pace.step((now - self._at) / self._since)
+            pace.step(seconds)
         self._at, self._since = now, 0
+        if not self._at_once:
+            fit = int(LOOKED_SECONDS / max(seconds, 1e-6))
+            self.every = self._group.agree(min(LOOKED_STEPS, max(1, fit)))
+        self._next = self._step + self.every
         return loss / self._everyone
 
     def _need_finite(self) -> None:

@@ -31,6 +31,8 @@ from components.models.card import ModelCard
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import cluster, soft_labels, trainer
 from components.training.inputs import pictures
+from components.training.inputs.feed import open_feed
+from components.training.labeller import ask_teacher
 from components.training.params import Distill, Ray
 from components.training.spec import Phase, TrainSpec
 from tests.benchmarks.measure import Row, at_least, at_most
@@ -221,10 +223,12 @@ def _labels(spec: TrainSpec, folder: Path) -> list[Row]:
     teacher = soft_labels.Teacher(folder / "teacher", made.precision)
     pixels = torch.randint(0, 256, (512, 3, SIZE, SIZE), dtype=torch.uint8, device="cuda")
     bare = 512 / _seconds(lambda _: teacher(pixels).probabilities)
-    with made._resources:
-        made._feed(training=True)  # images go to the card before
+    with open_feed(made.store.learn, made.augment, made.precision.device) as feed:  # images go to the card
         started = time.perf_counter()
-        made._ask_teacher()
+        ask_teacher(
+            made.spec, made.index, made.labelled, made.augment, feed, made.precision, made.group, None,
+            made.reporter,
+        )  # fmt: skip
         rate = IMAGES / (time.perf_counter() - started)
     return [
         Row("resnet50d: bare inference", bare, "images/s", note="bf16, not compiled"),

@@ -37,13 +37,22 @@ class Learnt:
     logits: Tensor
 
 
-class Task(ABC):
-    """What is learnt, apart from the loop: a subclass, and its line in ``TASKS``."""
+class Task(nn.Module, ABC):
+    """What is learnt, apart from the loop: a subclass, and its line in ``TASKS``.
+
+    Modules that a subclass makes for itself (a projector, say) learn with the network, and are kept in
+    checkpoints until the phase is over.
+
+    Args:
+        network: what is trained, ``self.network``.
+    """
 
     unlabelled: ClassVar[bool] = False  # whether it learns from images without labels too
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+    def __init__(self, setup: Setup, network: nn.Module) -> None:
+        super().__init__()
+        self.setup = setup  # its parts do not learn: it is no module
+        self.network = network
 
     def view(self, number: int, before: np.ndarray) -> np.ndarray:
         """Which view of each image an epoch shows: a fresh one each time.
@@ -59,11 +68,10 @@ class Task(ABC):
         """What travels with the pixels of a step; called in the thread that feeds."""
 
     @abstractmethod
-    def __call__(self, network: nn.Module, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
+    def forward(self, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
         """Loss and logits of a batch.
 
         Args:
-            network: in train mode; perhaps wrapped for several workers, or compiled.
             inputs: float32 [B, 3, S, S], normalised for the network.
             batch: with ``pixels`` uint8 [B, 3, S, S], mixed already where ``mix`` is given, and ``extra``.
             mix: which image was mixed into which, and how much of it.

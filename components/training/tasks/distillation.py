@@ -22,8 +22,8 @@ class Distillation(Task):
 
     unlabelled = True
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    def __init__(self, setup: Setup, network: nn.Module) -> None:
+        super().__init__(setup, network)
         assert setup.answers is not None, "distillation without a teacher"
         self.answers = setup.answers
 
@@ -40,14 +40,14 @@ class Distillation(Task):
     def extra(self, draw: Draw) -> dict[str, np.ndarray]:
         return self.answers.take(draw.rows, draw.views)
 
-    def __call__(self, network: nn.Module, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
+    def forward(self, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
         if self.answers.crops:
             teacher = self.answers.dense(batch.extra)
             if mix is not None:  # the teacher saw both, each on its own
                 teacher = mix.targets(teacher)
         else:
             teacher = self.answers.teacher(batch.pixels).probabilities
-        logits = network(inputs)
+        logits = self.network(inputs)
         return Learnt(self.divergence(logits.float(), teacher).mean(), logits)
 
 

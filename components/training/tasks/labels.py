@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.training.sampling import Draw
 from components.training.tasks.base import Learnt, Task
@@ -21,9 +21,9 @@ class Labels(Task):
     def extra(self, draw: Draw) -> dict[str, np.ndarray]:
         return {"labels": self.setup.labels[draw.rows].astype(np.int64)}
 
-    def __call__(self, network: nn.Module, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
+    def forward(self, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
         criterion, labels = self.setup.criterion, batch.extra["labels"]
-        logits = network(inputs).float()
+        logits = self.network(inputs).float()
         if mix is None:
             values = criterion.per_image(logits, labels)
         else:

@@ -97,7 +97,7 @@ def test_damaged_soft_labels_are_made_again(data: SimpleNamespace, feed: Feed) -
 
     def make() -> soft_labels.SoftLabels:
         return soft_labels.make(
-            folder, teacher, feed, rows, 0, CLASSES, 16, Group(0, 1, 0), lambda count: None, said.append
+            folder, teacher, feed, rows, 0, CLASSES, 16, Group(0, 1, True), lambda count: None, said.append
         )
 
     expected = make().take(rows)["prob"]
@@ -159,7 +159,9 @@ def test_an_interrupted_labelling_goes_on_with_its_chunks(
             raise KeyboardInterrupt
 
     def make(folder: str) -> soft_labels.SoftLabels:
-        return soft_labels.make(Path(folder), teacher, feed, rows, 0, 2, 16, Group(0, 1, 0), advance, print)
+        return soft_labels.make(
+            Path(folder), teacher, feed, rows, 0, 2, 16, Group(0, 1, True), advance, print
+        )
 
     stop = 1000
     expected = make("whole")
@@ -192,7 +194,7 @@ def test_nodes_without_a_shared_disk_give_one_another_their_labels(
         folder = tmp_path / node / "cache" / "labels"
         try:
             return soft_labels.make(
-                folder, teacher, feed, rows, 0, 2, 16, Group(0, 1, 0), lambda count: None, print,
+                folder, teacher, feed, rows, 0, 2, 16, Group(0, 1, True), lambda count: None, print,
                 remote.StateExchange(storage),
             )  # fmt: skip
         finally:

@@ -13,9 +13,11 @@ import torch
 from components.audit.plan import read_plan
 from components.common.errors import RetortError
 from components.models.params import Arch, LearningRate, Optimizer
-from components.training import driver, health, precision, trainer, watch
+from components.training import driver, health, learner, precision, trainer, watch
 from components.training.params import DistillParams
 from components.training.spec import Phase, TrainSpec
+from components.training.tasks import Learnt, Setup
+from components.training.tasks.labels import Labels
 from tests.components.training import local
 
 VIT = Arch(name="test_vit")  # timm's own for tests: no batch norms
@@ -163,11 +165,51 @@ def test_a_run_that_was_asked_to_stop_in_mid_epoch_goes_on_to_the_same_bytes(
     assert rest.result.history == whole.result.history
 
 
-def test_workers_agree_on_the_step_at_which_they_stop(spec: TrainSpec) -> None:
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_workers_agree_on_the_step_at_which_they_stop(spec: TrainSpec, ema: float | None) -> None:
+    spec = changed(spec, ema=ema)
     whole = local.run_group(spec, 2)
     stopped = local.run_group(spec, 2, stop_at=6)  # asked of the second worker alone
     assert stopped.state["step"] == 2
     rest = local.run_group(spec, 2, checkpoint=stopped.context.checkpoint)
+    assert bytes_of(rest) == bytes_of(whole)
+    assert rest.result.history == whole.result.history
+
+
+def test_a_run_left_off_goes_on_with_another_number_of_workers(spec: TrainSpec) -> None:
+    two = local.run_group(spec, 2, stop_at=3)  # of four steps of 24 images
+    assert two.state["step"] == 3
+    for rest in (local.run(spec, checkpoint=two.context.checkpoint),
+                 local.run_group(spec, 4, checkpoint=two.context.checkpoint)):  # fmt: skip
+        assert [row["epoch"] for row in rest.result.history] == [1, 2, 3]
+        assert rest.result.history[-1]["val_top1"] > 0.5
+
+
+def test_a_run_left_off_after_an_epochs_last_step_has_the_same_history(spec: TrainSpec) -> None:
+    whole = local.run(spec)
+    stopped = local.run(spec, stop_when=lambda steps: steps == 8)
+    assert stopped.state["step"] == 8
+    rest = local.run(spec, checkpoint=stopped.context.checkpoint)
+    assert rest.result.history == whole.result.history
+    assert bytes_of(rest) == bytes_of(whole)
+
+
+def test_checkpoints_in_mid_epoch_change_nothing(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = local.run(spec)
+    often = changed(spec, checkpoint_minutes=1e-9)
+    outcome = local.run(often)
+    assert outcome.context.saved > 20, "after each of 24 steps, each epoch and the end"
+    assert bytes_of(outcome) == bytes_of(whole)
+    kept: list[bytes | None] = []
+    save = local.LocalContext.save_checkpoint
+
+    def noted(self: local.LocalContext, state: Any) -> None:
+        save(self, state)
+        kept.append(self.checkpoint)
+
+    monkeypatch.setattr(local.LocalContext, "save_checkpoint", noted)
+    local.run(often)
+    rest = local.run(spec, checkpoint=kept[12])  # as after a lost node
     assert bytes_of(rest) == bytes_of(whole)
     assert rest.result.history == whole.result.history
 
@@ -205,7 +247,7 @@ def test_the_guard_of_a_gpu_skips_the_update_and_stops_with_the_step(
 
     def every_four(self: Any, *arguments: Any) -> None:
         init(self, *arguments)
-        self._every = 4
+        self._at_once, self.every, self._next = False, 4, 4
 
     update = watch.StepWatch.update
 
@@ -255,13 +297,50 @@ def test_a_phase_ends_early_when_nothing_gets_better(
     assert [row["epoch"] for row in local.run(long).result.history] == [1, 2, 3]
 
 
+def test_a_task_may_bring_modules_that_learn(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a method that compares features needs: a projector, trained, and kept in checkpoints."""
+    seen: list[torch.Tensor] = []
+
+    class Projected(Labels):
+        def __init__(self, setup: Setup, network: torch.nn.Module) -> None:
+            super().__init__(setup, network)
+            self.projector = torch.nn.Linear(4, 4)
+            with torch.no_grad():
+                self.projector.weight.copy_(torch.eye(4))
+                self.projector.bias.zero_()
+            seen.append(self.projector.weight)
+
+        def forward(self, inputs: torch.Tensor, batch: Any, mix: Any) -> Learnt:
+            logits = self.projector(self.network(inputs))
+            return Learnt(self.setup.criterion(logits, batch.extra["labels"]), logits)
+
+    monkeypatch.setitem(trainer.TASKS, "projected", Projected)
+    own = replace(spec, phases=(replace(spec.phases[0], task="projected"),), patient=True)
+    whole = local.run(own)
+    learnt = seen[-1].detach().clone()
+    assert not torch.equal(learnt, torch.eye(4)), "it learns"
+    names = set(local.run(spec).result.nets["net"])
+    assert set(whole.result.nets["net"]) == names, "it is no part of the network"
+    stopped = local.run(own, stop_when=lambda steps: steps >= 11)
+    assert "projector.weight" in stopped.state["learner"]["task"]
+    rest = local.run(own, checkpoint=stopped.context.checkpoint)
+    assert bytes_of(rest) == bytes_of(whole)
+    assert torch.equal(seen[-1], learnt)
+
+
 # --- a step -----------------------------------------------------------------------------------------------
 
 
 def test_a_batch_in_parts_gives_the_same_gradients(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     still = changed(replace(spec, arch=VIT, start=None), augment="light")
     whole = local.run(still).result
-    monkeypatch.setattr(trainer.Trainer, "_parts", lambda *_: 4)
+    begin = learner.Learner.begin_epoch
+
+    def in_parts(self: Any) -> None:
+        self.parts = 4
+        begin(self)
+
+    monkeypatch.setattr(learner.Learner, "begin_epoch", in_parts)
     parts = local.run(still).result
     for name, tensor in whole.nets["net"].items():
         torch.testing.assert_close(parts.nets["net"][name], tensor, rtol=1e-3, atol=2e-5)
@@ -304,31 +383,32 @@ def test_half_precision_learns_as_well(spec: TrainSpec) -> None:
 def test_compilation_begins_where_it_pays_and_all_workers_agree(
     spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrapped: list[torch.nn.Module] = []
-
-    def noted(module: torch.nn.Module) -> torch.nn.Module:
-        wrapped.append(module)
-        return module
-
-    monkeypatch.setattr(trainer, "compiled", noted)
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     local.run(spec)
-    assert not wrapped, "never on a CPU, unless it is asked for"
+    assert not compiled, "never on a CPU, unless it is asked for"
     local.run(changed(spec, compile=True))
-    assert len(wrapped) == 1, "once, not in each epoch"
-    wrapped.clear()
-    monkeypatch.setattr(precision.Precision, "of", lambda train, device: precision.Precision(
-        device, False, True, None))  # fmt: skip
-    monkeypatch.setattr(precision.Precision, "pays", lambda self, left: left > 0)
+    assert len(compiled) == 1, "once, not in each epoch"
+    compiled.clear()
+    undecided = precision.Precision(torch.device("cpu"), False, True, None)
+    monkeypatch.setattr(precision.Precision, "of", lambda train, device: undecided)
     monkeypatch.setattr(trainer.Pace, "known", property(lambda self: self._epochs > 0))
+    assert undecided.pays(1000)
+    assert not undecided.pays(100)
+    local.run(spec)
+    assert not compiled, "there is too little left"
+    monkeypatch.setattr(precision.Precision, "pays", lambda self, left: left > 0)
     outcome = local.run(spec)
-    assert len(wrapped) == 1, "in the second epoch, and it stays"
-    assert [event["said"] for event in outcome.said("note")][-2].endswith(
-        "compiling the network: a minute or two"
-    )
-    slow = precision.Precision(torch.device("cpu"), False, True, None)
-    monkeypatch.undo()
-    assert slow.pays(1000)
-    assert not slow.pays(100)
+    assert len(compiled) == 1, "in the second epoch, and it stays"
+    assert any("compiling the network: a minute" in event["said"] for event in outcome.said("note"))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(spec: TrainSpec) -> None:
+    still = replace(spec, arch=VIT, start=None, phases=(replace(spec.phases[0], epochs=1),), patient=True)
+    eager, compiled = local.run(changed(still, compile=False)), local.run(changed(still, compile=True))
+    for name, tensor in eager.result.nets["net"].items():
+        torch.testing.assert_close(compiled.result.nets["net"][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_only_the_new_rows_learn_where_that_is_asked_for(spec: TrainSpec) -> None:

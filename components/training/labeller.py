@@ -1,0 +1,84 @@
+"""What distillation needs of the teacher before its first step: unlabelled images, and answers by view."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import numpy as np
+
+from components.training import soft_labels
+from components.training.augmentation import PLAIN, Augment
+from components.training.context import Exchange
+from components.training.group import Group
+from components.training.inputs.feed import Feed
+from components.training.inputs.index import Index
+from components.training.pace import TIMED_SECONDS
+from components.training.precision import Precision
+from components.training.reporter import Reporter
+from components.training.spec import TrainSpec
+
+
+def ask_teacher(
+    spec: TrainSpec,
+    index: Index,
+    labelled: np.ndarray,
+    augment: Augment,
+    feed: Feed,
+    precision: Precision,
+    group: Group,
+    exchange: Exchange | None,
+    reporter: Reporter,
+) -> tuple[soft_labels.Answers, np.ndarray]:
+    """Load the teacher; choose unlabelled images; compute the soft labels of every view.
+
+    Args:
+        labelled: row numbers that are trained on.
+
+    Returns:
+        Its answers, and the row numbers, int64, of the unlabelled images that were chosen.
+
+    Raises:
+        RetortError: the teacher was trained for other classes, or another size.
+    """
+    distill, cache = spec.distill, spec.soft_labels
+    assert spec.teacher is not None
+    assert distill is not None
+    assert cache is not None
+    teacher = soft_labels.Teacher(spec.teacher, precision)
+    soft_labels.need_same_classes(teacher.card, list(spec.class_names), spec.size)
+    kept = soft_labels.kept_classes(len(spec.class_names), distill.top_k_labels)
+    pool = index.rows("unlabeled")
+    cached = distill.teacher_labels == "cached"
+    wanted = len(pool) * bool(distill.unlabeled_per_class)
+    wanted += distill.crops * len(labelled) if cached else 0
+    reporter.begin("soft labels", wanted, "images")
+    done, started, first = 0, monotonic(), 0
+
+    def advance(count: int) -> None:
+        nonlocal done, started, first
+        done += count * group.world
+        reporter.progress(done)
+        now = monotonic()
+        if not first:  # it warms up
+            started, first = now, done
+        elif done > first and now - started >= TIMED_SECONDS:
+            left = (now - started) / (done - first) * (wanted - done)
+            reporter.promise(left, f"soft labels of {wanted:,} images")
+
+    def ask(rows: np.ndarray, view: int) -> soft_labels.SoftLabels:
+        seen = [augment.size, view, augment.recipe.source if view == PLAIN else augment.key(precision.device)]
+        name = soft_labels.key(teacher.card, index.fingerprint, rows, seen, kept, precision)
+        return soft_labels.make(
+            cache / name, teacher, feed, rows, view, kept, spec.valid.batch_size, group, advance,
+            reporter.note, exchange,
+        )  # fmt: skip
+
+    unlabelled = np.empty(0, dtype=np.int64)
+    if len(pool) and distill.unlabeled_per_class:
+        labels, most = ask(pool, PLAIN), distill.unlabeled_per_class
+        unlabelled = group.agree(soft_labels.choose(labels, most) if group.rank == 0 else unlabelled)
+    crops = []
+    if cached:
+        everything = np.sort(np.concatenate([labelled, unlabelled]))
+        crops = [ask(everything, crop) for crop in range(distill.crops)]
+    return soft_labels.Answers(teacher, crops), unlabelled
