@@ -109,7 +109,8 @@ class Recipe:
         mixup, cutmix: parameter of the Beta distribution, see ``mix``; 0: never.
         label_smoothing: share of a hard label that is spread over all classes (Szegedy et al., "Rethinking
             the Inception architecture", 2016, sec. 7).
-        repeats: views of an image in one batch, see ``repeated``.
+        repeats: views of an image in one batch (Hoffer et al., "Augment your batch", 2020); see
+            ``sampling.Epochs``.
     """
 
     source: Literal["square", "canvas"] = "square"
@@ -163,22 +164,6 @@ def recipe_of(name: str, **values: float | None) -> Recipe:
 def canvas_size(size: int) -> int:
     """Side of the canvas for pictures of ``size`` pixels: a crop of half the area needs no enlarging."""
     return math.ceil(size * math.sqrt(2) / 4) * 4
-
-
-def repeated(rows: np.ndarray, epoch: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch of repeated views: each ``repeats`` neighbours are views of one image.
-
-    It has as many entries as before, so it costs the same, and sees the first ``1 / repeats`` of ``rows``
-    (Hoffer et al., "Augment your batch", 2020; as in DeiT's sampler).
-
-    Args:
-        rows: int64 [N], in the order of the epoch.
-
-    Returns:
-        rows and views, int64 [N]; no view comes twice, in whichever epoch.
-    """
-    at = np.arange(len(rows))
-    return rows[at // repeats], epoch * repeats + at % repeats
 
 
 # ---- random numbers -------------------------------------------------------------------------------------

@@ -258,9 +258,9 @@ class RayContext:
                 os.environ.setdefault(name, interface)
         server = None
         if self.rank == 0:  # it chooses its port itself, so that no other process takes it meanwhile
-            server = distributed.TCPStore(ip, 0, None, True, wait_for_workers=False)
+            server = distributed.TCPStore(ip, 0, None, True, WAIT, wait_for_workers=False)
         host, port = ray.train.collective.broadcast_from_rank_zero(server and (ip, server.port))
-        store = server or distributed.TCPStore(host, port, None, False)
+        store = server or distributed.TCPStore(host, port, None, False, WAIT)
         distributed.init_process_group(
             "nccl" if cuda else "gloo", store=store, rank=self.rank, world_size=self.world, timeout=WAIT
         )
@@ -476,8 +476,7 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     try:
         loop, spec = unpacked(config)
         context = RayContext(mailbox, storage and remote.StateExchange(storage), config["rescued"])
-        with context.group():
-            loop(context, spec)
+        loop(context, spec)
     except RetortError as error:
         tell(mailbox, "error", message=str(error), rule=error.rule)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +22,20 @@ class Exchange(Protocol):
 
 
 class Context(Protocol):
-    """One worker's place. Where ``world`` is above 1, torch's default process group is there already."""
+    """One worker's place."""
 
     rank: int
     world: int
     local_rank: int  # among the workers of this node
     device: torch.device
     exchange: Exchange | None  # None: all workers see one disk
+
+    def group(self) -> AbstractContextManager[None]:
+        """torch's default process group of all workers, where ``world`` is above 1.
+
+        It is entered when all of them are ready, and left at the end: its collectives have time limits, which
+        a node that still decodes its images would exceed.
+        """
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state that an interrupted run of the same job saved last; None: there is none."""

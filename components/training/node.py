@@ -25,12 +25,14 @@ class Ask:
         state: the driver's ``.retort``, which is used where there is no storage.
         stores: settings of the stores that hold images, by bucket.
         images: places of some images that workers will read.
+        files: of the driver, which workers will read where there is no storage.
     """
 
     storage: remote.Storage | None
     state: str
     stores: dict[str, dict[str, str | None]]
     images: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def look(address: str, ask: Ask) -> Node:
             _probe(ask.storage, folder)
         except RetortError as error:
             why = str(error)
+    elif missing := [name for name in ask.files if not Path(name).exists()]:
+        why = (
+            f"{missing[0]} is not there: set ray.storage to a place that all nodes reach (s3://bucket/prefix, "
+            "or a folder that all of them mount)"
+        )
     there = machine.look(folder if folder.is_dir() else Path("/"))
     try:
         for image in ask.images:

@@ -20,7 +20,7 @@ from components.common.step import Run
 from components.common.storage import state_dir
 from components.dataset import manifest as manifests
 from components.dataset import s3
-from components.models import build, cost
+from components.models import build, checkpoint, cost
 from components.training import node, remote
 from components.training.node import Ask, Node
 from components.training.params import Ray
@@ -61,7 +61,7 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
         needed = needs(spec, ray, cost.on_meta(lambda: build.create(spec.arch, len(spec.class_names))))
         images = () if spec.shards else sample(spec.manifest, spec.root)
         alive = [one for one in ray_core.nodes() if one["Alive"]]
-        answers = _ask(ray, alive, images)
+        answers = _ask(ray, alive, images, paths(spec))
         for one, answer in zip(alive, answers, strict=True):
             faults += node_faults(answer)
             most = min(_room(one["Resources"], ray), ray.workers)
@@ -76,12 +76,18 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
     _checked.add(cluster)
 
 
-def _ask(ray: Ray, alive: list[dict[str, Any]], images: Sequence[str]) -> list[Node]:
+def paths(spec: TrainSpec) -> tuple[str, ...]:
+    """Files of the driver that workers read."""
+    found = [spec.manifest, spec.start, spec.teacher and spec.teacher / checkpoint.FILE]
+    return tuple(str(path) for path in found if path is not None)
+
+
+def _ask(ray: Ray, alive: list[dict[str, Any]], images: Sequence[str], files: Sequence[str]) -> list[Node]:
     import ray as ray_core
     from ray.exceptions import GetTimeoutError, RayError
 
     storage = remote.open_storage(ray.storage) if ray.storage else None
-    ask = Ask(storage, str(state_dir().resolve()), s3.stores(), tuple(images))
+    ask = Ask(storage, str(state_dir().resolve()), s3.stores(), tuple(images), tuple(files))
     asked = []
     for one in alive:
         options: dict[str, Any] = {

@@ -146,9 +146,23 @@ class S3Storage:
     def read(self, name: str, offset: int, size: int) -> bytes:
         bucket, key = self._key(name)
         part = f"bytes={offset}-{offset + size - 1}"
-        return self._ask(
-            name, lambda: self._client.get_object(Bucket=bucket, Key=key, Range=part)["Body"].read()
-        )
+
+        def body() -> bytes:
+            from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+            for attempt in range(s3.DROPS):
+                try:
+                    return self._client.get_object(Bucket=bucket, Key=key, Range=part)["Body"].read()
+                # in the middle of a body, where boto3 does not try again
+                except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError) as error:
+                    if attempt == s3.DROPS - 1:
+                        raise RetortError(
+                            f"ray.storage: {self.uri}/{name}: the connection dropped {s3.DROPS} times "
+                            f"({error}); run again: it goes on from there"
+                        ) from None
+            raise AssertionError("not reached")
+
+        return self._ask(name, body)
 
     def exists(self, name: str) -> bool:
         bucket, key = self._key(name)

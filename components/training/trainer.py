@@ -38,8 +38,10 @@ from components.training.watch import StepWatch
 
 
 def train(context: Context, spec: TrainSpec) -> None:
-    """What each worker runs."""
-    Trainer(context, spec).run()
+    """What each worker runs: images are indexed and decoded first, each node at its own pace."""
+    trainer = Trainer(context, spec)
+    with context.group():
+        trainer.run()
 
 
 def create_network(

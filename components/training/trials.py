@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ class TuneContext:
 
         self.device = torch.device("cuda" if gpu else "cpu")
         self._number, self._place, self._mailbox = number, place, mailbox
+
+    def group(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         import torch

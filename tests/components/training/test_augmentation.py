@@ -422,17 +422,6 @@ def test_values_of_ones_own_take_the_place_of_a_recipes() -> None:
     assert recipe.crop == RECIPES["deit"].crop
 
 
-def test_views_are_repeated_side_by_side_and_never_again() -> None:
-    order = np.array([5, 3, 8, 1, 9, 2, 7])
-    rows, views = augmentation.repeated(order, 0, 3)
-    assert rows.tolist() == [5, 5, 5, 3, 3, 3, 8]
-    assert views.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert augmentation.repeated(order, 2, 3)[1].tolist() == [6, 7, 8, 6, 7, 8, 6]
-    same, once = augmentation.repeated(order, 4, 1)
-    assert same.tolist() == order.tolist()
-    assert set(once.tolist()) == {4}
-
-
 # ---- mixing
 
 

@@ -123,3 +123,13 @@ def test_a_machine_is_looked_at_where_the_driver_has_no_folder(tmp_path: Path) -
     there = node.look("10.0.0.7", node.Ask(None, str(tmp_path / "not/here"), {}, ()))
     assert isinstance(there.there, machine.Machine)
     assert not (tmp_path / "not").exists()
+
+
+def test_without_a_storage_each_node_must_have_the_drivers_files(tmp_path: Path) -> None:
+    (tmp_path / "clean.parquet").touch()
+    there = node.look("10.0.0.7", node.Ask(None, str(tmp_path), {}, (), (str(tmp_path / "clean.parquet"),)))
+    assert rules(there) == []
+    bare = node.look("10.0.0.7", node.Ask(None, str(tmp_path), {}, (), (str(tmp_path / "other.parquet"),)))
+    (fault,) = nodes.node_faults(bare)
+    assert fault.rule == "preflight.storage"
+    assert "other.parquet is not there: set ray.storage to a place" in fault.message

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,3 +322,26 @@ def test_a_cache_of_somebody_else_is_not_used(here: Path, monkeypatch: pytest.Mo
     (here / f"retort-{other}").mkdir()
     with pytest.raises(RetortError, match="belongs to somebody else; set RETORT_NODE_CACHE"):
         remote.node_cache()
+
+
+def test_a_connection_that_drops_in_the_middle_of_a_body_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from botocore.exceptions import IncompleteReadError
+
+    drops = [3]
+
+    class Body:
+        def read(self) -> bytes:
+            if drops[0]:
+                drops[0] -= 1
+                raise IncompleteReadError(actual_bytes=3, expected_bytes=7)
+            return b"content"
+
+    client = SimpleNamespace(get_object=lambda **_: {"Body": Body()})
+    monkeypatch.setattr(remote.S3Storage, "_client", client)
+    storage = remote.S3Storage("s3://photos/run", "http://127.0.0.1:1")
+    assert storage.read("shards/0.tar", 0, 7) == b"content"
+    drops[0] = 99
+    with pytest.raises(RetortError, match=r"s3://photos/run/shards/0\.tar: the connection dropped 4 times"):
+        storage.read("shards/0.tar", 0, 7)
