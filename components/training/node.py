@@ -83,7 +83,7 @@ def look(address: str, ask: Ask) -> Node:
             why = str(error)
     elif missing := [name for name in ask.files if not Path(name).exists()]:
         why = (
-            f"{missing[0]} is not there: set ray.storage to a place that all nodes reach (s3://bucket/prefix, "
+            f"{missing[0]} is not there: set ray.storage to a place that all nodes reach (s3://bucket/run, "
             "or a folder that all of them mount)"
         )
     there = machine.look(folder if folder.is_dir() else Path("/"))
