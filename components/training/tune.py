@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from components.common import progress
 from components.common.progress import counted, say, say_if_due
 from components.common.signals import stopped_by
 from components.common.step import Run, step
@@ -86,6 +87,7 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
             @cache
             def connect() -> None:
                 """Start Ray, or find it: once, and only if something is left to train."""
+                progress.at("starting Ray" if not params.ray.address else "connecting to Ray")
                 stack.enter_context(cluster.running(params.ray))
 
             tried = _search(run, params, alone, recipes, epochs, connect)
@@ -118,6 +120,7 @@ def _search(
         return [Tried(**content) for content in read_json(kept)]
     tried = [Tried(number, values) for number, values in enumerate(recipes)]
     connect()
+    progress.at("the first trials: imports, data, network")
     hearing = _Hearing(run, params, tried, epochs, folder)
     started = time.monotonic()
     with hearing.tracked():
@@ -153,6 +156,9 @@ class _Hearing:
             if any(row["epoch"] == known["epoch"] for known in one.rows):  # told again after a restart
                 return
             one.rows.append(row)
+            taken = sum(len(other.rows) for other in self._tried)
+            done = sum(other.end == "done" for other in self._tried)
+            progress.at(f"trials: {counted(taken, 'epoch')} taken, {done} of {len(self._tried)} at their end")
             self._tracker(one).metrics(
                 {name: row[name] for name in row if name not in ("phase", "epoch")}, step=row["epoch"]
             )
