@@ -410,7 +410,7 @@ def fit(
     failures, watch = Failures(), Watch(params)
 
     def listen() -> None:
-        for event in ray.get(mailbox.take.remote()):
+        for event in _taken(mailbox):
             if event["kind"] == "error":
                 errors.append(RetortError(event["message"]))
                 errors[-1].rule = event["rule"]
@@ -445,6 +445,25 @@ def fit(
             raise _no_room(str(folder) if storage is None else storage.uri, error) from None
         raise RetortError(_why(error, params))
     return None if outcome["checkpoint"] is None else _state(outcome["checkpoint"])
+
+
+def _taken(mailbox: Any) -> list[Event]:
+    """What workers said since the last time.
+
+    Raises:
+        RetortError: when the cluster's head is gone.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(mailbox.take.remote())
+    except (RayError, ConnectionError) as error:
+        first = (str(error).splitlines() or [repr(error)])[0]
+        raise RetortError(
+            f"the Ray cluster is gone ({first})\n"
+            "start it again, or another: the same command goes on from the last checkpoint"
+        ) from None
 
 
 def import_ahead() -> None:
@@ -655,6 +674,8 @@ def _why(error: BaseException, params: Ray) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)
     advice = "; more memory or fewer ray.workers may help" if _lost(error) else ""
+    if params.storage and "AWS Error" in last:
+        advice = f"; the store of ray.storage ({params.storage}) was away: see that it answers on every node"
     return (
         f"training failed {params.max_failures + 1} times (ray.max_failures: {params.max_failures}): {last}\n"
         f"the same command goes on from the last checkpoint{advice}"

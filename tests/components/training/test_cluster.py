@@ -1,6 +1,7 @@
 """Failures of workers: which are worth another try, and what is said of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,26 @@ def test_memory_is_advised_only_where_a_process_was_lost(error: Exception, memor
     said = cluster._why(error, Ray())
     assert "training failed 3 times (ray.max_failures: 2): " in said
     assert ("more memory" in said) == memory
+
+
+def test_a_store_that_is_away_is_named() -> None:
+    error = RuntimeError("OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject")
+    assert "the store of ray.storage (s3://bucket/run) was away" in cluster._why(
+        error, Ray(storage="s3://bucket/run")
+    )
+
+
+def test_a_cluster_that_is_gone_is_one_line_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def gone(reference: object) -> None:
+        raise ActorDiedError()
+
+    monkeypatch.setattr(ray, "get", gone)
+    mailbox = SimpleNamespace(take=SimpleNamespace(remote=lambda: None))
+    with pytest.raises(RetortError, match=r"^the Ray cluster is gone \(") as told:
+        cluster._taken(mailbox)
+    assert "the same command goes on from the last checkpoint" in str(told.value).splitlines()[1]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ import pytest
 
 from components.common.storage import sha256_file
 from components.dataset import manifest
+from components.training.check import check
+from components.training.distill import distill
 from components.training.finetune import finetune
-from components.training.params import DistillParams, FinetuneParams
+from components.training.params import CheckParams, DistillParams, FinetuneParams
 from tests.components.conftest import KEY, SECRET
 
 HOUSE = Path(__file__).resolve().parents[3]
@@ -232,10 +234,30 @@ def in_store(
     return DistillParams.model_validate(values)
 
 
-class Command:
-    """A finetune on the first host, as the command line runs it."""
+FINETUNE = """
+made = Path("data/clean.parquet"), Path("outputs/audit/plan.json"), Path("outputs/weights")
+finetune(FinetuneParams.model_validate(values), manifest=made[0], plan=made[1], weights=made[2], out=out)
+"""
+DISTILL = """
+made = {"manifest": Path("data/clean.parquet"), "weights": Path("outputs/weights")}
+made["teacher"], gate = Path("outputs/teacher"), Path("outputs/check")
+params = DistillParams.model_validate(values)
+shard(ShardParams.model_validate({"data": values["data"], "ray": values["ray"]}), manifest=made["manifest"])
+check(CheckParams.model_validate(values), **made, out=gate)
+distill(params, **made, plan=Path("outputs/audit/plan.json"), check=gate, out=out)
+"""
 
-    def __init__(self, cluster: Cluster, params: DistillParams, data: SimpleNamespace, out: str) -> None:
+
+class Command:
+    """A step on the first host, as the command line runs it."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        params: DistillParams,
+        out: str,
+        work: str = FINETUNE,
+    ) -> None:
         Path("params.json").write_text(params.model_dump_json(by_alias=True))
         code = textwrap.dedent(
             f"""
@@ -243,21 +265,22 @@ class Command:
             from pathlib import Path
             os.chdir({os.fspath(Path.cwd())!r})
             from components.common import signals
+            from components.common.errors import Terminated
             from components.dataset import s3
+            from components.training.check import check
+            from components.training.distill import distill
             from components.training.finetune import finetune
-            from components.training.params import FinetuneParams
+            from components.training.inputs.shards import shard
+            from components.training.params import CheckParams, DistillParams, FinetuneParams, ShardParams
 
             signals.catch()
-            from components.common.errors import Terminated
-            params = FinetuneParams.model_validate(json.loads(Path("params.json").read_text()))
-            s3.remember_store("photos", params.data.s3)  # as ingest does
+            values, out = json.loads(Path("params.json").read_text()), Path({out!r})
+            s3.remember_store("photos", DistillParams.model_validate(values).data.s3)  # as ingest does
             try:
-                finetune(params, manifest=Path({str(data.manifest)!r}), plan=Path({str(data.plan)!r}),
-                         weights=Path({str(data.weights)!r}), out=Path({out!r}))
-            except Terminated as error:
-                raise SystemExit(error.status)
             """
         )
+        code += textwrap.indent(work, "    ")
+        code += "except Terminated as error:\n    raise SystemExit(error.status)\n"
         self.process = cluster.first.start(
             "env", f"PYTHONPATH={HOUSE}", sys.executable, "-c", code, stderr=subprocess.PIPE
         )
@@ -315,7 +338,7 @@ def top1(out: str) -> float:
 def test_two_hosts_train_as_two_processes_do(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams, params: DistillParams
 ) -> None:
-    said = Command(cluster, in_store, data, "out").finish()
+    said = Command(cluster, in_store, "out").finish()
     assert "2 nodes answered: " in said
     assert FIRST in said
     assert SECOND in said
@@ -337,12 +360,30 @@ def test_two_hosts_train_as_two_processes_do(
     assert "checkpoint_" not in left, "a finished step keeps none"
 
 
+def test_distillation_of_images_that_only_the_driver_has(
+    cluster: Cluster, data: SimpleNamespace, params: DistillParams
+) -> None:
+    """Images go there as shards; what the teacher says of them is given from node to node."""
+    values = params.model_dump(by_alias=True)
+    values["data"]["s3"] = {"endpoint_url": URL, "region": "us-east-1"}
+    storage = f"s3://photos/distilled-{secrets.token_hex(3)}"
+    values["ray"] |= {"address": "auto", "storage": storage}
+    said = Command(cluster, DistillParams.model_validate(values), "two", DISTILL).finish()
+    assert "2 nodes answered: " in said
+
+    check(CheckParams.model_validate(params.model_dump(by_alias=True)), manifest=data.manifest,
+          teacher=data.teacher, weights=data.weights, out=Path("outputs/check"))  # fmt: skip
+    distill(params, manifest=data.manifest, plan=data.plan, teacher=data.teacher, weights=data.weights,
+            check=Path("outputs/check"), out=Path("one"))  # fmt: skip
+    assert sha256_file(Path("two/model.safetensors")) == sha256_file(Path("one/model.safetensors"))
+
+
 def test_a_lost_node_is_waited_for_and_the_weights_are_the_same(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
 ) -> None:
     params = longer(in_store)
-    Command(cluster, params, data, "whole").finish()
-    command = Command(cluster, params, data, "out")
+    Command(cluster, params, "whole").finish()
+    command = Command(cluster, params, "out")
     checkpoint_reported(cluster, params)
     cluster.second.cut()
     cluster.second.end_all()
@@ -361,7 +402,7 @@ def test_where_fewer_workers_will_do_a_lost_node_is_not_waited_for(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
 ) -> None:
     params = longer(in_store, min_workers=1)
-    command = Command(cluster, params, data, "out")
+    command = Command(cluster, params, "out")
     checkpoint_reported(cluster, params)
     cluster.second.end_all()
     try:
@@ -378,14 +419,14 @@ def test_a_lost_driver_goes_on_where_it_was(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams, stop: signal.Signals
 ) -> None:
     params = longer(in_store)
-    command = Command(cluster, params, data, "out")
+    command = Command(cluster, params, "out")
     checkpoint_reported(cluster, params)
     (driver,) = psutil.Process(command.process.pid).children() or [psutil.Process(command.process.pid)]
     driver.send_signal(stop)
     assert command.process.wait(60) == (143 if stop == signal.SIGTERM else -stop)
-    said = Command(cluster, params, data, "out").finish()
+    said = Command(cluster, params, "out").finish()
     assert "an earlier run was interrupted; going on" in said
-    whole = Command(cluster, longer(in_store, storage=f"{in_store.ray.storage}-whole"), data, "whole")
+    whole = Command(cluster, longer(in_store, storage=f"{in_store.ray.storage}-whole"), "whole")
     whole.finish()
     assert sha256_file(Path("out/model.safetensors")) == sha256_file(Path("whole/model.safetensors"))
 
@@ -393,7 +434,7 @@ def test_a_lost_driver_goes_on_where_it_was(
 def test_what_the_cluster_does_not_have_is_said_at_once(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
 ) -> None:
-    command = Command(cluster, longer(in_store, workers=3), data, "out")
+    command = Command(cluster, longer(in_store, workers=3), "out")
     assert command.process.stderr is not None
     said = command.process.stderr.read()
     assert command.process.wait() == 1
