@@ -83,6 +83,8 @@ WORKER_SETTINGS = {
 # this machine is not going to be taken away: no actor that looks out for it
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
+CONNECTION: set[str] = set()  # what was done with the cluster that this process is connected to
+
 Event = dict[str, Any]
 State = dict[str, Any]
 
@@ -103,6 +105,7 @@ def running(params: Ray) -> Iterator[None]:
         raise RetortError(f"ray.address: '{params.address}': expected '', auto, ray://HOST:PORT or kuberay")
     if params.address.startswith("ray://"):
         _answers(params.address)
+    CONNECTION.clear()
     settings = SETTINGS if params.address else {**SETTINGS, **LOCAL_SETTINGS}
     ours = {key: os.environ.get(key, value) for key, value in settings.items()}
     with environment(ours), nullcontext() if params.address else reaper.beside(), _connected(params):

@@ -21,7 +21,7 @@ from components.common.storage import state_dir
 from components.dataset import manifest as manifests
 from components.dataset import s3
 from components.models import build, checkpoint, cost
-from components.training import node, remote
+from components.training import cluster, node, remote
 from components.training.node import Ask, Node
 from components.training.params import Ray
 from components.training.preflight import RAY_BYTES, Fault, Needs, disk_faults, machine_faults, needs
@@ -31,8 +31,6 @@ ANSWER_SECONDS = 120.0  # of a node, imports included
 LOOK_SECONDS = 5.0  # between two looks at which nodes live
 SAMPLE = 4  # images that each node is asked for
 HERE = "ray.io/node-id"  # Ray's own label of a node
-
-_checked: set[str] = set()  # Ray's number of our connection to a cluster
 
 
 def sample(manifest: Path, root: str) -> tuple[str, ...]:
@@ -50,8 +48,7 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
     """
     import ray as ray_core
 
-    cluster = ray_core.get_runtime_context().get_job_id()
-    if cluster in _checked:  # several runs may share it
+    if "checked" in cluster.CONNECTION:  # several runs may share it
         return
     totals = ray_core.cluster_resources()
     faults = list(cluster_faults(totals.get("CPU", 0), totals.get("GPU", 0), ray))
@@ -73,7 +70,7 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
     for fault in faults:
         run.find(**vars(fault))
     run.stop_on_errors()
-    _checked.add(cluster)
+    cluster.CONNECTION.add("checked")
 
 
 def paths(spec: TrainSpec) -> tuple[str, ...]:

@@ -431,6 +431,16 @@ def test_a_lost_driver_goes_on_where_it_was(
     assert sha256_file(Path("out/model.safetensors")) == sha256_file(Path("whole/model.safetensors"))
 
 
+def test_a_thin_client_trains_in_the_cluster(
+    cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
+) -> None:
+    values = in_store.model_dump(by_alias=True)
+    values["ray"]["address"] = f"ray://{FIRST}:10001"
+    said = Command(cluster, DistillParams.model_validate(values), "out").finish()
+    assert "2 nodes answered: " in said
+    assert top1("out") > 0.9
+
+
 def test_what_the_cluster_does_not_have_is_said_at_once(
     cluster: Cluster, data: SimpleNamespace, in_store: DistillParams
 ) -> None:
