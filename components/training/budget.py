@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -34,11 +34,14 @@ from components.training.tasks import TASKS
 VERSION = 2  # of how a speed is measured: those of another number are measured again
 MEASURE_SECONDS = 2.0  # for what is timed of a network
 MEASURED_PIXELS = 16 * 224 * 224  # of the images that a CPU is measured with at once: more take no other time
+IDLE = 0.1  # of all cores: where as much is idle, nobody waits for one
 SHARED = 0.9  # of the speed of a worker alone, that is left to it beside others
 TRIED = 16  # images that are read to time reading
 RAY_SECONDS = 8.0  # of the start: a cluster of this machine, to begin and to end
 KEEP_SECONDS = 0.4  # of an epoch: its checkpoint, and what workers wait for one another
 RULE = "preflight.estimate"
+
+_while_busy: dict[Path, Speed] = {}  # of this process only
 
 
 @dataclass(frozen=True)
@@ -230,10 +233,33 @@ def _speed(arch: Arch, spec: TrainSpec, ray: Ray) -> Speed | None:
         return Speed(**read_json(kept))
     if ray.address:
         return None
-    progress.at(f"measuring {arch.name} on this machine")
-    found = _measured(arch, spec, ray)
-    write_json(kept, asdict(found))
-    return found
+    place = kept.resolve()
+    if place not in _while_busy:
+        progress.at(f"measuring {arch.name} on this machine")
+        found, others = beside_others(lambda: _measured(arch, spec, ray))
+        if not others:
+            write_json(kept, asdict(found))
+            return found
+        say(
+            f"{arch.name} was measured while other work took about {others:.1f} cores of this machine: "
+            "what is expected is as uncertain as that is"
+        )
+        _while_busy[place] = found  # and measured again by the next command
+    return _while_busy[place]
+
+
+def beside_others(work: Callable[[], Speed]) -> tuple[Speed, float]:
+    """What ``work`` returns, and how many cores other processes took meanwhile; 0 where some were idle."""
+    import psutil
+
+    host = psutil.cpu_count() or 1
+    psutil.cpu_percent()  # what it says next is the share since now
+    started, ours = perf_counter(), process_time()
+    found = work()
+    ours = (process_time() - ours) / max(perf_counter() - started, 1e-9)
+    busy = host * psutil.cpu_percent() / 100
+    others = max(0.0, busy - ours)
+    return found, others if busy > (1 - IDLE) * host and others > IDLE * host else 0.0
 
 
 def _kept(arch: Arch, spec: TrainSpec, ray: Ray) -> Path:

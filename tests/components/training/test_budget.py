@@ -186,6 +186,7 @@ def test_a_speed_is_measured_once_and_corrected_by_what_was_trained(
 
     monkeypatch.setattr(estimate, "measure", measure)
     monkeypatch.setattr(budget, "_cores", lambda: 2)
+    monkeypatch.setattr("psutil.cpu_percent", lambda: 50.0)
     first = budget.expected(spec, params.ray)
     assert first is not None
     both = 2 * budget.SHARED  # workers of one core each
@@ -210,6 +211,40 @@ def test_a_speed_is_measured_once_and_corrected_by_what_was_trained(
     assert budget.expected(spec, away) is not None, "a cluster is known by what it has trained"
 
 
+@pytest.mark.parametrize(
+    ("percent", "others"),
+    [(100.0, 3.5), (95.0, 3.3), (80.0, 0.0)],
+    ids=["all are taken", "nearly all", "some are idle"],
+)
+def test_other_work_is_told_from_ours(percent: float, others: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four cores we take half a one."""
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.cpu_percent", lambda: percent)
+    wall, ours = iter([10.0, 14.0]), iter([3.0, 5.0])
+    monkeypatch.setattr(budget, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(budget, "process_time", lambda: next(ours))
+    assert budget.beside_others(lambda: Speed(1, 2)) == (Speed(1, 2), pytest.approx(others))
+
+
+def test_a_measure_of_a_busy_machine_is_not_kept(
+    spec: TrainSpec, params: DistillParams, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    calls: list[int] = []
+
+    def measure(*arguments: object, **settings: object) -> Speed:
+        calls.append(1)
+        return Speed(50.0, 200.0)
+
+    monkeypatch.setattr(estimate, "measure", measure)
+    monkeypatch.setattr(budget, "beside_others", lambda work: (work(), 1.5))
+    monkeypatch.setattr(budget, "_while_busy", {})
+    assert budget.expected(spec, params.ray) == budget.expected(spec, params.ray)
+    assert len(calls) == 1, "once a command"
+    assert capsys.readouterr().err.count("other work took about 1.5 cores") == 1
+    assert not list(Path(".retort/cache/speed").glob("*.json"))
+
+
 def test_reading_and_computing_share_the_cores() -> None:
     assert fed(100.0, 0.0, 1, 2, 2) == 100
     assert fed(100.0, 0.01, 2, 2, 2) == pytest.approx(2 / (2 / 100 + 0.01)), "both cores do both"
@@ -223,7 +258,10 @@ def test_images_that_are_decoded_take_no_reading(spec: TrainSpec) -> None:
     assert reading(open_store(index, spec.root, spec.size, limit=0).learn) > 0
 
 
-def test_a_step_says_it_before_it_begins(spec: TrainSpec, params: DistillParams, run: Run) -> None:
+def test_a_step_says_it_before_it_begins(
+    spec: TrainSpec, params: DistillParams, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.cpu_percent", lambda: 50.0)
     preflight.preflight(run, spec, params.ray, "student")
     found: dict[str, Finding] = {finding.rule: finding for finding in run.report.findings}
     assert found["preflight.estimate"].measured > START_SECONDS
