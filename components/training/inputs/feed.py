@@ -6,7 +6,7 @@ way         where pictures are                                    who makes a ba
 card        all of them on the device                             the device, by index
 memory      decoded, in a memory map (page cache, or local disk)  a thread; CPU: the step itself
 processes   decoded or in image files                             processes that stay
-threads     in image files                                        threads of this process
+threads     in image files                                        threads; CPU: the step waits
 ==========  ====================================================  =============================
 
 Whatever the way, a batch's bytes are the same on the same kind of device.
@@ -215,13 +215,18 @@ class _MemoryFeed(Feed):
 
 
 class _ThreadsFeed(Feed):
-    """Threads decode image files while the loop trains."""
+    """Threads decode image files: ahead of a GPU; on a CPU the step waits for them.
+
+    There, decoding beside the step would take its cores: its threads wait for one another after each
+    operation, and one that is held up holds up all. In turns, both use every core.
+    """
 
     def __init__(
         self, part: Part, augment: Augment, device: torch.device, threads: int, said: str, remedy: str
     ) -> None:
         super().__init__(augment, device, said, remedy)
         self._part, self._pool = part, ThreadPoolExecutor(threads)
+        self._ahead = device.type == "cuda"
 
     def _items(self, draws: Iterable[Draw], extra: Extra | None) -> Iterator[_Item]:
         for draw in draws:
@@ -375,7 +380,8 @@ def open_feed(
         said = f"{size}, {what} by {counted(num_workers, 'loader process', 'loader processes')}"
         feed = _ProcessesFeed(part, augment, device, num_workers, said, more)
     else:
-        said = f"{size}, decoded by {counted(threads, 'thread')} ahead of the step"
+        when = "ahead of the step" if cuda else "in the step"
+        said = f"{size}, decoded by {counted(threads, 'thread')} {when}"
         feed = _ThreadsFeed(part, augment, device, threads, said, more)
     if say is not None:
         say(feed.said)
