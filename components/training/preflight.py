@@ -35,8 +35,8 @@ DEIT_IMAGES = 1_281_167  # ImageNet-1k: enough with it
 # what was measured on one machine (Linux, Ray 2.60, PyTorch 2.14), memory as the proportional set size
 RAY_BYTES = 1_500_000_000  # Ray's own processes of a local cluster, beside the workers
 WORKER_BYTES = 650_000_000  # a worker with its imports, before the network
-CUDA_BYTES = 3_000_000_000  # the same where CUDA starts
-LOADER_BYTES = 150_000_000  # a loader process: a fork of its worker
+CUDA_BYTES = 3_000_000_000  # the same where CUDA starts: assumed, not measured
+LOADER_BYTES = 150_000_000  # a loader process, a fork of its worker: assumed
 KEPT = 1.4  # what a step keeps, of all layers' outputs: 0.8 to 1.4 in five networks
 RAY_THREADS, WORKER_THREADS = 350, 40  # processes and their threads
 RAY_PORTS, WORKER_PORTS = 16, 3  # that are listened on

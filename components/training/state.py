@@ -17,7 +17,8 @@ class State:
 
     Attributes:
         phase, epoch, step: how many are done of the phases, of its epochs, and of its steps.
-        nets: tensors of each network that has finished a phase: those of its best epoch there.
+        nets: tensors of each network that has finished a phase: those of its best epoch so far.
+        scores: the row of the history of that epoch, by network.
         learner: state of the phase that has begun: its network, average and optimizer.
         best: the epoch of this phase that is kept (its row of the history), and its tensors.
         partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank; what it has
@@ -30,6 +31,7 @@ class State:
     epoch: int = 0
     step: int = 0
     nets: dict[str, Tensors] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     learner: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
     best_tensors: Tensors | None = None

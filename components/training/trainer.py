@@ -276,7 +276,7 @@ class Trainer:
             )
 
     def _finish(self, phase: Phase, early: bool) -> None:
-        """The phase is over: its network is that of the best epoch."""
+        """The phase is over: its network is that of the best epoch, which may be one of an earlier phase."""
         state = self.state
         assert state.best is not None
         assert state.best_tensors is not None
@@ -288,7 +288,15 @@ class Trainer:
                 f"{phase.name}: epoch {kept['epoch']} is kept (macro recall on validation "
                 f"{kept['val_macro_recall']:.2%}; the last one had {last['val_macro_recall']:.2%})"
             )
-        state.nets[phase.net] = state.best_tensors
+        earlier = state.scores.get(phase.net)
+        if self.spec.train.keep == "last" or health.Choice.better(kept, earlier):
+            state.nets[phase.net], state.scores[phase.net] = state.best_tensors, kept
+        else:
+            assert earlier is not None
+            self.reporter.note(
+                f"{phase.name}: no epoch is better than the network was before (macro recall on validation "
+                f"{earlier['val_macro_recall']:.2%}): it stays as it was"
+            )
         state.best = state.best_tensors = state.learner = None
         state.phase, state.epoch = state.phase + 1, 0
 

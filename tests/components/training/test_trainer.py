@@ -287,6 +287,24 @@ def test_the_best_epoch_is_kept_not_the_last(spec: TrainSpec, monkeypatch: pytes
     assert bytes_of(local.run(changed(spec, keep="last"))) != bytes_of(outcome)
 
 
+def test_a_phase_that_makes_the_network_worse_leaves_it_as_it_was(
+    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [Phase(name, "net", 1, LearningRate(initial=1e-4)) for name in ("again", "more")]
+    three = replace(spec, phases=(spec.phases[0], *short))
+    recalls = iter([0.5, 0.9, 0.6, 0.7, 0.95])  # three epochs, one, one
+    monkeypatch.setattr(trainer.metrics, "macro_recall", lambda actual, predicted: next(recalls))
+    outcome = local.run(three)
+    assert any(event["said"].startswith("again: no epoch is better than") for event in outcome.said("note"))
+    assert outcome.state["scores"]["net"]["phase"] == "more"
+    recalls = iter([0.5, 0.9, 0.6, 0.7, 0.8])
+    worse = local.run(three)
+    assert worse.state["scores"]["net"]["epoch"] == 2
+    assert bytes_of(worse) != bytes_of(outcome)
+    recalls = iter([0.5, 0.9, 0.6, 0.1, 0.2])
+    assert bytes_of(local.run(three)) == bytes_of(worse)
+
+
 def test_a_phase_ends_early_when_nothing_gets_better(
     spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
