@@ -10,6 +10,7 @@ from components.audit.plan import read_plan
 from components.common.errors import RetortError
 from components.common.storage import sha256_file
 from components.training import sampling
+from components.training.inputs.index import Index
 from tests.components.audit.conftest import Audits, rows_of
 
 FLOODED = {"a": {"real": 100, "val": 20}, "b": {"real": 20, "synthetic": 480, "val": 20}}
@@ -28,8 +29,9 @@ def test_training_draws_what_the_plan_expects(audits: Audits, distribution: str)
     part(audits, by_source={1: {"synthetic": 0.25}})
     plan = audits.plan(audit={"distribution": distribution})
     table = pq.read_table(audits.manifest)
-    rows = sampling.training_rows(table, plan)
-    weights = sampling.weights(table, rows, plan)
+    index = Index.from_table(table)
+    rows = sampling.training_rows(index, plan)
+    weights = sampling.Weights(index, rows, plan)(rows)
     labels = table["label"].to_numpy()[rows]
     for label, expected in plan.sampling.expected.items():
         share = weights[labels == label].sum() / weights.sum()
