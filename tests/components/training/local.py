@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,8 @@ from components.training.context import Event, Exchange
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
 from components.training.trainer import Trainer
+
+HOUSE = str(Path(__file__).resolve().parents[3])
 
 
 @dataclass
@@ -112,6 +115,9 @@ def run_group(
     """
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__])  # what they import, once for all tests
+    if HOUSE not in sys.path:  # pytest finds the tests without it; their processes, and the server, do not
+        sys.path.append(HOUSE)
+    os.environ.setdefault("PYTHONPATH", HOUSE)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
             processes.Process(
