@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from components.common.environment import environment
 from components.training.context import Event, Exchange
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
@@ -117,7 +118,6 @@ def run_group(
     processes.set_forkserver_preload([__name__])  # what they import, once for all tests
     if HOUSE not in sys.path:  # pytest finds the tests without it; their processes, and the server, do not
         sys.path.append(HOUSE)
-    os.environ.setdefault("PYTHONPATH", HOUSE)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
             processes.Process(
@@ -125,8 +125,9 @@ def run_group(
             )
             for rank in range(workers)
         ]
-        for job in jobs:
-            job.start()
+        with environment({"PYTHONPATH": HOUSE}):  # for the server, which the first of them starts
+            for job in jobs:
+                job.start()
         for job in jobs:
             job.join(300)
             job.kill()
