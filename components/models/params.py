@@ -89,8 +89,10 @@ class Train(Section):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept; null: none"
     )
-    checkpoint_minutes: float | None = Field(
-        30, gt=0, description="after so long in an epoch a checkpoint is kept; null: after each epoch only"
+    checkpoint_minutes: float = Field(
+        30,
+        gt=0,
+        description="after so long in an epoch a checkpoint is kept, beside the one after each epoch",
     )
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="of forward and backward passes; auto: bf16 on a GPU that has it, else float32"

@@ -177,8 +177,7 @@ class Trainer:
 
     def _wishes(self) -> tuple[bool, bool]:
         """Whether this worker was asked to stop, and whether it wants a checkpoint in mid-epoch."""
-        minutes = self.spec.train.checkpoint_minutes
-        due = minutes is not None and monotonic() - self._saved > 60 * minutes
+        due = monotonic() - self._saved > 60 * self.spec.train.checkpoint_minutes
         return self.context.stop_requested(), due and self.context.rank == 0
 
     # --- phases and epochs --------------------------------------------------------------------------------
