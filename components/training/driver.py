@@ -203,7 +203,7 @@ def write_model(
         input_size=[3, spec.size, spec.size],
         mean=list(mean),
         std=list(std),
-        data_fingerprint=manifests.fingerprint(spec.manifest),
+        data_fingerprint=known_fingerprint(spec.manifest),
         lineage=lineage,
         sha256="",
     )

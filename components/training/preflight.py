@@ -113,7 +113,7 @@ def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 
     index = open_index(spec.manifest)
     rows = {split: index.rows(split) for split in manifests.SPLITS}
     counts = {split: len(found) for split, found in rows.items()}
-    run.tracker.dataset("clean", manifests.fingerprint(spec.manifest), spec.manifest, counts)
+    run.tracker.dataset("clean", index.fingerprint, spec.manifest, counts)
     for split in ("train", "val"):
         if not counts[split]:
             raise RetortError(f"{spec.manifest}: no rows in the split '{split}'; see data.splits")

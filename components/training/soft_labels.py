@@ -32,10 +32,9 @@ CHUNK = 16_384  # rows of a file: each is written once, and found again by any n
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher says of a batch: logits float [B, C], and features float [B, D] where asked for."""
+    """What a teacher says of a batch: logits float [B, C]."""
 
     logits: Tensor
-    features: Tensor | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -64,15 +63,11 @@ class Teacher:
         assert not any(parameter.requires_grad for parameter in self._module.parameters())
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor, features: bool = False) -> Answer:
-        """Uint8 [B, 3, S, S] -> its answer; ``features``: those before the classifier, too."""
+    def __call__(self, pixels: Tensor) -> Answer:
+        """Uint8 [B, 3, S, S] -> its answer."""
         inputs = self._normalise(pixels)
         with self._precision.autocast():
-            if not features:
-                return Answer(self._module(inputs))
-            maps = self._module.forward_features(inputs)  # type: ignore[operator]
-            pooled = self._module.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-            return Answer(self._module.forward_head(maps), pooled)  # type: ignore[operator]
+            return Answer(self._module(inputs))
 
 
 def kept_classes(class_num: int, top_k: int | None) -> int:

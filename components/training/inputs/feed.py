@@ -58,19 +58,6 @@ class Batch:
 
 
 @dataclass
-class Waiting:
-    """How much of the present epoch's time the loop spent waiting for its input; its first batch apart."""
-
-    waited: float = 0.0
-    passed: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return self.waited / self.passed if self.passed else 0.0
-
-
-@dataclass
 class _Item:
     """A batch on its way: ``pixels`` as the feed's ``_view`` takes them."""
 
@@ -89,13 +76,11 @@ def views(augment: Augment, pixels: Tensor, draw: Draw, aspects: Aspects) -> Ten
 class Feed:
     """Feeds one part's pictures to one worker, epoch after epoch; ``close`` at the end.
 
-    ``said``: how, in a line. ``remedy``: what would help where the loop waits for it. ``waiting``: how much
-    it does.
+    ``said``: how, in a line. ``remedy``: what would help where the loop waits for it.
     """
 
     def __init__(self, augment: Augment, device: torch.device, said: str, remedy: str) -> None:
         self.said, self.remedy = said, f"{remedy[0].upper()}{remedy[1:]}."
-        self.waiting = Waiting()
         self._augment, self._device = augment, device
         self._running: _Ahead | None = None
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -114,11 +99,10 @@ class Feed:
             RetortError: an image cannot be read, or a loader process was killed.
         """
         self._stop()
-        self.waiting = waiting = Waiting()
         items: Iterator[_Item] = self._items(draws, extra)
         if self._ahead:
             items = self._running = _Ahead(items, READY, self._device)
-        return self._batches(items, waiting)
+        return self._batches(items)
 
     _ahead = True  # whether a thread makes items ahead of the loop
 
@@ -137,8 +121,7 @@ class Feed:
             self._running.stop()
             self._running = None
 
-    def _batches(self, items: Iterator[_Item], waiting: Waiting) -> Iterator[Batch]:
-        before = None
+    def _batches(self, items: Iterator[_Item]) -> Iterator[Batch]:
         while True:
             started = perf_counter()
             item = next(items, None)
@@ -152,10 +135,6 @@ class Feed:
                         tensor.record_stream(stream)
             pixels = self._view(item)
             now = perf_counter()
-            if before is not None:
-                waiting.waited += now - started
-                waiting.passed += now - before
-            before = now
             yield Batch(item.draw, pixels, item.extra, now - started)
 
     def _items(self, draws: Iterable[Draw], extra: Extra | None) -> Iterator[_Item]:
