@@ -18,7 +18,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import ModelCard, names_finding, read_card
 from components.models.params import Arch, Train
-from components.training import driver, gate, soft_labels
+from components.training import driver, gate
 from components.training.augmentation import PLAIN, Augment
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import open_index
@@ -27,6 +27,7 @@ from components.training.metrics import evaluate
 from components.training.params import CheckParams
 from components.training.precision import Precision
 from components.training.sampling import in_order
+from components.training.teacher import Teacher, need_same_classes
 from components.weights.load import another, load_backbone
 
 RECIPES = Path(__file__).with_name("recipes.json")
@@ -56,7 +57,7 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
         names = driver.class_names(params, manifest)
         at("loading the teacher")
         answers = _teacher(run, params, manifest, teacher)
-        soft_labels.need_same_classes(answers.card, list(names), params.general.image_size)
+        need_same_classes(answers.card, list(names), params.general.image_size)
         _teacher_accuracy(run, params, answers, manifest, names)
         at("comparing weights")
         _teacher_weights(run, params, answers.card, manifest, teacher, weights)
@@ -73,7 +74,7 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
         gate.write(run.product(out / gate.FILE), params, files)
 
 
-def _teacher(run: Run, params: CheckParams, manifest: Path, folder: Path) -> soft_labels.Teacher:
+def _teacher(run: Run, params: CheckParams, manifest: Path, folder: Path) -> Teacher:
     """The teacher, when it is whole and calls its classes what the data call them."""
     card = read_card(folder / "model.json", changed=True)
     data = manifests.names_by_label(manifests.read(manifest, ["label", "class_name"]))
@@ -86,7 +87,7 @@ def _teacher(run: Run, params: CheckParams, manifest: Path, folder: Path) -> sof
         run.find(**found)
         run.stop_on_errors()
     try:
-        return soft_labels.Teacher(folder, Precision.of(Train(), torch.device("cpu")))
+        return Teacher(folder, Precision.of(Train(), torch.device("cpu")))
     except RetortError as error:
         run.find(
             "distill.teacher_weights", "error", "teacher", str(error), row=ROW,
@@ -110,7 +111,7 @@ def _said(value: Any) -> str:
 
 
 def _teacher_accuracy(
-    run: Run, params: CheckParams, teacher: soft_labels.Teacher, manifest: Path, names: tuple[str, ...]
+    run: Run, params: CheckParams, teacher: Teacher, manifest: Path, names: tuple[str, ...]
 ) -> None:
     """The teacher's top-1 on the validation split, measured now and not read from a file."""
     size, batch = params.general.image_size, params.teacher.valid.batch_size

@@ -16,6 +16,7 @@ from components.training.pace import TIMED_SECONDS
 from components.training.precision import Precision
 from components.training.reporter import Reporter
 from components.training.spec import TrainSpec
+from components.training.teacher import Teacher, need_same_classes
 
 
 def ask_teacher(
@@ -44,8 +45,8 @@ def ask_teacher(
     assert spec.teacher is not None
     assert distill is not None
     assert cache is not None
-    teacher = soft_labels.Teacher(spec.teacher, precision)
-    soft_labels.need_same_classes(teacher.card, list(spec.class_names), spec.size)
+    teacher = Teacher(spec.teacher, precision)
+    need_same_classes(teacher.card, list(spec.class_names), spec.size)
     kept = soft_labels.kept_classes(len(spec.class_names), distill.top_k_labels)
     pool = index.rows("unlabeled")
     cached = distill.teacher_labels == "cached"

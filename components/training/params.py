@@ -37,6 +37,22 @@ class Ray(Section):
 
 
 class Distill(Section):
+    method: Literal["auto", "ssld", "js", "kd", "dkd", "dist", "deit", "deit_soft", "feature"] = Field(
+        "auto", description="what the student learns of the teacher; auto: by teacher, classes and data"
+    )
+    label_share: float | None = Field(
+        None, ge=0, le=1, description="share of the labels' own loss, on images with labels; null: by method"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="that softens both answers (kd, dkd, dist, deit_soft); null: by method"
+    )
+    teachers: list[str] = Field(
+        default=[], description="folders of more teachers of the same classes: all answers are averaged"
+    )
+    keep: Literal["better", "student"] = Field(
+        "better", description="what is exported: the better of student and control, or the student"
+    )
+    seeds: int = Field(1, ge=1, description="trainings of student and control; from 3 on a gain is claimed")
     teacher_labels: Literal["cached", "online"] = Field(
         "cached", description="soft labels once per crop, kept on disk; or at every step"
     )
@@ -53,6 +69,9 @@ class Distill(Section):
     )
     finetune_lr: float = Field(
         0.1, gt=0, le=1, description="share of student.lr.initial that the short finetune starts with"
+    )
+    finetune_size: int | None = Field(
+        None, ge=16, description="image size of the short finetune, and of the student then; null: as it is"
     )
     min_teacher_accuracy: float | None = Field(
         None,

@@ -29,12 +29,13 @@ from components.dataset import manifest
 from components.models import build, checkpoint
 from components.models.card import ModelCard
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
-from components.training import cluster, soft_labels, trainer
+from components.training import cluster, trainer
 from components.training.inputs import pictures
 from components.training.inputs.feed import open_feed
 from components.training.labeller import ask_teacher
 from components.training.params import Distill, Ray
 from components.training.spec import Phase, TrainSpec
+from components.training.teacher import Teacher
 from tests.benchmarks.measure import Row, at_least, at_most
 from tests.components.training import local
 
@@ -220,7 +221,7 @@ def _labels(spec: TrainSpec, folder: Path) -> list[Row]:
     context = local.LocalContext(device=torch.device("cuda"))
     own = replace(spec, valid=Valid(batch_size=512), teacher=folder / "teacher", distill=Distill(crops=1))
     made = trainer.Trainer(context, replace(own, soft_labels=folder / "labels"))
-    teacher = soft_labels.Teacher(folder / "teacher", made.precision)
+    teacher = Teacher(folder / "teacher", made.precision)
     pixels = torch.randint(0, 256, (512, 3, SIZE, SIZE), dtype=torch.uint8, device="cuda")
     bare = 512 / _seconds(lambda _: teacher(pixels).probabilities)
     with open_feed(made.store.learn, made.augment, made.precision.device) as feed:  # images go to the card

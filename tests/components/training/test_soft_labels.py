@@ -18,9 +18,9 @@ from components.training.inputs.feed import Feed, open_feed
 from components.training.inputs.index import open_index
 from components.training.inputs.pictures import open_store
 from components.training.precision import Precision
+from components.training.teacher import Teacher
 from tests.components.training.conftest import CLASSES, SIZE
 
-Teacher = soft_labels.Teacher
 CPU = Precision.of(Train(), torch.device("cpu"))
 
 
@@ -92,7 +92,7 @@ def feed(data: SimpleNamespace) -> Iterator[Feed]:
 
 
 def test_damaged_soft_labels_are_made_again(data: SimpleNamespace, feed: Feed) -> None:
-    teacher = soft_labels.Teacher(data.teacher, CPU)
+    teacher = Teacher(data.teacher, CPU)
     rows, folder, said = open_index(data.manifest).rows("train").astype(np.int64), Path("labels"), []
 
     def make() -> soft_labels.SoftLabels:
@@ -148,7 +148,7 @@ def test_an_interrupted_labelling_goes_on_with_its_chunks(
     data: SimpleNamespace, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soft_labels, "CHUNK", 20)
-    teacher = soft_labels.Teacher(data.teacher, CPU)
+    teacher = Teacher(data.teacher, CPU)
     rows = open_index(data.manifest).rows("train").astype(np.int64)
     asked = 0
 
@@ -183,7 +183,7 @@ def test_nodes_without_a_shared_disk_give_one_another_their_labels(
 ) -> None:
     monkeypatch.setattr(soft_labels, "CHUNK", 20)
     storage = remote.FolderStorage(str(tmp_path / "storage"))
-    teacher = soft_labels.Teacher(data.teacher, CPU)
+    teacher = Teacher(data.teacher, CPU)
     rows = open_index(data.manifest).rows("train").astype(np.int64)
     asked: list[int] = []
 
