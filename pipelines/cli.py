@@ -263,7 +263,7 @@ def check() -> None:
     from components.training.params import CheckParams
 
     with working("check") as p:
-        step(p.of(CheckParams), manifest=CLEAN, teacher=TEACHER, weights=WEIGHTS, out=CHECK)
+        step(p.of(CheckParams), manifest=CLEAN, plan=PLAN, teacher=TEACHER, weights=WEIGHTS, out=CHECK)
 
 
 @app.command()

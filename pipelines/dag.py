@@ -98,7 +98,7 @@ def build(params: Params) -> Any:
         pod.training(finetuned, "Finetune the teacher")
         model = {"teacher_model": finetuned.outputs["trained"]}
 
-        checked = check(distill=distill, ray=ray, **nets, **model, **weights, **rows)
+        checked = check(distill=distill, ray=ray, **nets, **model, **plan, **weights, **rows)
         pod.training(checked, "Check before distillation")
         passed = {"passed": checked.outputs["passed"]}
 

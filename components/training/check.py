@@ -37,11 +37,14 @@ RELATED = 0.1  # correlation below which two kernels have nothing to do with eac
 ROW = "2.3"
 
 
-def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, out: Path) -> None:
+def check(
+    params: CheckParams, *, manifest: Path, plan: Path, teacher: Path, weights: Path, out: Path
+) -> None:
     """Judge what distillation would start from; writes ``gate.json`` when nothing is wrong.
 
     Args:
         manifest: the clean manifest.
+        plan: ``plan.json`` of the audits.
         teacher: folder of the finetuned teacher.
         weights: folder with ``teacher.safetensors`` and ``student.safetensors``.
 
@@ -50,7 +53,7 @@ def check(params: CheckParams, *, manifest: Path, teacher: Path, weights: Path, 
             distill.initial_lr.
         RetortError: a file is missing or not what it should be.
     """
-    files = gate.inputs(manifest, teacher, weights)
+    files = gate.inputs(manifest, plan, teacher, weights)
     with step("check", params, out, inputs=files) as run:
         need(manifest, "validate")
         need(teacher / "model.json", "finetune")

@@ -76,6 +76,7 @@ def check(
     registry: dict,
     manifest: dsl.Input[dsl.Dataset],
     images: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
     teacher_model: dsl.Input[dsl.Model],
     weights: dsl.Input[dsl.Model],
     passed: dsl.Output[dsl.Artifact],
@@ -86,9 +87,10 @@ def check(
     Args:
         manifest: the clean manifest.
         images: the embedded digits as files.
+        plan: what the audits tell training.
         teacher_model: the finetuned teacher.
         weights: the start weights.
-        passed: the gate's report, which distillation asks for.
+        passed: the gate's report, which distillation asks for, and the student trained alone.
         page: the report, for the UI.
     """
     from pathlib import Path
@@ -113,6 +115,7 @@ def check(
     step(
         params,
         manifest=Path(manifest.path),
+        plan=Path(plan.path) / "plan.json",
         teacher=Path(teacher_model.path),
         weights=Path(weights.path),
         out=Path(passed.path),

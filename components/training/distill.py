@@ -51,8 +51,8 @@ def distill(
         FindingsError: preflight.shm, train.finite or train.learns.
         RetortError: the gate did not pass these inputs; a file, the plan, Ray or a worker is at fault.
     """
-    judged = gate.inputs(manifest, teacher, weights)
-    inputs = {**judged, "outputs/audit/plan.json": plan, "outputs/check/gate.json": check / gate.FILE}
+    judged = gate.inputs(manifest, plan, teacher, weights)
+    inputs = {**judged, "outputs/check/gate.json": check / gate.FILE}
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         gate.demand(check, params, judged)

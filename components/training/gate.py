@@ -14,10 +14,11 @@ SCHEMA_VERSION = 1
 FILE = "gate.json"
 
 
-def inputs(manifest: Path, teacher: Path, weights: Path) -> dict[str, Path]:
+def inputs(manifest: Path, plan: Path, teacher: Path, weights: Path) -> dict[str, Path]:
     """The files that the gate judges, by the names that reports use."""
     return {
         "data/clean.parquet": manifest,
+        "outputs/audit/plan.json": plan,
         "outputs/teacher/model.safetensors": teacher / "model.safetensors",
         "outputs/teacher/model.json": teacher / "model.json",
         "outputs/weights/teacher.safetensors": weights / "teacher.safetensors",

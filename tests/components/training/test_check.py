@@ -50,8 +50,8 @@ def judge(
         out = tmp_path / "outputs/check"
         failed = False
         try:
-            check(CheckParams.model_validate(values), manifest=data.manifest, teacher=teacher,
-                  weights=weights, out=out)  # fmt: skip
+            check(CheckParams.model_validate(values), manifest=data.manifest, plan=data.plan,
+                  teacher=teacher, weights=weights, out=out)  # fmt: skip
         except FindingsError:
             failed = True
         report = read_report(out / "report.json")
@@ -349,7 +349,7 @@ def test_the_gate_is_for_exactly_what_passed(
 ) -> None:
     judge()
     folder = tmp_path / "outputs/check"
-    files = gate.inputs(data.manifest, teacher, weights)
+    files = gate.inputs(data.manifest, data.plan, teacher, weights)
     gate.demand(folder, params, files)
 
     other = params.model_copy(update={"student": params.student.model_copy(update={"weights": "other"})})

@@ -49,8 +49,8 @@ def run_distill(params: DistillParams, data: SimpleNamespace, out: Path) -> str:
 
 
 def open_gate(params: DistillParams, data: SimpleNamespace) -> None:
-    check(CheckParams.model_validate(of(params)), manifest=data.manifest, teacher=data.teacher,
-          weights=data.weights, out=Path("outputs/check"))  # fmt: skip
+    check(CheckParams.model_validate(of(params)), manifest=data.manifest, plan=data.plan,
+          teacher=data.teacher, weights=data.weights, out=Path("outputs/check"))  # fmt: skip
 
 
 def test_distillation_end_to_end(

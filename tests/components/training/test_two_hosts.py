@@ -239,12 +239,13 @@ made = Path("data/clean.parquet"), Path("outputs/audit/plan.json"), Path("output
 finetune(FinetuneParams.model_validate(values), manifest=made[0], plan=made[1], weights=made[2], out=out)
 """
 DISTILL = """
-made = {"manifest": Path("data/clean.parquet"), "weights": Path("outputs/weights")}
+made = {"manifest": Path("data/clean.parquet"), "plan": Path("outputs/audit/plan.json")}
+made["weights"] = Path("outputs/weights")
 made["teacher"], gate = Path("outputs/teacher"), Path("outputs/check")
 params = DistillParams.model_validate(values)
 shard(ShardParams.model_validate({"data": values["data"], "ray": values["ray"]}), manifest=made["manifest"])
 check(CheckParams.model_validate(values), **made, out=gate)
-distill(params, **made, plan=Path("outputs/audit/plan.json"), check=gate, out=out)
+distill(params, **made, check=gate, out=out)
 """
 
 
@@ -372,7 +373,7 @@ def test_distillation_of_images_that_only_the_driver_has(
     assert "2 nodes answered: " in said
 
     check(CheckParams.model_validate(params.model_dump(by_alias=True)), manifest=data.manifest,
-          teacher=data.teacher, weights=data.weights, out=Path("outputs/check"))  # fmt: skip
+          plan=data.plan, teacher=data.teacher, weights=data.weights, out=Path("outputs/check"))  # fmt: skip
     distill(params, manifest=data.manifest, plan=data.plan, teacher=data.teacher, weights=data.weights,
             check=Path("outputs/check"), out=Path("one"))  # fmt: skip
     assert sha256_file(Path("two/model.safetensors")) == sha256_file(Path("one/model.safetensors"))
