@@ -1,4 +1,4 @@
-"""Losses: those that the plan may ask for, and the one between teacher and student."""
+"""Losses of labels that the plan may ask for; what a student learns of its teacher is in ``tasks``."""
 
 from __future__ import annotations
 
@@ -107,27 +107,6 @@ class ClassBalanced(Loss):
 
     def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, reduction="none") * self.weights[labels]
-
-
-def js_divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Jensen-Shannon divergence between student and teacher (Lin, 1991; used by SSLD), one an image.
-
-    ``(KL(p || m) + KL(q || m)) / 2`` with ``m = (p + q) / 2``, in nats: between 0 and ln 2.
-
-    Args:
-        logits: the student's, float [B, C].
-        teacher: probabilities, float [B, C].
-
-    Returns:
-        Float [B].
-    """
-    log_p = functional.log_softmax(logits, dim=1)
-    p = log_p.exp()
-    tiny = torch.finfo(p.dtype).tiny
-    log_m = ((p + teacher) / 2).clamp_min(tiny).log()
-    kl_p = (p * (log_p - log_m)).sum(1)
-    kl_q = (torch.xlogy(teacher, teacher) - teacher * log_m).sum(1)
-    return (kl_p + kl_q) / 2
 
 
 def effective_number_weights(counts: dict[int, int], beta: float, class_num: int) -> Tensor:

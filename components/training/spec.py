@@ -20,7 +20,7 @@ from components.training.remote import Storage
 
 # they decide no byte of the weights
 OTHERWISE = {"num_workers", "time_budget_minutes", "checkpoint_minutes"}
-VERSION = 2  # of what the trainer computes: checkpoints of another number are not gone on with
+VERSION = 3  # of what the trainer computes: checkpoints of another number are not gone on with
 
 
 @dataclass(frozen=True)

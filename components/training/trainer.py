@@ -196,7 +196,7 @@ class Trainer:
             self.index, self.labelled, weights, unlabelled, spec.seed, self.augment.recipe.repeats
         )
         criterion = self.criterion.to(self.precision.device)
-        setup = Setup(self.index.labels, criterion, answers, self.precision.device)
+        setup = Setup(self.index.labels, criterion, answers, self.precision.device, spec.distill)
         self.reporter.forget_promise()
         pace = self._pace(epochs)
         while state.phase < len(spec.phases):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from components.training.tasks.base import Learnt, Setup, Task
-from components.training.tasks.distillation import JensenShannon
+from components.training.tasks.jensen_shannon import JensenShannon
+from components.training.tasks.kd import KnowledgeDistillation
 from components.training.tasks.labels import Labels
+from components.training.tasks.ssld import SSLD
 
 TASKS: dict[str, type[Task]] = {
     "labels": Labels,
-    "ssld": JensenShannon,
+    "ssld": SSLD,
+    "js": JensenShannon,
+    "kd": KnowledgeDistillation,
 }
 
 __all__ = ["TASKS", "Learnt", "Setup", "Task"]

@@ -16,17 +16,23 @@ from components.training.sampling import AGAIN, Draw
 if TYPE_CHECKING:
     from components.training.augmentation import Mix
     from components.training.inputs.feed import Batch
+    from components.training.params import Distill
     from components.training.soft_labels import Answers
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a task may need. ``labels``: integers by row of the manifest; -1 where there is none."""
+    """What a task may need.
+
+    ``labels``: integers by row of the manifest; -1 where there is none. ``criterion``: the labels' loss, as
+    the plan asks for it. ``distill``: how to learn from ``answers``, the teacher's.
+    """
 
     labels: np.ndarray
     criterion: losses.Loss
     answers: Answers | None
     device: torch.device
+    distill: Distill | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,15 @@ class Task(nn.Module, ABC):
             before: how often the row came before in this epoch, int64 [B].
         """
         return number + before * AGAIN
+
+    @classmethod
+    def gradient_scale(cls, class_num: int, distill: Distill | None) -> float:
+        """Norm of the loss's gradient where a classifier begins, relative to cross-entropy's; 1: the same.
+
+        A rate that suits cross-entropy, divided by it, suits the task, where the optimizer is one whose steps
+        grow with the gradient (SGD); AdamW and LAMB divide by its size themselves.
+        """
+        return 1.0
 
     @abstractmethod
     def extra(self, draw: Draw) -> dict[str, np.ndarray]:

@@ -65,25 +65,6 @@ def test_effective_number_of_samples() -> None:
     assert weights.tolist() == pytest.approx([1.2, 0.8, 0.0])
 
 
-def test_js_divergence() -> None:
-    js = losses.js_divergence
-    teacher = torch.tensor([[0.5, 0.5]])
-    # p = [1/4, 3/4], q = [1/2, 1/2], m = [3/8, 5/8]
-    p_m = 0.25 * log(0.25 / 0.375) + 0.75 * log(0.75 / 0.625)
-    q_m = 0.5 * log(0.5 / 0.375) + 0.5 * log(0.5 / 0.625)
-    assert js(LOGITS[:1], teacher).item() == pytest.approx((p_m + q_m) / 2)
-    assert js(LOGITS, functional.softmax(LOGITS, 1)).tolist() == pytest.approx([0, 0], abs=1e-7)
-    certain = js(torch.tensor([[200.0, -200.0]]), torch.tensor([[0.0, 1.0]]))
-    assert certain.item() == pytest.approx(log(2)), "bounded, whatever the two say"
-
-
-def test_js_divergence_moves_the_student_towards_a_certain_teacher() -> None:
-    logits = torch.zeros(1, 3, requires_grad=True)
-    losses.js_divergence(logits, torch.tensor([[1.0, 0.0, 0.0]])).mean().backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
-
-
 def test_the_plan_names_the_loss() -> None:
     assert isinstance(losses.from_plan(plan("cross_entropy"), 2), losses.CrossEntropy)
     focal = losses.from_plan(plan("focal", gamma=1.5), 2)
