@@ -64,6 +64,12 @@ def is_transformer(module: nn.Module) -> bool:
     return isinstance(module, VisionTransformer)
 
 
+def has_distillation_head(arch: Arch) -> bool:
+    """Whether the network has a second head, for what a teacher says (Touvron et al., "DeiT", 2021)."""
+    classifier = _config(arch.name).classifier
+    return isinstance(classifier, tuple | list) and len(classifier) == 2 and "head_dist" in classifier[1]
+
+
 def _timm(name: str, class_num: int) -> nn.Module:
     import timm
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from components.common.params import Section, StepParams
@@ -87,6 +87,23 @@ class Distill(Section):
     control: bool = Field(
         True, description="train the same student without a teacher too, and report the difference"
     )
+
+    @model_validator(mode="after")
+    def _can_teach(self) -> Distill:
+        if self.method == "feature" and self.teacher_labels == "cached":
+            raise PydanticCustomError(
+                "no_features",
+                "method feature compares what both networks see, which is not kept on disk: set "
+                "teacher_labels to online, or another method",
+            )
+        if self.method.startswith("deit") and self.label_share in (0.0, 1.0):
+            raise PydanticCustomError(
+                "one_head",
+                "method {method} has a head for labels and one for the teacher: label_share must be above 0 "
+                "and below 1, or null",
+                {"method": self.method},
+            )
+        return self
 
 
 class Expand(Section):
