@@ -12,7 +12,9 @@ from components.training.context import Exchange
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.inputs.index import Index
+from components.training.label_form import LabelForm
 from components.training.pace import TIMED_SECONDS
+from components.training.pool import SureForm, choose
 from components.training.precision import Precision
 from components.training.reporter import Reporter
 from components.training.spec import TrainSpec
@@ -47,7 +49,7 @@ def ask_teacher(
     assert cache is not None
     teacher = Teacher(spec.teacher, precision)
     need_same_classes(teacher.card, list(spec.class_names), spec.size)
-    kept = soft_labels.kept_classes(len(spec.class_names), distill.top_k_labels)
+    form = LabelForm.of(len(spec.class_names), distill.top_k_labels, distill.temperature or 1.0)
     pool = index.rows("unlabeled")
     cached = distill.teacher_labels == "cached"
     wanted = len(pool) * bool(distill.unlabeled_per_class)
@@ -66,20 +68,23 @@ def ask_teacher(
             left = (now - started) / (done - first) * (wanted - done)
             reporter.promise(left, f"soft labels of {wanted:,} images")
 
-    def ask(rows: np.ndarray, view: int) -> soft_labels.SoftLabels:
-        seen = [augment.size, view, augment.recipe.source if view == PLAIN else augment.key(precision.device)]
-        name = soft_labels.key(teacher.card, index.fingerprint, rows, seen, kept, precision)
+    def ask(rows: np.ndarray, view: int, kept: soft_labels.Form) -> soft_labels.SoftLabels:
+        seen = [augment.size, augment.recipe.source] if view == PLAIN else augment.key(precision.device)
+        what = soft_labels.about(
+            teacher.card, index.fingerprint, rows, {"number": view, "pictures": seen}, kept, precision
+        )
         return soft_labels.make(
-            cache / name, teacher, feed, rows, view, kept, spec.valid.batch_size, group, advance,
-            reporter.note, exchange,
+            cache / soft_labels.name_of(what), what, teacher, feed, rows, view, kept, spec.valid.batch_size,
+            group, advance, reporter.note, exchange,
         )  # fmt: skip
 
     unlabelled = np.empty(0, dtype=np.int64)
     if len(pool) and distill.unlabeled_per_class:
-        labels, most = ask(pool, PLAIN), distill.unlabeled_per_class
-        unlabelled = group.agree(soft_labels.choose(labels, most) if group.rank == 0 else unlabelled)
+        found = ask(pool, PLAIN, SureForm())
+        chosen = choose(found, distill.unlabeled_per_class) if group.rank == 0 else unlabelled
+        unlabelled = group.agree(chosen)
     crops = []
     if cached:
         everything = np.sort(np.concatenate([labelled, unlabelled]))
-        crops = [ask(everything, crop) for crop in range(distill.crops)]
-    return soft_labels.Answers(teacher, crops), unlabelled
+        crops = [ask(everything, crop, form) for crop in range(distill.crops)]
+    return soft_labels.Answers(teacher, crops, form), unlabelled

@@ -3,138 +3,128 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from components.common.errors import RetortError
-from components.common.storage import atomic_path, remove, sha256_json
+from components.common.storage import atomic_path, read_json, remove, sha256_json, write_json
 from components.dataset import images
 from components.models.card import ModelCard
 from components.training import augmentation, seals
 from components.training.context import Exchange
 from components.training.group import Group
 from components.training.inputs.feed import Feed
+from components.training.label_form import LabelForm
 from components.training.precision import Precision
 from components.training.sampling import in_order
 from components.training.teacher import Teacher
 
-SEAL = "seal.json"  # beside the arrays: their sizes and checksums
-ALL_CLASSES = 1000  # up to so many classes a soft label is kept whole
+SEAL, ABOUT = "seal.json", "about.json"  # beside the arrays: sizes and checksums, and what they are of
+SHOWN = 80  # characters of a value in a message
 CHUNK = 16_384  # rows of a file: each is written once, and found again by any number of workers
+SCHEMA_VERSION = 1  # of ABOUT
 
 
-def kept_classes(class_num: int, top_k: int | None) -> int:
-    """How many classes of a soft label are stored."""
-    return min(class_num, top_k or ALL_CLASSES)
+class Form(Protocol):
+    """What is kept of a teacher's answer, in how many bytes."""
+
+    @property
+    def bytes(self) -> int:
+        """Of one answer."""
+
+    def encode(self, logits: Tensor) -> Tensor:
+        """Logits float [B, C] -> uint8 [B, bytes], on the same device."""
+
+    def key(self) -> list[object]:
+        """What decides the bytes."""
 
 
 def stored_bytes(images: int, class_num: int, top_k: int | None) -> int:
-    """Disk that the soft labels of one view take."""
-    kept = kept_classes(class_num, top_k)
-    return images * (8 + kept * (2 if kept == class_num else 6))
+    """Disk that the soft labels of one view of some images take."""
+    return images * (8 + LabelForm.of(class_num, top_k).bytes)
 
 
-def key(
-    card: ModelCard, data: str, rows: np.ndarray, view: Sequence[object], kept: int, precision: Precision
-) -> str:
-    """What decides soft labels, as the name of their folder: all that the teacher is and sees, and our code.
+def about(
+    card: ModelCard,
+    data: str,
+    rows: np.ndarray,
+    view: Mapping[str, object],
+    form: Form,
+    precision: Precision,
+) -> dict[str, object]:
+    """What decides soft labels, part by part: all that the teacher is and sees, and our code.
+
+    With it each label can be made again to the byte: the row names the image, ``view`` the picture of it.
 
     Args:
         data: the fingerprint of the manifest.
-        view: size, number, augmentation and seed.
+        rows: int64, ascending.
+        view: number, seed, recipe and size of the pictures.
         precision: how the teacher computes, and on what kind of device: views are made there, too.
     """
-    values = {
-        "teacher": [card.sha256, card.mean, card.std, card.input_size],
-        "data": data,
+    return {
+        "teacher": card.sha256,
+        "normalisation": [card.mean, card.std],
+        "input size": card.input_size,
+        "manifest": data,
         "rows": hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").data).hexdigest(),
-        "view": view,
-        "kept": kept,
-        "precision": [precision.device.type, precision.bf16],
-        "code": [torch.__version__, version("timm"), images.decoder(), augmentation.VERSION, CHUNK],
+        "view": dict(view),
+        "form": form.key(),
+        "precision": [precision.device.type, "bf16" if precision.bf16 else "float32"],
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "decoder": images.decoder(),
+        "augmentation": augmentation.VERSION,
+        "chunk": CHUNK,
     }
-    return sha256_json(values)[:32]
+
+
+def name_of(what: Mapping[str, object]) -> str:
+    """The folder of soft labels of which ``about`` says what they are."""
+    return sha256_json(what)[:32]
 
 
 class SoftLabels:
-    """Stored probabilities of some rows: a folder with ``rows.npy``, chunks of both arrays, and a seal.
+    """Stored answers about some rows: a folder with ``rows.npy``, chunks of labels, what they are, a seal.
 
-    ``00000-prob.npy`` is float16 [n, k]; ``00000-index.npy`` int32 [n, k] names the classes, and is absent
-    when all are kept. What the k classes leave is spread evenly over the others, so that a label always sums
-    to one.
+    ``00000.npy`` is uint8 [n, bytes], as the form has them.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.rows: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")  # ascending
         count = -(-len(self.rows) // CHUNK)
-        self._prob = [np.load(_prob(folder, chunk), mmap_mode="r") for chunk in range(count)]
-        self.whole = not _index(folder, 0).exists()
-        self._index = (
-            [] if self.whole else [np.load(_index(folder, chunk), mmap_mode="r") for chunk in range(count)]
-        )
+        self.chunks: list[np.ndarray] = [
+            np.load(_chunk(folder, chunk), mmap_mode="r") for chunk in range(count)
+        ]
 
-    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """``prob`` float16 [B, k] and, unless all classes are kept, ``index`` int32 [B, k] of some rows."""
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Labels uint8 [B, bytes] of some rows."""
         at = np.searchsorted(self.rows, rows)
         assert (self.rows[np.minimum(at, len(self.rows) - 1)] == rows).all(), "a row without a soft label"
-        taken = {"prob": _gathered(self._prob, at)}
-        if not self.whole:
-            taken["index"] = _gathered(self._index, at)
-        return taken
-
-    def surest(self) -> tuple[np.ndarray, np.ndarray]:
-        """The class that the teacher is surest of, int64 [n], and how sure it is, float32 [n]."""
-        classes, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for chunk, prob in enumerate(self._prob):
-            best = prob.argmax(axis=1)
-            confidence.append(np.take_along_axis(prob, best[:, None], 1)[:, 0].astype(np.float32))
-            if not self.whole:
-                best = np.take_along_axis(self._index[chunk], best[:, None], 1)[:, 0]
-            classes.append(best.astype(np.int64))
-        return np.concatenate(classes), np.concatenate(confidence)
+        result = np.empty((len(at), self.chunks[0].shape[1]), np.uint8)
+        places = at // CHUNK
+        for place in np.unique(places).tolist():
+            here = places == place
+            result[here] = self.chunks[place][at[here] - place * CHUNK]
+        return result
 
 
-def dense(taken: dict[str, Tensor], class_num: int) -> Tensor:
-    """Probabilities float32 [B, C] from what ``SoftLabels.take`` gave, on the device where that lies."""
-    prob = taken["prob"].float()
-    if "index" not in taken:
-        return prob / prob.sum(1, keepdim=True)
-    rest = (1 - prob.sum(1, keepdim=True)).clamp_min(0) / max(1, class_num - prob.shape[1])
-    full = rest.expand(-1, class_num).clone().scatter_(1, taken["index"].long(), prob)
-    return full / full.sum(1, keepdim=True)
+def _chunk(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:05}.npy"
 
 
-def _gathered(chunks: list[np.ndarray], at: np.ndarray) -> np.ndarray:
-    result = np.empty((len(at), *chunks[0].shape[1:]), chunks[0].dtype)
-    places = at // CHUNK
-    for place in np.unique(places).tolist():
-        here = places == place
-        result[here] = chunks[place][at[here] - place * CHUNK]
-    return result
-
-
-def _names(folder: Path, chunk: int, whole: bool) -> list[Path]:
-    """The files of a chunk, in the order in which they are written."""
-    return [_prob(folder, chunk)] if whole else [_index(folder, chunk), _prob(folder, chunk)]
-
-
-def _here(paths: Sequence[Path], exchange: Exchange | None) -> bool:
-    """Whether files are there, or could be fetched from another node."""
-    return all(path.exists() or (exchange is not None and exchange.fetch(path)) for path in paths)
-
-
-def _prob(folder: Path, chunk: int) -> Path:
-    return folder / f"{chunk:05}-prob.npy"
-
-
-def _index(folder: Path, chunk: int) -> Path:
-    return folder / f"{chunk:05}-index.npy"
+def _here(path: Path, exchange: Exchange | None) -> bool:
+    """Whether a file is there, or could be fetched from another node."""
+    return path.exists() or (exchange is not None and exchange.fetch(path))
 
 
 class Answers:
@@ -142,37 +132,41 @@ class Answers:
 
     Args:
         crops: soft labels of each augmented view; empty: the teacher is asked at every step.
+        form: of the labels.
     """
 
-    def __init__(self, teacher: Teacher, crops: list[SoftLabels]) -> None:
-        self.teacher, self.crops = teacher, crops
+    def __init__(self, teacher: Teacher, crops: list[SoftLabels], form: LabelForm) -> None:
+        self.teacher, self.crops, self.form = teacher, crops, form
 
     def take(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-        """What is stored about views of rows; see ``SoftLabels.take``."""
+        """``stored``: what is kept about views of rows, uint8 [B, bytes]; nothing where nothing is cached."""
         if not self.crops:
             return {}
         if len(self.crops) == 1:
-            return self.crops[0].take(rows)
-        result: dict[str, np.ndarray] = {}
+            return {"stored": self.crops[0].take(rows)}
+        result = np.empty((len(rows), self.form.bytes), np.uint8)
         for crop in np.unique(views).tolist():
             here = views == crop
-            for name, part in self.crops[crop].take(rows[here]).items():
-                whole = result.setdefault(name, np.empty((len(rows), part.shape[1]), part.dtype))
-                whole[here] = part
-        return result
+            result[here] = self.crops[crop].take(rows[here])
+        return {"stored": result}
 
-    def dense(self, taken: dict[str, Tensor]) -> Tensor:
+    def logits(self, taken: Mapping[str, Tensor]) -> Tensor:
+        """Logarithms of probabilities float32 [B, C] of what ``take`` gave, on the device where that lies."""
+        return self.form.logits(taken["stored"])
+
+    def dense(self, taken: Mapping[str, Tensor]) -> Tensor:
         """Probabilities float32 [B, C] of what ``take`` gave."""
-        return dense(taken, len(self.teacher.card.class_names))
+        return self.logits(taken).exp()
 
 
 def make(
     folder: Path,
+    what: Mapping[str, object],
     teacher: Teacher,
     feed: Feed,
     rows: np.ndarray,
     view: int,
-    kept: int,
+    form: Form,
     batch_size: int,
     group: Group,
     advance: Callable[[int], None],
@@ -181,23 +175,24 @@ def make(
 ) -> SoftLabels:
     """Ask the teacher about one view of each row, each worker about its share, and keep the answers.
 
-    A folder that is there already is read instead, unless it is damaged; one that an interrupted run left is
-    gone on with. Every worker must call this in the same order.
+    A folder that is there already is read instead, unless it is damaged or of something else; one that an
+    interrupted run left is gone on with. Every worker must call this in the same order.
 
     Args:
+        what: as ``about`` has it.
         rows: int64, ascending.
-        kept: classes kept of each answer.
+        form: what is kept of each answer.
         advance: told how many images this worker has done.
         note: told what a person should know.
     """
-    have = usable(folder, note) if group.leads else True
+    have = usable(folder, what, note) if group.leads else True
     if not all(group.gather(have)):
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         teacher.assert_frozen()
-        asker = _Asker(teacher, feed, view, kept, batch_size, advance)
+        asker = _Asker(teacher, feed, view, form, batch_size, advance)
         chunks = range(-(-len(rows) // CHUNK))
-        names = [_names(partial, chunk, asker.whole) for chunk in chunks]
+        names = [_chunk(partial, chunk) for chunk in chunks]
         alone = len(chunks) // group.world * group.world  # what is left of them is made by all together
         for chunk in [*chunks[:alone][group.rank :: group.world], *chunks[alone:]]:
             part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
@@ -208,23 +203,22 @@ def make(
                 continue
             answers = asker.share(part, group) if together else asker(part)
             if answers is not None:
-                _write(partial, chunk, *answers)
+                _save(names[chunk], answers)
                 if exchange is not None:
-                    for path in names[chunk]:
-                        exchange.publish(path)
+                    exchange.publish(names[chunk])
         group.barrier()
         if group.leads:
             if not have:
                 _need_all(names, exchange)
-            _finish(partial, folder, rows)
+            _finish(partial, folder, rows, what)
         group.barrier()
     else:
         advance(len(rows[group.rank :: group.world]))
     return SoftLabels(folder)
 
 
-def _need_all(names: Sequence[Sequence[Path]], exchange: Exchange | None) -> None:
-    missing = [path.name for paths in names for path in paths if not _here([path], exchange)]
+def _need_all(names: Sequence[Path], exchange: Exchange | None) -> None:
+    missing = [path.name for path in names if not _here(path, exchange)]
     if missing:
         raise RetortError(
             f"soft labels that another worker has made are not on this node ({missing[0]}); set ray.storage, "
@@ -232,16 +226,36 @@ def _need_all(names: Sequence[Sequence[Path]], exchange: Exchange | None) -> Non
         )
 
 
-def usable(folder: Path, note: Callable[[str], None]) -> bool:
-    """Whether stored soft labels are there and whole. Damaged ones are removed, and ``note`` is told."""
+def usable(folder: Path, what: Mapping[str, object], note: Callable[[str], None]) -> bool:
+    """Whether stored soft labels are there, whole, and what is wanted.
+
+    Others are removed, and ``note`` is told why.
+    """
     if not folder.exists():
         return False
-    fault = seals.fault(folder / SEAL, folder)
+    fault = seals.fault(folder / SEAL, folder) or _stale(folder / ABOUT, what)
     if fault is None:
         return True
     note(f"{folder}: {fault}; the teacher is asked again")
     remove(folder)
     return False
+
+
+def _stale(path: Path, what: Mapping[str, object]) -> str | None:
+    """Which part of what stored labels are made of is another one now, in words; None: none is."""
+    found = read_json(path)
+    if found.get("schema_version") != SCHEMA_VERSION:
+        return f"{path.name} has another schema_version"
+    made: dict[str, Any] = found["labels"]
+    for part, wanted in json.loads(json.dumps(what)).items():
+        if made.get(part) != wanted:
+            return f"made of another {part} ({_shown(made.get(part))}, now {_shown(wanted)})"
+    return None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 @dataclass(frozen=True)
@@ -251,66 +265,48 @@ class _Asker:
     teacher: Teacher
     feed: Feed
     view: int
-    kept: int
+    form: Form
     batch_size: int
     advance: Callable[[int], None]
 
-    @property
-    def whole(self) -> bool:
-        """Whether all classes are kept."""
-        return self.kept == len(self.teacher.card.class_names)
-
-    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Probabilities float16 [n, k] and, unless all are kept, their classes int32 [n, k]."""
-        prob = np.empty((len(rows), self.kept), np.float16)
-        index = None if self.whole else np.empty((len(rows), self.kept), np.int32)
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Labels uint8 [n, bytes]."""
+        result = np.empty((len(rows), self.form.bytes), np.uint8)
         done = 0
-        for top, classes, copied in _one_behind(self._answers(rows)):
+        for labels, copied in _one_behind(self._answers(rows)):
             if copied is not None:
                 copied.synchronize()
-            here = slice(done, done + len(top))
-            prob[here] = top.numpy()
-            if index is not None and classes is not None:
-                index[here] = classes.numpy()
-            done = here.stop
-            self.advance(len(top))
-        return prob, index
+            result[done : done + len(labels)] = labels.numpy()
+            done += len(labels)
+            self.advance(len(labels))
+        return result
 
-    def share(self, rows: np.ndarray, group: Group) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def share(self, rows: np.ndarray, group: Group) -> np.ndarray | None:
         """The same, each worker asking about every so-many-th row; rank 0 has all of it, others None."""
         shares = group.gather(self(rows[group.rank :: group.world]))
         if group.rank:
             return None
-        prob = np.empty((len(rows), self.kept), np.float16)
-        index = None if self.whole else np.empty((len(rows), self.kept), np.int32)
-        for rank, (top, classes) in enumerate(shares):
-            prob[rank :: group.world] = top
-            if index is not None and classes is not None:
-                index[rank :: group.world] = classes
-        return prob, index
+        result = np.empty((len(rows), self.form.bytes), np.uint8)
+        for rank, labels in enumerate(shares):
+            result[rank :: group.world] = labels
+        return result
 
     def _answers(self, rows: np.ndarray) -> Iterator[_Copied]:
         for batch in self.feed(in_order(rows, self.batch_size, self.view)):
-            prob = self.teacher(batch.pixels).probabilities
-            if self.whole:
-                yield _copied(prob.half(), None)
-            else:
-                top, classes = prob.topk(self.kept, dim=1)
-                yield _copied(top.half(), classes.int())
+            yield _copied(self.form.encode(self.teacher(batch.pixels).logits))
 
 
-_Copied = tuple[Tensor, Tensor | None, torch.cuda.Event | None]
+_Copied = tuple[Tensor, torch.cuda.Event | None]
 
 
-def _copied(top: Tensor, classes: Tensor | None) -> _Copied:
-    """Answers on their way to the host, and the event after which they are there."""
-    if top.device.type == "cpu":
-        return top, classes, None
-    here = [None if part is None else part.to("cpu", non_blocking=True) for part in (top, classes)]
+def _copied(labels: Tensor) -> _Copied:
+    """Labels on their way to the host, and the event after which they are there."""
+    if labels.device.type == "cpu":
+        return labels, None
+    here = labels.to("cpu", non_blocking=True)
     event = torch.cuda.Event()
     event.record()
-    assert here[0] is not None
-    return here[0], here[1], event
+    return here, event
 
 
 def _one_behind(values: Iterable[_Copied]) -> Iterator[_Copied]:
@@ -324,33 +320,17 @@ def _one_behind(values: Iterable[_Copied]) -> Iterator[_Copied]:
         yield held
 
 
-def _write(folder: Path, chunk: int, prob: np.ndarray, index: np.ndarray | None) -> None:
-    if index is not None:  # first: where there is a chunk's prob, all of it is there
-        _save(_index(folder, chunk), index)
-    _save(_prob(folder, chunk), prob)
-
-
 def _save(path: Path, array: np.ndarray) -> None:
     with atomic_path(path) as partial, partial.open("wb") as file:
         np.save(file, array)
 
 
-def _finish(partial: Path, folder: Path, rows: np.ndarray) -> None:
+def _finish(partial: Path, folder: Path, rows: np.ndarray, what: Mapping[str, object]) -> None:
     """Seal what all have written."""
     if folder.exists():  # it was here already, and made for nodes that had none
         remove(partial)
         return
     _save(partial / "rows.npy", rows.astype(np.int64))
-    seals.write(partial / SEAL, sorted(partial.glob("*.npy")))
+    write_json(partial / ABOUT, {"schema_version": SCHEMA_VERSION, "labels": what})
+    seals.write(partial / SEAL, [*partial.glob("*.npy"), partial / ABOUT])
     partial.rename(folder)
-
-
-def choose(labels: SoftLabels, per_class: int) -> np.ndarray:
-    """The ``per_class`` rows that the teacher is surest of, for each class it sees in them; int64, sorted."""
-    if not len(labels.rows) or not per_class:
-        return np.empty(0, dtype=np.int64)
-    predicted, confidence = labels.surest()
-    order = np.lexsort((labels.rows, -confidence, predicted))
-    _, starts, counts = np.unique(predicted[order], return_index=True, return_counts=True)
-    place = np.arange(len(order)) - np.repeat(starts, counts)
-    return np.sort(labels.rows[order[place < per_class]])
