@@ -91,9 +91,10 @@ def forecast(
     for phase in spec.phases:
         soft = TASKS[phase.task].unlabelled
         images = counts["train"] + chosen * (soft or phase.matched)
-        each = images * (1 / own.training + online * soft) + judging + KEEP_SECONDS
+        learnt, judged = spec.costs(phase)
+        each = learnt * images * (1 / own.training + online * soft) + judged * judging + KEEP_SECONDS
         phases.append((phase.name, phase.epochs, each))
-    end = len({phase.net for phase in spec.phases}) * (counts["val"] + counts["test"]) / own.inference
+    end = sum(spec.judging_costs().values()) * (counts["val"] + counts["test"]) / own.inference
     return Forecast(start, labels, tuple(phases), end)
 
 
@@ -198,7 +199,8 @@ def learn(run: Run, spec: TrainSpec, ray: Ray, heard: Listener, seconds: float) 
     if told and not heard.resumed:
         say(f"{run.name}: trained in {duration(seconds)}; {duration(told[-1])} were expected")
     online = spec.distill is not None and spec.distill.teacher_labels == "online"
-    if online or not sum(heard.seconds):  # what the teacher took is in it
+    other = any(spec.costs(phase) != (1.0, 1.0) or phase.augment for phase in spec.phases)
+    if online or other or not sum(heard.seconds):  # what the teacher, or larger images, took is in it
         return
     training = heard.images / sum(heard.seconds)
     kept = _kept(spec.arch, spec, ray)

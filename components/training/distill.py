@@ -152,7 +152,7 @@ def _write(
         # the teacher gave its answers, not its tensors: it covers none of the student's
         Lineage(source="teacher: outputs/teacher/model.safetensors", sha256=card.sha256, coverage=0.0),
     ]
-    driver.write_model(run, spec, result.nets["student"], lineage, out)
+    driver.write_model(run, spec, result.nets["student"], lineage, out, result.sizes["student"])
     write_json(run.product(out / "metrics.json"), written)
     results.write_history(run.product(out / "history.csv"), result.history)
     said = result.predictions["student"]["val"]

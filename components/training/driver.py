@@ -191,16 +191,25 @@ def start_lineage(weights: Path, who: str, net: Net) -> list[Lineage]:
 
 
 def write_model(
-    run: Run, spec: TrainSpec, tensors: dict[str, Any], lineage: list[Lineage], out: Path
+    run: Run,
+    spec: TrainSpec,
+    tensors: dict[str, Any],
+    lineage: list[Lineage],
+    out: Path,
+    size: int | None = None,
 ) -> None:
-    """Write ``model.safetensors`` and ``model.json`` of a trained network."""
+    """Write ``model.safetensors`` and ``model.json`` of a trained network.
+
+    Args:
+        size: pixels a side of the images that it is made for; None: the job's.
+    """
     module = build.create(spec.arch, len(spec.class_names))
     module.load_state_dict(tensors)
     mean, std = build.preprocessing(spec.arch)
     card = ModelCard(
         arch=spec.arch,
         class_names=list(spec.class_names),
-        input_size=[3, spec.size, spec.size],
+        input_size=[3, *[size or spec.size] * 2],
         mean=list(mean),
         std=list(std),
         data_fingerprint=known_fingerprint(spec.manifest),

@@ -32,7 +32,7 @@ SPARE = 0.05  # of a GPU's memory, left when it is tried whether a batch fits
 
 @dataclass(frozen=True)
 class Tools:
-    """What all phases of a job share on one worker."""
+    """What a phase finds on one worker."""
 
     spec: TrainSpec
     group: Group
@@ -66,15 +66,17 @@ class Learner:
         self.task = TASKS[phase.task](setup, module)
         self.task.to(tools.precision.device)
         self.frozen = None if phase.new_rows is None else NewRows(module, phase.new_rows)
-        self._optimizer = optim.make_optimizer(module, spec.optimizer)
+        self._settings = settings = spec.optimizer_of(phase)
+        self._optimizer = optim.make_optimizer(module, settings)
         own = [p for name, p in self.task.named_parameters() if not name.startswith("network.")]
         if own:
-            self._optimizer.add_param_group({"params": own, "weight_decay": spec.optimizer.weight_decay})
+            self._optimizer.add_param_group({"params": own, "weight_decay": settings.weight_decay})
         steps = phase_steps / phase.epochs
         self._schedule = optim.Schedule(
             self._optimizer, phase.lr, phase_steps, phase.lr.warmup_epochs * steps
         )
-        optim.forget_within(module, net_steps)
+        # what batch norms know of images of another size is of no use
+        optim.forget_within(module, net_steps if phase.size is None else phase_steps)
         self._ema = None if spec.train.ema is None else optim.make_ema(module, spec.train.ema)
         self._called: nn.Module = self.task
         self.parts = 1  # in which a batch is computed
@@ -171,8 +173,8 @@ class Learner:
                 # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
                 (loss * (group.world / everyone)).backward()
         watch.end()
-        if spec.optimizer.clip_norm is not None:
-            watch.guard(nn.utils.clip_grad_norm_(self.task.parameters(), spec.optimizer.clip_norm))
+        if self._settings.clip_norm is not None:
+            watch.guard(nn.utils.clip_grad_norm_(self.task.parameters(), self._settings.clip_norm))
         watch.update(self._optimizer)
         if self.frozen is not None:
             self.frozen.keep()
@@ -190,7 +192,7 @@ class Learner:
         if device.type != "cuda":
             return 1
         values = sum(p.numel() for p in self.task.parameters() if p.requires_grad)
-        moments = 1 if tools.spec.optimizer.name == "sgd" else 2
+        moments = 1 if self._settings.name == "sgd" else 2
         spare = int(SPARE * torch.cuda.get_device_properties(device).total_memory)
 
         def attempt(count: int) -> None:

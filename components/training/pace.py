@@ -35,11 +35,15 @@ class Promise:
 
 @dataclass(frozen=True)
 class Part:
-    """A phase: its epochs, the steps of each, and the images that a worker takes in a step."""
+    """A phase: its epochs, the steps of each, and the images that a worker takes in a step.
+
+    Images of another size count by their pixels; ``judging``: what one of the validation counts then.
+    """
 
     epochs: int
     steps: int
     images: float
+    judging: float = 1.0
 
 
 class Pace:
@@ -77,7 +81,7 @@ class Pace:
 
     def epoch(self, seconds: float) -> None:
         """An epoch is over; judging it and keeping its checkpoint took so long."""
-        self._after_epochs.append(seconds)
+        self._after_epochs.append(seconds / self._parts[self._part].judging)
         self._epochs, self._steps = self._epochs + 1, 0
 
     @property
@@ -98,5 +102,7 @@ class Pace:
                 continue
             done = self._epochs if place == self._part else 0
             steps = (part.epochs - done) * part.steps - (self._steps if place == self._part else 0)
-            seconds += steps * part.images * self._image_seconds + (part.epochs - done) * judging
+            seconds += (
+                steps * part.images * self._image_seconds + (part.epochs - done) * part.judging * judging
+            )
         return seconds

@@ -185,10 +185,11 @@ def needs(spec: TrainSpec, ray: Ray, module: torch.nn.Module) -> Needs:
         module: its network, on the device ``meta``.
     """
     size = 4 * sum(tensor.numel() for tensor in module.state_dict().values())
-    moments = 1 if spec.optimizer.name == "sgd" else 2
+    moments = max((1 if spec.optimizer_of(phase).name == "sgd" else 2 for phase in spec.phases), default=0)
+    largest = spec.largest()
     nets = len({phase.net for phase in spec.phases})
     try:
-        layers = cost.measure(module, (3, spec.size, spec.size)).layers
+        layers = cost.measure(module, (3, largest, largest)).layers
     except RetortError:  # an operator without a shape function: then only the network itself is counted
         layers = []
     outputs = sum(4 * int(np.prod(layer.output)) for layer in layers if layer.output)
@@ -198,7 +199,8 @@ def needs(spec: TrainSpec, ray: Ray, module: torch.nn.Module) -> Needs:
     else:
         # values, gradients and moments; the other networks of the job wait as values
         each, per_image = WORKER_BYTES + size * (1 + nets + moments), round(KEPT * outputs)
-    learnt = canvas_size(spec.size) if spec.recipe().source == "canvas" else spec.size
+    canvas = any(spec.recipe(phase).source == "canvas" for phase in spec.phases)
+    learnt = canvas_size(largest) if canvas else largest
     return Needs(
         workers=ray.workers,
         cpus_per_worker=ray.cpus_per_worker,
@@ -209,7 +211,7 @@ def needs(spec: TrainSpec, ray: Ray, module: torch.nn.Module) -> Needs:
         per_image=per_image,
         shm=max(
             shm_needed(side, part.batch_size, part.num_workers, ray.workers)
-            for side, part in ((learnt, spec.train), (spec.size, spec.valid))
+            for side, part in ((learnt, spec.train), (largest, spec.valid))
         ),
         # what trains, its best epoch, its average; Ray removes a checkpoint after the next but one
         disk=3 * size * (nets + 2 + (spec.train.ema is not None) + moments),

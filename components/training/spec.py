@@ -30,6 +30,9 @@ class Phase:
     ``task``: a name in ``tasks.TASKS``. ``matched``: it takes as many steps as a phase that learns from the
     unlabelled images too. ``new_rows``: only the classifier's rows from this one on learn; everything else
     stays as it is, batch norms' statistics included.
+
+    ``size``: pixels a side, while it learns and where it is judged; ``optimizer``; ``augment``: a recipe as
+    it is published, without the mixing and smoothing that ``train`` may ask for. None: as the job has them.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Phase:
     task: str = "labels"
     matched: bool = False
     new_rows: int | None = None
+    size: int | None = None
+    optimizer: Optimizer | None = None
+    augment: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,11 @@ class TrainSpec:
     soft_labels: Path | None = None  # the folder of their cache
     shards: Storage | None = None  # where shards of the images are; None: the image files themselves
 
-    def recipe(self) -> augmentation.Recipe:
-        """How images are augmented and mixed."""
+    def recipe(self, phase: Phase | None = None) -> augmentation.Recipe:
+        """How images are augmented and mixed; in a phase, if one is given."""
         train = self.train
+        if phase is not None and phase.augment is not None:
+            return augmentation.recipe_of(phase.augment)
         return augmentation.recipe_of(
             train.augment,
             mixup=train.mixup,
@@ -77,6 +85,35 @@ class TrainSpec:
             label_smoothing=train.label_smoothing,
             repeats=train.repeats,
         )
+
+    def size_of(self, phase: Phase) -> int:
+        """Pixels a side of the images that a phase judges its network on, which is made for them then."""
+        return phase.size or self.size
+
+    def learn_size(self, phase: Phase) -> int:
+        """Pixels a side of the views that a phase learns from.
+
+        A size of its own is that of both: "Fixing the train-test resolution discrepancy" (Touvron et al.,
+        2019) finetunes at the size at which the network is used.
+        """
+        return phase.size or self.train.image_size or self.size
+
+    def optimizer_of(self, phase: Phase) -> Optimizer:
+        """What a phase's network is trained with."""
+        return phase.optimizer or self.optimizer
+
+    def costs(self, phase: Phase) -> tuple[float, float]:
+        """What an image costs a phase, to learn from and to judge, beside one of a phase without a size."""
+        usual = self.train.image_size or self.size
+        return (self.learn_size(phase) / usual) ** 2, (self.size_of(phase) / self.size) ** 2
+
+    def judging_costs(self) -> dict[str, float]:
+        """What an image costs each network when all is done: that of its last phase."""
+        return {phase.net: self.costs(phase)[1] for phase in self.phases}
+
+    def largest(self) -> int:
+        """Pixels a side of the largest images of all phases."""
+        return max((self.size_of(phase) for phase in self.phases), default=self.size)
 
     def key(self) -> str:
         """Hash of all inputs and parameters that decide the weights: names the checkpoints' folder."""
@@ -93,7 +130,18 @@ class TrainSpec:
                     for part in (self.arch, self.optimizer, self.train, self.valid, self.distill)
                 ],
                 "phases": [
-                    (p.name, p.net, p.epochs, p.lr.model_dump(), p.task, p.matched, p.new_rows)
+                    [
+                        p.name,
+                        p.net,
+                        p.epochs,
+                        p.lr.model_dump(),
+                        p.task,
+                        p.matched,
+                        p.new_rows,
+                        p.size,
+                        p.augment,
+                        None if p.optimizer is None else p.optimizer.model_dump(),
+                    ]
                     for p in self.phases
                 ],
                 "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],

@@ -19,6 +19,7 @@ class State:
         phase, epoch, step: how many are done of the phases, of its epochs, and of its steps.
         nets: tensors of each network that has finished a phase: those of its best epoch so far.
         scores: the row of the history of that epoch, by network.
+        sizes: pixels a side of the images that it was judged on then.
         learner: state of the phase that has begun: its network, average and optimizer.
         best: the epoch of this phase that is kept (its row of the history), and its tensors.
         partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank; what it has
@@ -32,6 +33,7 @@ class State:
     step: int = 0
     nets: dict[str, Tensors] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     learner: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
     best_tensors: Tensors | None = None
@@ -53,12 +55,14 @@ class TrainResult:
         history: one row an epoch.
         predictions: classes int64 [n] by network and split (val, test), in the order of the manifest's rows.
         chosen: unlabelled images used.
+        sizes: pixels a side of the images that each network is made for.
     """
 
     nets: dict[str, Tensors]
     history: list[dict[str, Any]]
     predictions: dict[str, dict[str, np.ndarray]]
     chosen: int
+    sizes: dict[str, int]
 
     @staticmethod
     def of(state: dict[str, Any]) -> TrainResult:
@@ -67,4 +71,4 @@ class TrainResult:
             net: {split: values.numpy() for split, values in splits.items()}
             for net, splits in state["predictions"].items()
         }
-        return TrainResult(state["nets"], state["history"], said, state["chosen"])
+        return TrainResult(state["nets"], state["history"], said, state["chosen"], state["sizes"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,13 +15,10 @@ from components.common.progress import counted
 from components.models import build, checkpoint
 from components.models.params import Arch
 from components.training import health, losses, metrics, sampling
-from components.training.augmentation import Augment
 from components.training.context import Context
 from components.training.group import Group
-from components.training.inputs.feed import Feed, open_feed
+from components.training.inputs.feed import Feed
 from components.training.inputs.index import open_index
-from components.training.inputs.pictures import open_store
-from components.training.inputs.shards import Shards
 from components.training.judge import predict
 from components.training.labeller import ask_teacher
 from components.training.learner import Learner, Tools
@@ -33,6 +29,7 @@ from components.training.reporter import Reporter
 from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
 from components.training.state import State, Tensors
+from components.training.supply import Supply
 from components.training.tasks import TASKS, Setup
 from components.training.watch import StepWatch
 
@@ -83,26 +80,18 @@ class Trainer:
         self.index = open_index(spec.manifest)
         self.labelled = sampling.training_rows(self.index, spec.plan)
         sampling.need_rows(len(self.labelled), context.world)
-        recipe = spec.recipe()
-        self.augment = Augment(recipe, spec.seed, spec.train.image_size or spec.size)
-        self.plain = Augment("none", spec.seed, spec.size)
-        contents = None if spec.shards is None else Shards(spec.shards, self.index)
-        self.store = open_store(self.index, spec.root, spec.size, recipe.source, contents=contents)
-        normalise = Normalise(*build.preprocessing(spec.arch), context.device)
-        self.tools = Tools(spec, self.group, self.precision, self.augment, normalise)
-        self.criterion = losses.from_plan(spec.plan, len(spec.class_names), recipe.label_smoothing)
         self.reporter = Reporter(context)
+        self.supply = Supply(spec, self.index, context.device, self.reporter.note)
+        self.normalise = Normalise(*build.preprocessing(spec.arch), context.device)
         self.state = State()
         self._saved = monotonic()  # when the last checkpoint was
         self._every: int | None = None  # steps between two looks at a GPU
-        self._resources = ExitStack()  # feeds: their processes end with the job
-        self._feeds: dict[bool, Feed] = {}
 
     def run(self) -> None:
         """All phases from where the job stands, then the networks' answers on validation and test."""
         self._restore()
         state = self.state
-        with self._resources:
+        with self.supply:
             try:
                 if not state.predictions:
                     self._run_phases()
@@ -113,27 +102,14 @@ class Trainer:
                 return
             if not state.predictions:
                 for net in state.nets:
-                    module = self._network(net)
+                    module, size = self._network(net), state.sizes[net]
                     state.predictions[net] = {
-                        split: torch.from_numpy(self._predict(module, split)[0]) for split in ("val", "test")
+                        split: torch.from_numpy(self._predict(module, split, size)[0])
+                        for split in ("val", "test")
                     }
             self._save()
 
     # --- what the job works with --------------------------------------------------------------------------
-
-    def _feed(self, training: bool) -> Feed:
-        """Where batches come from: one for training, one for what is judged, each made once."""
-        if training not in self._feeds:
-            spec = self.spec
-            name, settings = ("train", spec.train) if training else ("valid", spec.valid)
-            feed = open_feed(
-                self.store.learn if training else self.store.judge,
-                self.augment if training else self.plain, self.precision.device, settings.num_workers,
-                threads=spec.threads, name=f"{name}.num_workers",
-                say=lambda said: self.reporter.note(f"{name}: {said}"),
-            )  # fmt: skip
-            self._feeds[training] = self._resources.enter_context(feed)
-        return self._feeds[training]
 
     def _network(self, net: str) -> nn.Module:
         """The network as it stands: all of a job start alike."""
@@ -143,11 +119,9 @@ class Trainer:
             module.load_state_dict(self.state.nets[net])
         return module.to(self.precision.device).to(memory_format=torch.channels_last)
 
-    def _predict(self, module: nn.Module, split: str) -> tuple[np.ndarray, float]:
-        feed, size = self._feed(training=False), self.spec.valid.batch_size
-        return predict(
-            module, self.index, split, feed, size, self.tools.normalise, self.precision, self.group
-        )
+    def _predict(self, module: nn.Module, split: str, size: int) -> tuple[np.ndarray, float]:
+        feed, batch = self.supply.judge(size), self.spec.valid.batch_size
+        return predict(module, self.index, split, feed, batch, self.normalise, self.precision, self.group)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -186,21 +160,33 @@ class Trainer:
         spec, state = self.spec, self.state
         answers, unlabelled = None, np.empty(0, dtype=np.int64)
         if spec.teacher is not None:
+            asks = next((phase for phase in spec.phases if TASKS[phase.task].unlabelled), spec.phases[0])
             answers, unlabelled = ask_teacher(
-                spec, self.index, self.labelled, self.augment, self._feed(training=True), self.precision,
-                self.group, self.context.exchange, self.reporter,
+                spec, self.index, self.labelled, self.supply.augment(asks), self.supply.learn(asks),
+                self.precision, self.group, self.context.exchange, self.reporter,
             )  # fmt: skip
             state.chosen = len(unlabelled)
         weights = sampling.Weights(self.index, self.labelled, spec.plan)
-        epochs = sampling.Epochs(
-            self.index, self.labelled, weights, unlabelled, spec.seed, self.augment.recipe.repeats
-        )
-        criterion = self.criterion.to(self.precision.device)
-        setup = Setup(self.index.labels, criterion, answers, self.precision.device, spec.distill)
         self.reporter.forget_promise()
-        pace = self._pace(epochs)
+        every = [
+            sampling.Epochs(
+                self.index, self.labelled, weights, unlabelled, spec.seed, spec.recipe(phase).repeats
+            )
+            for phase in spec.phases
+        ]
+        pace = self._pace(every[0])
         while state.phase < len(spec.phases):
-            self._run_phase(spec.phases[state.phase], setup, epochs, pace)
+            phase = spec.phases[state.phase]
+            criterion = self._criterion(phase)
+            setup = Setup(self.index.labels, criterion, answers, self.precision.device, spec.distill)
+            self._run_phase(phase, setup, every[state.phase], pace)
+
+    def _criterion(self, phase: Phase) -> losses.Loss:
+        """The labels' loss, as the plan and the phase's recipe have it."""
+        spec = self.spec
+        smoothing = spec.recipe(phase).label_smoothing
+        found = losses.from_plan(spec.plan, len(spec.class_names), smoothing)
+        return found.to(self.precision.device)
 
     def _pace(self, epochs: sampling.Epochs) -> Pace:
         """What this worker has before it."""
@@ -208,9 +194,10 @@ class Trainer:
         for phase in self.spec.phases:
             count = epochs.count(TASKS[phase.task].unlabelled, phase.matched)
             steps = sampling.steps_per_epoch(count, self.spec.train.batch_size, self.group.world)
-            parts.append(Part(phase.epochs, steps, count / steps / self.group.world))
+            learnt, judged = self.spec.costs(phase)
+            parts.append(Part(phase.epochs, steps, learnt * count / steps / self.group.world, judged))
         val, test = (len(self.index.rows(split)) / self.group.world for split in ("val", "test"))
-        return Pace(parts, val, len({phase.net for phase in self.spec.phases}) * (val + test))
+        return Pace(parts, val, sum(self.spec.judging_costs().values()) * (val + test))
 
     def _estimate(self, pace: Pace) -> None:
         """Tell how long all of it will take, at first and whenever that was wrong."""
@@ -225,8 +212,9 @@ class Trainer:
         count = epochs.count(TASKS[phase.task].unlabelled, phase.matched)
         steps = sampling.steps_per_epoch(count, spec.train.batch_size, self.group.world)
         of_net = steps * sum(other.epochs for other in spec.phases if other.net == phase.net)
+        tools = Tools(spec, self.group, self.precision, self.supply.augment(phase), self.normalise)
         learner = Learner(
-            self.tools, phase, state.phase, self._network(phase.net), setup, steps * phase.epochs, of_net
+            tools, phase, state.phase, self._network(phase.net), setup, steps * phase.epochs, of_net
         )
         self._fit_memory(learner, min(spec.train.batch_size, count))
         if state.learner is not None:
@@ -264,7 +252,7 @@ class Trainer:
         """Take batches in parts, if a GPU's memory does not hold them."""
         if self.precision.device.type == "cpu":
             return
-        self._feed(training=True)  # images that lie on the card have taken their place by then
+        self.supply.learn(learner.phase)  # images that lie on the card have taken their place by then
         rows = np.resize(self.labelled, batch).astype(np.int64)
         view = learner.task.view(0, np.zeros(batch, dtype=np.int64))
         parts = learner.fit_memory(Draw(rows, view, batch))
@@ -290,6 +278,7 @@ class Trainer:
         earlier = state.scores.get(phase.net)
         if self.spec.train.keep == "last" or health.Choice.better(kept, earlier):
             state.nets[phase.net], state.scores[phase.net] = state.best_tensors, kept
+            state.sizes[phase.net] = self.spec.size_of(phase)
         else:
             assert earlier is not None
             self.reporter.note(
@@ -309,7 +298,7 @@ class Trainer:
     ) -> tuple[dict[str, Any], float]:
         """One epoch; returns its row of the history, and when its steps were done."""
         spec, state, phase, task = self.spec, self.state, learner.phase, learner.task
-        number, feed, batch_size = self._number(phase), self._feed(training=True), spec.train.batch_size
+        number, feed, batch_size = self._number(phase), self.supply.learn(phase), spec.train.batch_size
         if task.setup.answers is not None:
             task.setup.answers.teacher.assert_frozen()
         learner.begin_epoch()
@@ -339,7 +328,7 @@ class Trainer:
         self._tell_speed(feed, watch, trained - begun)
         if learner.frozen is None:
             self.group.average([buffer for buffer in learner.buffers if buffer.is_floating_point()])
-        predicted, val_loss = self._predict(learner.judged, "val")
+        predicted, val_loss = self._predict(learner.judged, "val", spec.size_of(phase))
         actual = np.asarray(self.index.labels[self.index.rows("val")], dtype=np.int64)
         count = epochs.count(task.unlabelled, phase.matched)
         if even:

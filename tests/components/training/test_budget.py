@@ -79,6 +79,14 @@ def test_a_distillation_is_the_teachers_labels_too(
     assert found.end == pytest.approx(2 * 300 / 600), "two networks"
 
 
+def test_a_phase_of_larger_images_takes_longer(spec: TrainSpec) -> None:
+    phases = (Phase("long", "student", 4, LR), Phase("large", "student", 1, LR, size=2 * spec.size))
+    found = forecast(replace(spec, phases=phases), COUNTS, Speed(100, 400), None, START_SECONDS)
+    rest = budget.KEEP_SECONDS
+    assert [each for _, _, each in found.phases] == pytest.approx([10.5 + rest, 42 + rest])
+    assert found.end == pytest.approx(4 * 300 / 400), "it is judged at the size that it is made for"
+
+
 def test_it_says_what_init_says(spec: TrainSpec, params: DistillParams) -> None:
     """Two sums of the same thing, written for different places."""
     settings = params.distill.model_copy(update={"crops": 2, "unlabeled_per_class": 0})

@@ -59,3 +59,18 @@ def test_an_estimate_is_said_again_only_when_it_was_wrong() -> None:
     assert not promise.renew(90, 50)
     assert promise.renew(100, 10), "sooner than was said"
     assert not promise.renew(109, 4), "what is left is not worth a word"
+
+
+def test_larger_images_count_by_their_pixels() -> None:
+    """Two epochs of 10 steps at 1 s, judged in 2 s; then one at twice the side: 4 s a step, judged in 8 s."""
+    pace = Pace([Part(2, 10, 8), Part(1, 10, 32, judging=4.0)], validation=8, at_the_end=4 * 8)
+    pace.phase(0, 0)
+    for _ in range(10):
+        pace.step(1.0)
+    pace.epoch(2.0)
+    assert pace.left() == pytest.approx((10 + 2) + (40 + 8) + 8)
+    pace.phase(1, 0)
+    for _ in range(10):
+        pace.step(4.0)
+    pace.epoch(8.0)
+    assert pace.left() == pytest.approx(8)

@@ -101,7 +101,8 @@ def test_memory_is_counted_by_layers_and_by_the_optimizer() -> None:
         optimizer=SimpleNamespace(name="adamw"),
         train=SimpleNamespace(num_workers=0, batch_size=32, ema=None),
         valid=SimpleNamespace(num_workers=0, batch_size=64),
-        recipe=lambda: RECIPES["light"],
+        recipe=lambda phase: RECIPES["light"], largest=lambda: 224,
+        optimizer_of=lambda phase: job.optimizer,
     )  # fmt: skip
     ray = SimpleNamespace(workers=1, cpus_per_worker=1, gpus_per_worker=0)
     needed = preflight.needs(job, ray, module)  # type: ignore[arg-type]

@@ -34,6 +34,9 @@ def test_checkpoints_belong_to_exactly_one_job(
         replace(spec, optimizer=Optimizer(momentum=0.8)),
         replace(spec, phases=(Phase("finetune", "teacher", 4, params.teacher.lr),)),
         replace(spec, phases=(Phase("finetune", "teacher", 3, params.teacher.lr, task="ssld"),)),
+        replace(spec, phases=(replace(spec.phases[0], size=48),)),
+        replace(spec, phases=(replace(spec.phases[0], augment="flip"),)),
+        replace(spec, phases=(replace(spec.phases[0], optimizer=Optimizer(name="adamw")),)),
         replace(spec, train=spec.train.model_copy(update={"ema": 0.9})),
     ]
     keys = {spec.key(), *(other.key() for other in others)}
@@ -62,3 +65,24 @@ def test_settings_take_the_place_of_the_recipes_own(
     assert augmentation.RECIPES["deit"].mixup > 0
     assert strong.recipe().mixup == 0
     assert strong.recipe().cutmix == augmentation.RECIPES["deit"].cutmix
+
+
+def test_a_phase_may_have_a_size_an_optimizer_and_an_augmentation_of_its_own(
+    data: SimpleNamespace, params: DistillParams
+) -> None:
+    spec = make_spec(data, params, None)
+    train = spec.train.model_copy(update={"image_size": 24, "mixup": 0.5, "augment": "standard"})
+    spec = replace(spec, train=train)
+    plain = spec.phases[0]
+    own = replace(plain, size=spec.size * 3 // 2, optimizer=Optimizer(name="lamb"), augment="flip")
+    assert (spec.learn_size(plain), spec.size_of(plain)) == (24, spec.size)
+    assert (spec.learn_size(own), spec.size_of(own)) == (spec.size * 3 // 2,) * 2, "FixRes: both alike"
+    assert spec.recipe(plain).mixup == spec.recipe().mixup == 0.5
+    assert spec.recipe(own) == augmentation.RECIPES["flip"], "as it is published"
+    assert spec.optimizer_of(plain) == spec.optimizer
+    assert spec.optimizer_of(own).name == "lamb"
+    both = replace(spec, phases=(plain, own))
+    assert both.largest() == spec.size * 3 // 2
+    assert both.costs(plain) == (1.0, 1.0)
+    assert both.costs(own) == ((spec.size * 1.5 / 24) ** 2, 2.25)
+    assert both.judging_costs() == {"teacher": 2.25}, "that of its last phase"

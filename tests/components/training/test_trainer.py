@@ -98,6 +98,47 @@ def test_other_ways_to_distil(distilling: TrainSpec, change: dict[str, Any]) -> 
     assert local.run(spec).result.history[-1]["val_top1"] > 0.4
 
 
+def test_a_phase_of_its_own_size_and_optimizer(distilling: TrainSpec, params: DistillParams) -> None:
+    """The network is judged on larger images then, and is made for them; the control keeps its size."""
+    distil, labelled, control = distilling.phases
+    larger, other = distilling.size * 3 // 2, Optimizer(name="adamw")
+    last = replace(labelled, size=larger, optimizer=other, augment="none")
+    spec = changed(replace(distilling, phases=(distil, last, control)), keep="last")
+    outcome = local.run(spec)
+    assert outcome.result.sizes == {"student": larger, "control": spec.size}
+    assert bytes_of(local.run(spec), "student") == bytes_of(outcome, "student")
+    same = local.run(replace(spec, phases=(distil, replace(labelled, optimizer=other), control)))
+    assert bytes_of(same, "student") != bytes_of(outcome, "student")
+    assert bytes_of(same, "control") == bytes_of(outcome, "control"), "what came between is not felt"
+    made = sorted(path.name.partition("-")[2] for path in Path(".retort/cache/decoded").glob("*.npy"))
+    assert {f"square-{size}.npy" for size in (spec.size, larger)} <= set(made)
+
+
+def test_a_run_that_was_cut_off_in_a_phase_of_another_size_goes_on_to_the_same_bytes(
+    distilling: TrainSpec,
+) -> None:
+    distil, labelled, _ = distilling.phases
+    spec = replace(distilling, phases=(distil, replace(labelled, size=distilling.size * 3 // 2, epochs=2)))
+    spec = changed(spec, keep="last")
+    whole = local.run(spec)
+    last = whole.context.asked  # in the last epoch
+    cut = local.run(spec, stop_when=lambda asked: asked == last - 1)
+    assert cut.said("left_off")[0]["phase"] == "labelled"
+    again = local.run(spec, cut.context.checkpoint)
+    assert bytes_of(again, "student") == bytes_of(whole, "student")
+    assert again.result.sizes == whole.result.sizes == {"student": distilling.size * 3 // 2}
+
+
+def test_a_larger_size_that_is_no_better_is_not_kept(distilling: TrainSpec) -> None:
+    distil, labelled, _ = distilling.phases
+    wild = LearningRate(initial=1.0, warmup_epochs=0)
+    last = replace(labelled, size=2 * distilling.size, lr=wild)
+    spec = replace(distilling, phases=(distil, last), patient=True)
+    outcome = local.run(spec)
+    assert outcome.result.sizes == {"student": spec.size}
+    assert any("stays as it was" in event["said"] for event in outcome.said("note"))
+
+
 # --- several workers --------------------------------------------------------------------------------------
 
 
