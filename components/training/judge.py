@@ -1,6 +1,8 @@
-"""What a network says about a split: every row once, over all workers."""
+"""What a network says of images: every row once, over all workers."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,35 +17,56 @@ from components.training.precision import Precision
 from components.training.sampling import Draw, in_order
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of some images.
+
+    Attributes:
+        classes: int64 [n].
+        sure: float32 [n], the probability that it gives to them.
+        loss: mean cross-entropy in nats.
+    """
+
+    classes: np.ndarray
+    sure: np.ndarray
+    loss: float
+
+
 def predict(
     module: nn.Module,
     index: Index,
-    split: str,
+    rows: np.ndarray,
     feed: Feed,
     batch_size: int,
     normalise: Normalise,
     precision: Precision,
     group: Group,
-) -> tuple[np.ndarray, float]:
-    """Predicted classes int64 [n], in the order of the manifest's rows, and mean cross-entropy in nats."""
+) -> Answers:
+    """Ask a network for each of the rows (int64 [n]), as they are; answers come in their order."""
 
     def labels(draw: Draw) -> dict[str, np.ndarray]:
         return {"labels": index.labels[draw.rows].astype(np.int64)}
 
-    rows = np.asarray(index.rows(split), dtype=np.int64)
     mine = rows[group.rank :: group.world]
     module.eval()
     classes: list[Tensor] = []
+    sure: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64, device=precision.device)
     with torch.no_grad(), precision.eager():
         for batch in feed(in_order(mine, batch_size, PLAIN), labels):
             with precision.autocast():
                 logits = module(normalise(batch.pixels)).float()
             loss += nn.functional.cross_entropy(logits, batch.extra["labels"], reduction="sum")
-            classes.append(logits.argmax(1))
-    own = torch.cat(classes).cpu().numpy() if classes else np.empty(0, dtype=np.int64)
-    gathered = group.gather((own, float(loss)))
-    predicted = np.empty(len(rows), dtype=np.int64)
-    for rank, (part, _) in enumerate(gathered):
-        predicted[rank :: group.world] = part
-    return predicted, sum(loss for _, loss in gathered) / max(1, len(rows))
+            highest, said = logits.max(1)
+            classes.append(said)
+            sure.append((highest - logits.logsumexp(1)).exp())
+    own = _joined(classes, np.int64), _joined(sure, np.float32), float(loss)
+    gathered = group.gather(own)
+    predicted, certain = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.float32)
+    for rank, (part, certainty, _) in enumerate(gathered):
+        predicted[rank :: group.world], certain[rank :: group.world] = part, certainty
+    return Answers(predicted, certain, sum(loss for _, _, loss in gathered) / max(1, len(rows)))
+
+
+def _joined(parts: list[Tensor], dtype: type) -> np.ndarray:
+    return torch.cat(parts).cpu().numpy() if parts else np.empty(0, dtype=dtype)

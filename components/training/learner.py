@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +24,9 @@ from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
 from components.training.tasks import TASKS, Setup
 from components.training.watch import StepWatch
+
+if TYPE_CHECKING:
+    from components.training.augmentation import Mix
 
 # gradients summed at once: in one bucket, a small network's would wait for its whole backward; cards are
 # joined by faster wires, which larger buckets use better
@@ -120,6 +124,11 @@ class Learner:
             )
         self.task.train(self.frozen is None)
 
+    def extra(self, draw: Draw) -> dict[str, np.ndarray]:
+        """What travels with a step's pixels: what the task wants, and the labels by which it is watched."""
+        labels = {"labels": self.task.setup.labels[draw.rows].astype(np.int64)}
+        return labels | self.task.extra(draw)  # noqa: S610 - no Django
+
     def compile(self) -> None:
         """From the next step on; inside what sums gradients, so that the network stays one graph."""
         self.compiled = True
@@ -151,7 +160,7 @@ class Learner:
         spec, count, everyone = tools.spec, len(batch.draw.rows), batch.draw.total
         torch.manual_seed(_mixed(spec.seed, self._place, number, step, group.rank))  # dropout
         self._optimizer.zero_grad(set_to_none=True)
-        losses: list[Tensor] = []
+        sums: list[tuple[Tensor, Tensor, Tensor]] = []
         cuts = [count * part // self.parts for part in range(self.parts + 1)]
         for part, (first, last) in enumerate(pairwise(cuts)):
             final = part == self.parts - 1
@@ -167,9 +176,9 @@ class Learner:
                 with tools.precision.autocast():
                     learnt = self._called(tools.normalise(piece.pixels), piece, mix)
                 loss = learnt.loss.float() * (last - first)
-                losses.append(loss.detach())
+                sums.append((loss.detach(), *_recognised(learnt.logits, piece, mix)))
                 if final:  # summed while gradients are computed: workers wait for one another once a step
-                    watch.begin(losses, everyone)
+                    watch.begin(sums, everyone)
                 # DDP averages over workers: weighed by their rows, so that it is the mean over the batch
                 (loss * (group.world / everyone)).backward()
         watch.end()
@@ -199,7 +208,7 @@ class Learner:
             held = torch.empty(4 * values * moments + spare, dtype=torch.uint8, device=device)
             tried = Draw(draw.rows[:count], draw.views[:count], count)
             pixels = torch.zeros((count, 3, *[tools.augment.size] * 2), dtype=torch.uint8, device=device)
-            taken = self.task.extra(tried)  # noqa: S610 - no Django
+            taken = self.extra(tried)  # noqa: S610 - no Django
             there = {name: torch.from_numpy(part).to(device) for name, part in taken.items()}
             with tools.precision.autocast():
                 learnt = self.task(tools.normalise(pixels), Batch(tried, pixels, there, 0.0), None)
@@ -220,6 +229,14 @@ def _cut(batch: Batch, first: int, last: int) -> Batch:
     draw = Draw(batch.draw.rows[first:last], batch.draw.views[first:last], batch.draw.total)
     extra = {name: tensor[first:last] for name, tensor in batch.extra.items()}
     return Batch(draw, batch.pixels[first:last], extra, batch.waited)
+
+
+def _recognised(logits: Tensor, batch: Batch, mix: Mix | None) -> tuple[Tensor, Tensor]:
+    """How many images were recognised, and how many have a label to tell by: scalars, float."""
+    labels = batch.extra["labels"]
+    if mix is not None and mix.share < 0.5:
+        labels = mix.partners(labels)
+    return (logits.detach().argmax(1) == labels).sum().float(), (labels >= 0).sum().float()
 
 
 def _mixed(*key: int) -> int:

@@ -38,8 +38,11 @@ def headline(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """One row an epoch, as CSV."""
-    columns = ["epoch", "phase", "lr", "train_loss", "val_loss", "val_top1", "val_macro_recall"]
+    """One row an epoch, as CSV.
+
+    ``train_top1`` is of the images as they were augmented and mixed, while the network changed.
+    """
+    columns = ["epoch", "phase", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_macro_recall"]
     write_csv(path, columns, [[row[column] for column in columns] for row in history])
 
 

@@ -15,7 +15,7 @@ BLOCK = 1_000_000  # rows that are drawn and put in order at once: 0.4 s, howeve
 AGAIN = 1_000_000  # between the views of a row that is drawn twice in an epoch: more than there are epochs
 
 # what a random stream is for: part of its key, so that no two uses share their numbers
-DRAW, ORDER, NOISE, INITIAL, BLOCKS = range(5)
+DRAW, ORDER, NOISE, INITIAL, BLOCKS, SOME = range(6)
 
 
 class Columns(Protocol):
@@ -57,6 +57,13 @@ class Draw:
 def generator(*key: int) -> np.random.Generator:
     """A generator that depends on ``key`` alone: nothing that ran before changes what it draws."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def some(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many of the rows, int64 ascending: the same ones each time."""
+    if len(rows) > most:
+        rows = rows[np.sort(generator(seed, SOME).choice(len(rows), most, replace=False))]
+    return np.asarray(rows, dtype=np.int64)
 
 
 def in_order(rows: np.ndarray, batch_size: int, view: int) -> Iterator[Draw]:

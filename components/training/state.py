@@ -22,9 +22,12 @@ class State:
         sizes: pixels a side of the images that it was judged on then.
         learner: state of the phase that has begun: its network, average and optimizer.
         best: the epoch of this phase that is kept (its row of the history), and its tensors.
-        partial: of an epoch that was left off: the sum of its losses so far, and buffers by rank; what it has
-            done is counted in steps of as many workers.
+        partial: of an epoch that was left off: what its steps came to (``watch.Sums``), and buffers by rank;
+            what it has done is counted in steps of as many workers.
         predictions: classes int64 by network and split, when all is done.
+        asked: what else each network says when all is done, for ``advice``: ``val_sure`` float32 [n], the
+            probability that it gives to its prediction of each validation image; of some training images,
+            as they are, their ``rows``, ``classes`` and ``sure``.
         chosen: unlabelled images used.
     """
 
@@ -40,6 +43,7 @@ class State:
     partial: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     predictions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    asked: dict[str, Tensors] = field(default_factory=dict)
     chosen: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +60,7 @@ class TrainResult:
         predictions: classes int64 [n] by network and split (val, test), in the order of the manifest's rows.
         chosen: unlabelled images used.
         sizes: pixels a side of the images that each network is made for.
+        asked: as ``State`` has it, by network.
     """
 
     nets: dict[str, Tensors]
@@ -63,12 +68,13 @@ class TrainResult:
     predictions: dict[str, dict[str, np.ndarray]]
     chosen: int
     sizes: dict[str, int]
+    asked: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @staticmethod
     def of(state: dict[str, Any]) -> TrainResult:
         """From the last checkpoint of a job that was done."""
-        said = {
-            net: {split: values.numpy() for split, values in splits.items()}
-            for net, splits in state["predictions"].items()
-        }
-        return TrainResult(state["nets"], state["history"], said, state["chosen"], state["sizes"])
+        said, asked = (
+            {net: {name: values.numpy() for name, values in of.items()} for net, of in state[part].items()}
+            for part in ("predictions", "asked")
+        )
+        return TrainResult(state["nets"], state["history"], said, state["chosen"], state["sizes"], asked)

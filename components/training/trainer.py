@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,7 +20,7 @@ from components.training.context import Context
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.inputs.index import open_index
-from components.training.judge import predict
+from components.training.judge import Answers, predict
 from components.training.labeller import ask_teacher
 from components.training.learner import Learner, Tools
 from components.training.normalise import Normalise
@@ -31,7 +32,9 @@ from components.training.spec import Phase, TrainSpec
 from components.training.state import State, Tensors
 from components.training.supply import Supply
 from components.training.tasks import TASKS, Setup
-from components.training.watch import StepWatch
+from components.training.watch import StepWatch, Sums
+
+JUDGED_ROWS = 2000  # of the training images, as they are: what a network makes of what it has learnt from
 
 
 def train(context: Context, spec: TrainSpec) -> None:
@@ -102,12 +105,21 @@ class Trainer:
                 return
             if not state.predictions:
                 for net in state.nets:
-                    module, size = self._network(net), state.sizes[net]
-                    state.predictions[net] = {
-                        split: torch.from_numpy(self._predict(module, split, size)[0])
-                        for split in ("val", "test")
-                    }
+                    self._ask(net)
             self._save()
+
+    def _ask(self, net: str) -> None:
+        """What a network that is done says of validation and test, and of some of what it has learnt from."""
+        state, module = self.state, self._network(net)
+        rows = sampling.some(self.labelled, JUDGED_ROWS, self.spec.seed)
+        feed = self.supply.judge(state.sizes[net])
+        val, test = (self._answers(module, self.index.rows(split), feed) for split in ("val", "test"))
+        last = [phase for phase in self.spec.phases if phase.net == net][-1]
+        learnt = self._answers(module, rows, self.supply.learn(last))
+        classes = {"val": val.classes, "test": test.classes}
+        state.predictions[net] = {split: torch.from_numpy(said) for split, said in classes.items()}
+        asked = {"val_sure": val.sure, "rows": rows, "classes": learnt.classes, "sure": learnt.sure}
+        state.asked[net] = {name: torch.from_numpy(values) for name, values in asked.items()}
 
     # --- what the job works with --------------------------------------------------------------------------
 
@@ -120,8 +132,13 @@ class Trainer:
         return module.to(self.precision.device).to(memory_format=torch.channels_last)
 
     def _predict(self, module: nn.Module, split: str, size: int) -> tuple[np.ndarray, float]:
-        feed, batch = self.supply.judge(size), self.spec.valid.batch_size
-        return predict(module, self.index, split, feed, batch, self.normalise, self.precision, self.group)
+        """Predicted classes int64 [n] of a split, and mean cross-entropy in nats."""
+        said = self._answers(module, self.index.rows(split), self.supply.judge(size))
+        return said.classes, said.loss
+
+    def _answers(self, module: nn.Module, rows: np.ndarray, feed: Feed) -> Answers:
+        rows, batch = np.asarray(rows, dtype=np.int64), self.spec.valid.batch_size
+        return predict(module, self.index, rows, feed, batch, self.normalise, self.precision, self.group)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -145,7 +162,7 @@ class Trainer:
     def _save_partly(self, learner: Learner, watch: StepWatch) -> None:
         """Save in mid-epoch."""
         buffers = [buffer.detach().cpu() for buffer in learner.buffers]
-        self.state.partial = {"loss": watch.total, "buffers": self.group.gather(buffers)}
+        self.state.partial = {"sums": asdict(watch.total), "buffers": self.group.gather(buffers)}
         self.state.learner = learner.state_dict()
         self._save()
 
@@ -309,14 +326,14 @@ class Trainer:
             number, batch_size, self.group.world, self.group.rank, task.view,
             with_unlabelled=task.unlabelled, matched=phase.matched, even=even, skip=state.step,
         )  # fmt: skip
-        before = 0.0 if state.partial is None else state.partial["loss"]
+        before = Sums() if state.partial is None else Sums(**state.partial["sums"])
         watch = StepWatch(
             self.precision.device, self.group, steps, state.step, before, self._need_finite, self._wishes,
             self._every,
         )  # fmt: skip
         rate = learner.rate(state.epoch * steps + state.step - 1)
         begun = monotonic()
-        for batch in feed(draws, task.extra):
+        for batch in feed(draws, learner.extra):
             done = state.epoch * steps + state.step
             rate = learner.rate(done)
             learner.step(batch, number, state.step, done, watch)
@@ -337,7 +354,8 @@ class Trainer:
             "epoch": number + 1,
             "phase": phase.name,
             "lr": rate,
-            "train_loss": watch.total / count,
+            "train_loss": watch.total.loss / count,
+            "train_top1": watch.total.right / max(1.0, watch.total.told),
             "val_loss": val_loss,
             "val_top1": float((predicted == actual).mean()),
             "val_macro_recall": metrics.macro_recall(actual, predicted),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from operator import add, sub
 from time import monotonic
 
 import torch
@@ -17,6 +19,29 @@ LOOKED_STEPS = 50  # on a GPU, at most, between two looks at what it has compute
 LOOKED_SECONDS = 5.0  # ... and about so long at most: SIGTERM is heard then
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What some steps came to, over all workers.
+
+    Attributes:
+        loss: sum of the images' losses.
+        right, told: images that were recognised, and those that have a label to tell by. Of mixed images the
+            larger part counts.
+        images: all of them.
+    """
+
+    loss: float = 0.0
+    right: float = 0.0
+    told: float = 0.0
+    images: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: Sums) -> Sums:
+        return Sums(*map(sub, astuple(self), astuple(other)))
+
+
 class StepWatch:
     """What is known of an epoch's steps: on a CPU after each, on a GPU at looks, some seconds apart.
 
@@ -25,7 +50,7 @@ class StepWatch:
 
     Args:
         steps: of the epoch.
-        done: steps that an interrupted run has taken, and ``total``, the sum of their losses.
+        done: steps that an interrupted run has taken, and ``before``, what they came to.
         wishes: whether this worker was asked to stop, and whether it wants a checkpoint: where one has a
             wish, all learn of it at the same look (``stop``, ``save``).
         every: steps between two looks, as an earlier epoch has found it.
@@ -38,7 +63,7 @@ class StepWatch:
         group: Group,
         steps: int,
         done: int,
-        total: float,
+        before: Sums,
         fail: Callable[[float, int], None],
         wishes: Callable[[], tuple[bool, bool]],
         every: int | None = None,
@@ -48,37 +73,42 @@ class StepWatch:
         self._next = done + self.every
         self._wishes = wishes
         self._group, self._steps, self._step, self._fail = group, steps, done, fail
-        self._sum = torch.tensor(total, dtype=torch.float64, device=device)
+        self._sum = torch.zeros((5,), dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._last = torch.zeros((3,), dtype=torch.float64, device=device)
+        self._last = torch.zeros((5,), dtype=torch.float64, device=device)
         self._work: dist.Work | None = None
         self._everyone = 1
+        self._images = 0  # of all workers, since this job began with the epoch
         self._since = 0  # steps since the last look
         self._at = monotonic()
-        self.total = total
+        self._before = before
+        self.total = before  # of the epoch
+        self.lately = Sums()  # ... and of the steps between the last two looks
         self.stop = self.save = False
         self.waited = 0.0  # seconds, for images
         self.images = 0
 
-    def begin(self, losses: list[Tensor], everyone: int) -> None:
-        """Begin to sum a step's loss, and what workers wish, over all of them.
+    def begin(self, parts: list[tuple[Tensor, Tensor, Tensor]], everyone: int) -> None:
+        """Begin to sum what a step came to, and what workers wish, over all of them.
 
         Args:
-            losses: scalars, the sums over the images of each part of this worker's batch.
+            parts: of this worker's batch, scalars each: the sum of its images' losses, how many images were
+                recognised, and how many have a label to tell by.
             everyone: images of all workers.
         """
         self._everyone = everyone
-        loss = torch.stack(losses).sum().double()
+        loss, right, told = (torch.stack(values).sum().double() for values in zip(*parts, strict=True))
         # filled on the device: no copy
         wishes = [torch.full_like(loss, float(wish)) for wish in self._wishes()]
-        self._last = torch.stack([loss, *wishes])
+        self._last = torch.stack([loss, right, told, *wishes])
         self._work = self._group.start_sum(self._last)
 
     def end(self) -> None:
         """All gradients are there; so are the others' losses soon."""
         if self._work is not None:
             self._work.wait()
-        self._sum = self._sum + self._last[0]
+        self._sum = self._sum + self._last
+        self._images += self._everyone
         self.guard(self._last[0])
 
     def guard(self, value: Tensor) -> None:
@@ -104,10 +134,11 @@ class StepWatch:
 
     def look(self, pace: Pace) -> float:
         """Wait for what was computed; the mean loss of the last step."""
-        loss, stop, save = self._last.tolist()
+        last, so_far = torch.stack([self._last, self._sum]).tolist()
         self._need_finite()
-        self.total = float(self._sum)
-        self.stop, self.save = stop > 0, save > 0
+        total = self._before + Sums(so_far[0], so_far[1], so_far[2], self._images)
+        self.lately, self.total = total - self.total, total
+        self.stop, self.save = last[3] > 0, last[4] > 0
         now = monotonic()
         seconds = (now - self._at) / self._since
         for _ in range(self._since):
@@ -117,7 +148,7 @@ class StepWatch:
             fit = int(LOOKED_SECONDS / max(seconds, 1e-6))
             self.every = self._group.agree(min(LOOKED_STEPS, max(1, fit)))
         self._next = self._step + self.every
-        return loss / self._everyone
+        return last[0] / self._everyone
 
     def _need_finite(self) -> None:
         first = int(self._first_bad)
