@@ -70,15 +70,16 @@ class Learner:
         self.task = TASKS[phase.task](setup, module)
         self.task.to(tools.precision.device)
         self.frozen = None if phase.new_rows is None else NewRows(module, phase.new_rows)
-        self._settings = settings = spec.optimizer_of(phase)
+        lr, settings = optim.fitted(
+            phase.lr, spec.optimizer_of(phase), phase.task, len(spec.class_names), spec.distill
+        )
+        self.initial, self._settings = lr.initial, settings
         self._optimizer = optim.make_optimizer(module, settings)
         own = [p for name, p in self.task.named_parameters() if not name.startswith("network.")]
         if own:
             self._optimizer.add_param_group({"params": own, "weight_decay": settings.weight_decay})
         steps = phase_steps / phase.epochs
-        self._schedule = optim.Schedule(
-            self._optimizer, phase.lr, phase_steps, phase.lr.warmup_epochs * steps
-        )
+        self._schedule = optim.Schedule(self._optimizer, lr, phase_steps, lr.warmup_epochs * steps)
         # what batch norms know of images of another size is of no use
         optim.forget_within(module, net_steps if phase.size is None else phase_steps)
         self._ema = None if spec.train.ema is None else optim.make_ema(module, spec.train.ema)

@@ -8,11 +8,19 @@ import torch
 from torch import nn
 
 from components.models.params import LearningRate, Optimizer
+from components.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
 
+    from components.training.params import Distill
+
+SCALED = ("sgd",)  # their steps grow with the gradient; the others divide by its size themselves
+# A loss whose gradient is tiny where a classifier begins need not be flat where student and teacher nearly
+# agree: there the Jensen-Shannon divergence curves a quarter as much as cross-entropy (Taylor, second order),
+# for any number of classes, and steps that are larger by more than its inverse go astray.
+LEAST_SCALE = 0.25
 STALE = 1e-3  # share of the statistics that a network began with, left when its training ends
 
 
@@ -37,6 +45,52 @@ def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimize
         momentum=params.momentum,
         layer_decay=params.layer_decay,
         **options,
+    )
+
+
+def loss_scale(optimizer: Optimizer, task: str, class_num: int, distill: Distill | None) -> float:
+    """Size of the task's gradient beside cross-entropy's, where the optimizer's steps follow it; else 1.
+
+    Args:
+        task: a name in ``tasks.TASKS``.
+        distill: as the task has it: method, label share and temperature are set.
+    """
+    if optimizer.name not in SCALED or class_num < 2:
+        return 1.0
+    return max(LEAST_SCALE, TASKS[task].gradient_scale(class_num, distill))
+
+
+def effective_rate(
+    lr: float, optimizer: Optimizer, task: str, class_num: int, distill: Distill | None
+) -> float:
+    """The learning rate that a phase really takes, for one that suits cross-entropy with the same optimizer.
+
+    ``lr / loss_scale``: steps are as long as if the loss were of cross-entropy's size. What is published of a
+    network's rate, and what a person sets, is about cross-entropy: that is ``lr``.
+    """
+    return lr / loss_scale(optimizer, task, class_num, distill)
+
+
+def fitted(
+    lr: LearningRate, optimizer: Optimizer, task: str, class_num: int, distill: Distill | None
+) -> tuple[LearningRate, Optimizer]:
+    """Rate and optimizer for a task, as if its loss were divided by ``loss_scale``.
+
+    With it the decay of weights, which the rate multiplies too, and the norm at which gradients are clipped
+    become those of the loss that was scaled.
+    """
+    scale = loss_scale(optimizer, task, class_num, distill)
+    if scale == 1.0:
+        return lr, optimizer
+    clip = optimizer.clip_norm
+    return (
+        lr.model_copy(update={"initial": effective_rate(lr.initial, optimizer, task, class_num, distill)}),
+        optimizer.model_copy(
+            update={
+                "weight_decay": optimizer.weight_decay * scale,
+                "clip_norm": None if clip is None else clip * scale,
+            }
+        ),
     )
 
 

@@ -233,6 +233,12 @@ class Trainer:
         learner = Learner(
             tools, phase, state.phase, self._network(phase.net), setup, steps * phase.epochs, of_net
         )
+        if learner.initial != phase.lr.initial:
+            self.reporter.note(
+                f"{phase.name}: the learning rate {phase.lr.initial:g} becomes {learner.initial:.3g}: the "
+                f"gradient of {phase.task} is {phase.lr.initial / learner.initial:.2g} of cross-entropy's, "
+                "which rates are for, and sgd's steps follow it"
+            )
         self._fit_memory(learner, min(spec.train.batch_size, count))
         if state.learner is not None:
             learner.load_state_dict(state.learner)

@@ -107,3 +107,60 @@ def test_a_moving_average_follows_at_once_and_then_slowly() -> None:
     ema.update(layer, step=2002)
     # timm's decay after n steps: 1 - (1 + n)^(-2/3)
     assert float(ema.module.weight) == pytest.approx(5.0 * (1 - 2001 ** (-2 / 3)), rel=0.01)
+
+
+def test_the_rate_of_sgd_goes_by_the_size_of_the_losses_gradient() -> None:
+    """Ten classes alike, p = .1, and a teacher q of .9 and .1 / 9, by hand for symmetric KL.
+
+    log(p / q) is -2.1972 for its class, 2.1972 for others, KL(p || q) 1.7578: gradients -.59775 and .06642,
+    of cross-entropy -.8 and .08889; their norms are .6301 and .8433.
+    """
+    sgd, settings = Optimizer(), Distill(method="ssld", label_share=0.0, temperature=1.0)
+    assert optim.loss_scale(sgd, "ssld", 10, settings) == pytest.approx(0.6301 / 0.8433, rel=1e-3)
+    assert optim.effective_rate(0.02, sgd, "ssld", 10, settings) == pytest.approx(0.02677, rel=1e-3)
+    assert optim.effective_rate(0.02, sgd, "labels", 10, settings) == 0.02
+    for name in ("adamw", "lamb", "rmsproptf"):
+        scale_free = Optimizer(name=name)
+        assert optim.effective_rate(0.02, scale_free, "ssld", 1000, settings) == 0.02
+    assert optim.effective_rate(0.02, sgd, "ssld", 1, settings) == 0.02, "one class teaches nothing"
+
+
+def test_a_loss_that_is_flat_at_first_gets_no_rate_that_it_cannot_bear_at_the_end() -> None:
+    """JS begins a 270th as steep at 1,000 classes, but where both agree it curves a quarter as much as KL."""
+    from components.training.tasks.jensen_shannon import js_divergence
+
+    settings = Distill(method="js", label_share=0.0, temperature=1.0)
+    assert optim.loss_scale(Optimizer(), "js", 1000, settings) == optim.LEAST_SCALE
+    logits = torch.randn(1, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    teacher = logits.softmax(1)
+
+    def curvature(loss) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        return torch.autograd.functional.hessian(lambda z: loss(z).sum(), logits).reshape(50, 50)
+
+    kl = curvature(lambda z: -(teacher * z.log_softmax(1)).sum(1))
+    torch.testing.assert_close(curvature(lambda z: js_divergence(z, teacher)), kl * optim.LEAST_SCALE)
+
+
+def test_a_fitted_rate_is_a_loss_that_is_scaled() -> None:
+    """Steps, decay and clipping are those of the loss divided by its scale."""
+    lr = LearningRate(initial=0.1, schedule="constant", warmup_epochs=0)
+    given = Optimizer(weight_decay=0.3, clip_norm=0.5)
+    settings = Distill(method="ssld", label_share=0.0, temperature=1.0)
+    scale = optim.loss_scale(given, "ssld", 10, settings)
+
+    def trained(lr: LearningRate, settings: Optimizer, factor: float) -> torch.Tensor:
+        torch.manual_seed(1)
+        layer = torch.nn.Linear(3, 2)
+        optimizer = optim.make_optimizer(layer, settings)
+        schedule = optim.Schedule(optimizer, lr, 5, 0)
+        for step in range(5):
+            schedule.set(step)
+            optimizer.zero_grad()
+            (layer(torch.full((4, 3), step + 1.0)).square().sum() * factor).backward()
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), settings.clip_norm or 1e9)
+            optimizer.step()
+        return layer.weight.detach()
+
+    ours = trained(*optim.fitted(lr, given, "ssld", 10, settings), scale)
+    torch.testing.assert_close(ours, trained(lr, given, 1.0))
+    assert optim.fitted(lr, given, "labels", 10, settings) == (lr, given)
