@@ -81,6 +81,7 @@ def _spec(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weig
     return replace(
         spec,
         teacher=teacher.resolve(),
+        teachers=tuple(Path(folder).resolve() for folder in params.distill.teachers),
         distill=params.distill,
         soft_labels=state_dir("cache", "soft_labels").resolve(),
     )

@@ -18,7 +18,7 @@ from components.training.pool import SureForm, choose
 from components.training.precision import Precision
 from components.training.reporter import Reporter
 from components.training.spec import TrainSpec
-from components.training.teacher import Teacher, need_same_classes
+from components.training.teacher import open_teacher
 
 
 def ask_teacher(
@@ -47,8 +47,7 @@ def ask_teacher(
     assert spec.teacher is not None
     assert distill is not None
     assert cache is not None
-    teacher = Teacher(spec.teacher, precision)
-    need_same_classes(teacher.card, list(spec.class_names), spec.size)
+    teacher = open_teacher(spec.teacher, spec.teachers, list(spec.class_names), spec.size, precision)
     form = LabelForm.of(len(spec.class_names), distill.top_k_labels, distill.temperature or 1.0)
     pool = index.rows("unlabeled")
     cached = distill.teacher_labels == "cached"
@@ -71,7 +70,7 @@ def ask_teacher(
     def ask(rows: np.ndarray, view: int, kept: soft_labels.Form) -> soft_labels.SoftLabels:
         seen = [augment.size, augment.recipe.source] if view == PLAIN else augment.key(precision.device)
         what = soft_labels.about(
-            teacher.card, index.fingerprint, rows, {"number": view, "pictures": seen}, kept, precision
+            teacher.cards, index.fingerprint, rows, {"number": view, "pictures": seen}, kept, precision
         )
         return soft_labels.make(
             cache / soft_labels.name_of(what), what, teacher, feed, rows, view, kept, spec.valid.batch_size,

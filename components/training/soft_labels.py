@@ -53,7 +53,7 @@ def stored_bytes(images: int, class_num: int, top_k: int | None) -> int:
 
 
 def about(
-    card: ModelCard,
+    cards: Sequence[ModelCard],
     data: str,
     rows: np.ndarray,
     view: Mapping[str, object],
@@ -65,15 +65,16 @@ def about(
     With it each label can be made again to the byte: the row names the image, ``view`` the picture of it.
 
     Args:
+        cards: of all teachers that answer.
         data: the fingerprint of the manifest.
         rows: int64, ascending.
         view: number, seed, recipe and size of the pictures.
         precision: how the teacher computes, and on what kind of device: views are made there, too.
     """
     return {
-        "teacher": card.sha256,
-        "normalisation": [card.mean, card.std],
-        "input size": card.input_size,
+        "teacher": [card.sha256 for card in cards],
+        "normalisation": [[card.mean, card.std] for card in cards],
+        "input size": [card.input_size for card in cards],
         "manifest": data,
         "rows": hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").data).hexdigest(),
         "view": dict(view),

@@ -69,6 +69,7 @@ class TrainSpec:
     patient: bool = False  # a loss that stays flat is a result, not a reason to stop
     waived: bool = False  # ... is said, and training goes on
     teacher: Path | None = None
+    teachers: tuple[Path, ...] = ()  # more of them, averaged with it
     distill: Distill | None = None
     soft_labels: Path | None = None  # the folder of their cache
     shards: Storage | None = None  # where shards of the images are; None: the image files themselves
@@ -117,13 +118,17 @@ class TrainSpec:
 
     def key(self) -> str:
         """Hash of all inputs and parameters that decide the weights: names the checkpoints' folder."""
-        teacher = None if self.teacher is None else sha256_file(self.teacher / checkpoint.FILE)
-        card = None if self.teacher is None else sha256_file(self.teacher / checkpoint.CARD)
+        teachers = [
+            sha256_file(folder / name)
+            for folder in (self.teacher, *self.teachers)
+            if folder is not None
+            for name in (checkpoint.FILE, checkpoint.CARD)
+        ]
         return sha256_json(
             {
                 "data": known_fingerprint(self.manifest),
                 "start": None if self.start is None else sha256_file(self.start),
-                "teacher": [teacher, card],
+                "teachers": teachers,
                 "plan": self.plan.model_dump(mode="json"),
                 "sections": [
                     None if part is None else part.model_dump(mode="json", exclude=OTHERWISE)

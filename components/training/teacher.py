@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from components.common.errors import RetortError
 from components.models import checkpoint
 from components.models.card import ModelCard, first_difference
+from components.models.pooled import Pooled
 from components.training.normalise import Normalise
 from components.training.precision import Precision
 
@@ -41,6 +45,19 @@ class Teacher:
         self._module: nn.Module = module.to(precision.device).to(memory_format=torch.channels_last).eval()
         self._module.requires_grad_(False)
         self._normalise = Normalise(card.mean, card.std, precision.device)
+        self._seen: Pooled | None = None
+
+    @property
+    def cards(self) -> list[ModelCard]:
+        """Of all networks that answer."""
+        return [self.card]
+
+    @property
+    def feature_width(self) -> int:
+        """D of ``features``."""
+        if self._seen is None:
+            self._seen = Pooled(self._module)
+        return self._seen.width
 
     def assert_frozen(self) -> None:
         """Raises AssertionError when a part of the teacher could train, or normalises by the batch."""
@@ -54,23 +71,93 @@ class Teacher:
         with self._precision.autocast():
             return Answer(self._module(inputs))
 
+    def features(self, pixels: Tensor) -> tuple[Answer, Tensor]:
+        """Uint8 [B, 3, S, S] -> its answer, and what its classifier reads, float32 [B, D].
 
-def need_same_classes(teacher: ModelCard, class_names: list[str], size: int) -> None:
-    """Raises RetortError when the teacher was trained for other classes or another input size."""
+        That is brought to mean 0 and deviation 1 of each image.
+        """
+        assert self.feature_width
+        assert self._seen is not None
+        answer = self(pixels)
+        read = self._seen.take().float()
+        return answer, functional.layer_norm(read, read.shape[1:])
+
+
+class Teachers(Teacher):
+    """Several teachers that answer with the mean of their probabilities (Hinton et al., 2015, sec. 5).
+
+    Each is fed as its own card says. ``card`` is the first one's.
+    """
+
+    def __init__(self, each: Sequence[Teacher]) -> None:
+        self._each = list(each)
+        self.card = self._each[0].card
+
+    @property
+    def cards(self) -> list[ModelCard]:
+        return [card for teacher in self._each for card in teacher.cards]
+
+    @property
+    def feature_width(self) -> int:
+        return sum(teacher.feature_width for teacher in self._each)
+
+    def assert_frozen(self) -> None:
+        for teacher in self._each:
+            teacher.assert_frozen()
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Answer:
+        return _mean([teacher(pixels) for teacher in self._each])
+
+    def features(self, pixels: Tensor) -> tuple[Answer, Tensor]:
+        """The mean answer; and what all of their classifiers read, side by side."""
+        both = [teacher.features(pixels) for teacher in self._each]
+        return _mean([answer for answer, _ in both]), torch.cat([read for _, read in both], dim=1)
+
+
+def _mean(answers: Sequence[Answer]) -> Answer:
+    """Logits of the mean of probabilities: its logarithm."""
+    logs = torch.stack([answer.logits.float().log_softmax(1) for answer in answers])
+    return Answer(logs.logsumexp(0) - math.log(len(answers)))
+
+
+def open_teacher(
+    folder: Path, more: Sequence[Path], class_names: list[str], size: int, precision: Precision
+) -> Teacher:
+    """The teacher of a folder, and those of others averaged with it.
+
+    Raises:
+        RetortError: one was trained for other classes, or another size.
+    """
+    teachers = []
+    for each in (folder, *more):
+        teacher = Teacher(each, precision)
+        who = "teacher" if each is folder else f"distill.teachers: {each}"
+        need_same_classes(teacher.card, class_names, size, who)
+        teachers.append(teacher)
+    return Teachers(teachers) if more else teachers[0]
+
+
+def need_same_classes(teacher: ModelCard, class_names: list[str], size: int, who: str = "teacher") -> None:
+    """Raises RetortError when a teacher was trained for other classes or another input size.
+
+    Args:
+        who: how the message calls it.
+    """
     own, again = teacher.class_names, "run 'retort finetune' on this data first"
     if len(own) != len(class_names):
         raise RetortError(
-            f"teacher: trained for {len(own)} classes, this data has {len(class_names)} (or "
+            f"{who}: trained for {len(own)} classes, this data has {len(class_names)} (or "
             f"global.class_num asks for them); {again}"
         )
     label = first_difference(own, dict(enumerate(class_names)))
     if label is not None:
         raise RetortError(
-            f"teacher: its classes are named otherwise: it calls label {label} '{own[label]}', this data "
+            f"{who}: its classes are named otherwise: it calls label {label} '{own[label]}', this data "
             f"'{class_names[label]}'; {again}"
         )
     if teacher.input_size[1:] != [size, size]:
         raise RetortError(
-            f"teacher: trained at {teacher.input_size[1]} px, global.image_size is {size}; "
+            f"{who}: trained at {teacher.input_size[1]} px, global.image_size is {size}; "
             "run 'retort finetune' again"
         )

@@ -103,6 +103,16 @@ class Distillation(Task):
         """Divergences, float [B], and the labels' loss by its share: a scalar, the mean over the batch."""
         if not self.label_share:
             return divergence.mean()
+        losses, known = self.stated(logits, batch, mix)
+        taught = ((1 - self.label_share * known) * divergence).mean()
+        return taught + self.label_share * self.setup.criterion.reduce(losses)
+
+    def stated(self, logits: Tensor, batch: Batch, mix: Mix | None) -> tuple[Tensor, Tensor]:
+        """The labels' loss of each image, 0 where there is none, and how much of the image has a label.
+
+        Returns:
+            Two float [B]; the second 0 or 1, or between them where images are mixed.
+        """
         labels, criterion = batch.extra["labels"], self.setup.criterion
         known = (labels >= 0).float()
         stated = labels.clamp_min(0)  # of images without a label any will do: it counts nothing
@@ -111,8 +121,7 @@ class Distillation(Task):
             partners = criterion.per_image(logits, mix.partners(stated)) * mix.partners(known)
             losses = losses * mix.share + partners * (1 - mix.share)
             known = known * mix.share + mix.partners(known) * (1 - mix.share)
-        taught = ((1 - self.label_share * known) * divergence).mean()
-        return taught + self.label_share * criterion.reduce(losses)
+        return losses, known
 
     @classmethod
     def fresh(cls, class_num: int) -> Tensor:

@@ -90,7 +90,7 @@ def maker(data: SimpleNamespace, feed: Feed) -> Callable[..., soft_labels.SoftLa
     ) -> soft_labels.SoftLabels:
         rows = index.rows("train").astype(np.int64)
         shown = {"number": view, "pictures": Augment("light", 3, SIZE).key(CPU.device)}
-        what = soft_labels.about(teacher.card, index.fingerprint, rows, shown, form, CPU)
+        what = soft_labels.about(teacher.cards, index.fingerprint, rows, shown, form, CPU)
         said = values.pop("said", None)
         return soft_labels.make(
             Path(folder), {**what, **values.pop("what", {})}, teacher, feed, rows, view, form, 16,
@@ -177,7 +177,7 @@ def test_each_part_that_decides_labels_gives_them_another_name(
             "form": form,
             "precision": CPU,
         } | changes
-        return soft_labels.name_of(soft_labels.about(values.pop("card", card), **values))
+        return soft_labels.name_of(soft_labels.about([values.pop("card", card)], **values))
 
     assert name() == name()
     names = [

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from components.training import losses
 from components.training.augmentation import Mix
-from components.training.soft_labels import dense
+from components.training.label_form import LabelForm
 from components.training.tasks import TASKS
 from components.training.tasks.distillation import FLOOR, log_probabilities
 from components.training.tasks.ssld import symmetric_kl
@@ -60,14 +60,14 @@ def test_the_labels_loss_is_the_plans() -> None:
     "name", [name for name in TASKS if name not in ("labels", "deit", "deit_soft", "feature")]
 )
 def test_half_precision_and_cached_zeros_leave_every_gradient_finite(name: str, dtype: torch.dtype) -> None:
-    """Answers are kept as float16: what is below 6e-8 is zero there, and the rest of top-k is uniform."""
-    certain = torch.tensor([[30.0, 0.0, -30.0, -30.0], [0.0, 40.0, -40.0, 0.0]])
-    stored = certain.softmax(1).half()
-    assert (stored == 0).any()
-    kept = {"prob": stored[:, :2], "index": torch.tensor([[0, 1], [0, 1]], dtype=torch.int32)}
+    """Answers are kept as a few bytes: of top-k the rest is uniform, and what is tiny is nothing."""
+    certain = torch.tensor([[30.0, 0.0, -90.0, -90.0], [0.0, 40.0, -140.0, 0.0]])
+    forms = [LabelForm(4, 4), LabelForm(4, 2), LabelForm(4, 2, 3.0)]
+    kept = [form.logits(form.encode(certain)).exp() for form in forms]
+    assert (kept[0] == 0).any()
     wrong = torch.tensor([[-60.0, 60.0, 0.0, 0.0], [60.0, -60.0, 0.0, 0.0]]).to(dtype)
     near = (certain / 10).to(dtype)
-    for teacher in (dense({"prob": stored}, 4), dense(kept, 4)):
+    for teacher in kept:
         for student in (wrong, near):
             of = teaching.task(name, student, certain, [0, -1], label_share=0.5)
             of.said = lambda batch, mix, teacher=teacher: teacher  # type: ignore[method-assign]
@@ -84,17 +84,17 @@ def test_half_precision_and_cached_zeros_leave_every_gradient_finite(name: str, 
 def test_a_cached_answer_has_the_gradient_of_the_teachers_own() -> None:
     torch.manual_seed(1)
     teacher, student = 3 * torch.randn(16, 50), torch.randn(16, 50)
+    form = LabelForm(50, 50)
     for name in ("ssld", "kd"):
         gradients = []
-        for said in (teacher.softmax(1), dense({"prob": teacher.softmax(1).half()}, 50)):
+        for said in (teacher.softmax(1), form.logits(form.encode(teacher)).exp()):
             logits = student.clone().requires_grad_()
             TASKS[name].divergence(logits, said, 1.0).mean().backward()  # type: ignore[attr-defined]
             gradients.append(logits.grad)
         whole, kept = gradients
         assert whole is not None
         assert kept is not None
-        # float16 keeps few digits of what is below 6e-5, and ssld takes its logarithm
-        assert (whole - kept).norm() < (1e-2 if name == "ssld" else 1e-3) * whole.norm()
+        assert (whole - kept).norm() < 1e-3 * whole.norm()
 
 
 def test_logarithms_of_probabilities_are_softened_logits() -> None:
