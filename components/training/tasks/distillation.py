@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from math import exp
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.training.label_form import LOWEST
 from components.training.sampling import Draw
 from components.training.tasks.base import Learnt, Setup, Task
 
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
     from components.training.inputs.feed import Batch
     from components.training.params import Distill
 
-FLOOR = (
-    2.0**-25
-)  # probabilities below it are none in float16, as which answers are kept: asked or kept, alike
+FLOOR = exp(LOWEST)  # least probability that is felt: of answers that are kept, and of those asked for
 TEMPERATURE = 1.0  # that softens both answers, where neither settings nor method say more
 CERTAIN = 0.9  # what the teacher of ``gradient_scale`` gives to one class; the others share the rest
 
