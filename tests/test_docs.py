@@ -112,6 +112,13 @@ def test_keys_of_the_page_on_training_are_keys(name: str) -> None:
     assert {f"teacher.train.{key}" for key in found if f"train.{key}" not in RULES} <= known
 
 
+def test_keys_of_distillation_on_that_page_are_keys() -> None:
+    text = (HOUSE / "docs/training.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"`(distill\.[a-z_]+)", text))
+    assert "distill.method" in found
+    assert found <= {key for key, _ in keys()} | set(RULES)
+
+
 def parse(command: Any, name: str, arguments: list[str]) -> None:
     inner = getattr(command, "commands", {})
     if inner and arguments:

@@ -103,6 +103,19 @@ def test_what_a_classifier_reads_is_timms_pre_logits(arch: Arch) -> None:
         seen.take()
 
 
+def test_a_compiled_network_is_heard_too() -> None:
+    module: Any = network().eval()
+    seen = Pooled(module)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        module(images)
+        expected = seen.take()
+        module.compile(backend="aot_eager")
+        for _ in range(2):
+            module(images)
+            torch.testing.assert_close(seen.take(), expected)
+
+
 def test_a_network_without_a_classifier_is_named() -> None:
     with pytest.raises(RetortError, match="Conv2d does not end in fully connected layers"):
         Pooled(nn.Conv2d(3, 3, 1))
