@@ -509,12 +509,12 @@ class Mix:
     """How the images of one batch are mixed: each with the one ``shift`` places further on, around the end.
 
     Args:
-        share: what an image keeps of itself; its partner's is the rest.
+        share: what an image keeps of itself, or float [B], what each does; its partner's is the rest.
         box: top, left, bottom, right of what comes from the partner (CutMix); None: all is blended (MixUp).
     """
 
     shift: int
-    share: float
+    share: float | Tensor
     box: tuple[int, int, int, int] | None = None
 
     def partners(self, values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.inputs.index import Index
 from components.training.label_form import LabelForm
+from components.training.mixing import Mixer
 from components.training.pace import TIMED_SECONDS
 from components.training.pool import SureForm, choose
 from components.training.precision import Precision
@@ -67,14 +68,15 @@ def ask_teacher(
             left = (now - started) / (done - first) * (wanted - done)
             reporter.promise(left, f"soft labels of {wanted:,} images")
 
-    def ask(rows: np.ndarray, view: int, kept: soft_labels.Form) -> soft_labels.SoftLabels:
+    def ask(
+        rows: np.ndarray, view: int, kept: soft_labels.Form, mixer: Mixer | None = None
+    ) -> soft_labels.SoftLabels:
         seen = [augment.size, augment.recipe.source] if view == PLAIN else augment.key(precision.device)
-        what = soft_labels.about(
-            teacher.cards, index.fingerprint, rows, {"number": view, "pictures": seen}, kept, precision
-        )
+        shown = {"number": view, "pictures": seen, "mixed": None if mixer is None else mixer.key()}
+        what = soft_labels.about(teacher.cards, index.fingerprint, rows, shown, kept, precision)
         return soft_labels.make(
             cache / soft_labels.name_of(what), what, teacher, feed, rows, view, kept, spec.valid.batch_size,
-            group, advance, reporter.note, exchange,
+            group, advance, reporter.note, exchange, mixer,
         )  # fmt: skip
 
     unlabelled = np.empty(0, dtype=np.int64)
@@ -82,8 +84,10 @@ def ask_teacher(
         found = ask(pool, PLAIN, SureForm())
         chosen = choose(found, distill.unlabeled_per_class) if group.rank == 0 else unlabelled
         unlabelled = group.agree(chosen)
-    crops = []
+    crops, mixer = [], None
     if cached:
         everything = np.sort(np.concatenate([labelled, unlabelled]))
-        crops = [ask(everything, crop, form) for crop in range(distill.crops)]
-    return soft_labels.Answers(teacher, crops, form), unlabelled
+        if augment.recipe.mixup or augment.recipe.cutmix:
+            mixer = Mixer(augment.recipe, spec.seed, augment.size, everything, index.labels)
+        crops = [ask(everything, crop, form, mixer) for crop in range(distill.crops)]
+    return soft_labels.Answers(teacher, crops, form, mixer), unlabelled

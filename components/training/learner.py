@@ -17,6 +17,7 @@ from components.training import augmentation, optim, sampling
 from components.training.augmentation import Augment
 from components.training.group import Group
 from components.training.inputs.feed import Batch
+from components.training.mixing import Brought
 from components.training.normalise import Normalise
 from components.training.precision import Precision, fitting_parts
 from components.training.rows import NewRows
@@ -167,12 +168,16 @@ class Learner:
             final = part == self.parts - 1
             waits = nullcontext() if final or group.world == 1 else self._called.no_sync()  # type: ignore[operator]
             piece = batch if self.parts == 1 else _cut(batch, first, last)
-            mix = augmentation.mix(
-                tools.augment.recipe, spec.seed, number, step * self.parts + part, group.rank,
-                last - first, tools.augment.size,
-            )  # fmt: skip
-            if mix is not None:
-                piece = replace(piece, pixels=mix.pixels(piece.pixels))
+            mix: augmentation.Mix | None = None
+            if batch.draw.mixture is not None:
+                mix = Brought(piece.extra["share"], piece.extra["partners"])
+            else:
+                mix = augmentation.mix(
+                    tools.augment.recipe, spec.seed, number, step * self.parts + part, group.rank,
+                    last - first, tools.augment.size,
+                )  # fmt: skip
+                if mix is not None:
+                    piece = replace(piece, pixels=mix.pixels(piece.pixels))
             with waits:
                 with tools.precision.autocast():
                     learnt = self._called(tools.normalise(piece.pixels), piece, mix)
@@ -227,7 +232,7 @@ class Learner:
 
 def _cut(batch: Batch, first: int, last: int) -> Batch:
     """Some of a batch's images."""
-    draw = Draw(batch.draw.rows[first:last], batch.draw.views[first:last], batch.draw.total)
+    draw = batch.draw.part(first, last)
     extra = {name: tensor[first:last] for name, tensor in batch.extra.items()}
     return Batch(draw, batch.pixels[first:last], extra, batch.waited)
 
@@ -235,7 +240,9 @@ def _cut(batch: Batch, first: int, last: int) -> Batch:
 def _recognised(logits: Tensor, batch: Batch, mix: Mix | None) -> tuple[Tensor, Tensor]:
     """How many images were recognised, and how many have a label to tell by: scalars, float."""
     labels = batch.extra["labels"]
-    if mix is not None and mix.share < 0.5:
+    if mix is not None and isinstance(mix.share, Tensor):
+        labels = torch.where(mix.share < 0.5, mix.partners(labels), labels)
+    elif mix is not None and mix.share < 0.5:
         labels = mix.partners(labels)
     return (logits.detach().argmax(1) == labels).sum().float(), (labels >= 0).sum().float()
 

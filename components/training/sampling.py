@@ -41,17 +41,47 @@ class Columns(Protocol):
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What is mixed into each of B pictures.
+
+    Attributes:
+        partners: rows int64 [B], each shown in the view of the row that it is mixed into.
+        share: what a picture keeps of itself, float32 [B].
+        boxes: int64 [B, 4]: top, left, bottom, right of what comes from the partner; empty: all is blended.
+    """
+
+    partners: np.ndarray
+    share: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
 class Draw:
     """One worker's share of one step.
 
     Attributes:
         rows, views: int64 [B].
         total: rows of all workers in this step.
+        mixture: where pictures come mixed; None: each as it is.
     """
 
     rows: np.ndarray
     views: np.ndarray
     total: int
+    mixture: Mixture | None = None
+
+    def pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and views of all pictures that it takes, int64 [B], or [2 B] with the partners'."""
+        if self.mixture is None:
+            return self.rows, self.views
+        return np.concatenate([self.rows, self.mixture.partners]), np.tile(self.views, 2)
+
+    def part(self, first: int, last: int) -> Draw:
+        """Some of its rows, of the same step."""
+        here, mixture = slice(first, last), self.mixture
+        if mixture is not None:
+            mixture = Mixture(mixture.partners[here], mixture.share[here], mixture.boxes[here])
+        return Draw(self.rows[here], self.views[here], self.total, mixture)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -23,6 +23,7 @@ from components.training.context import Exchange
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.label_form import LabelForm
+from components.training.mixing import Mixer
 from components.training.precision import Precision
 from components.training.sampling import in_order
 from components.training.teacher import Teacher
@@ -134,10 +135,13 @@ class Answers:
     Args:
         crops: soft labels of each augmented view; empty: the teacher is asked at every step.
         form: of the labels.
+        mixer: how their pictures are mixed; None: they are not.
     """
 
-    def __init__(self, teacher: Teacher, crops: list[SoftLabels], form: LabelForm) -> None:
-        self.teacher, self.crops, self.form = teacher, crops, form
+    def __init__(
+        self, teacher: Teacher, crops: list[SoftLabels], form: LabelForm, mixer: Mixer | None = None
+    ) -> None:
+        self.teacher, self.crops, self.form, self.mixer = teacher, crops, form, mixer
 
     def take(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
         """``stored``: what is kept about views of rows, uint8 [B, bytes]; nothing where nothing is cached."""
@@ -173,6 +177,7 @@ def make(
     advance: Callable[[int], None],
     note: Callable[[str], None],
     exchange: Exchange | None = None,
+    mixer: Mixer | None = None,
 ) -> SoftLabels:
     """Ask the teacher about one view of each row, each worker about its share, and keep the answers.
 
@@ -185,13 +190,14 @@ def make(
         form: what is kept of each answer.
         advance: told how many images this worker has done.
         note: told what a person should know.
+        mixer: how pictures are mixed; None: they are not.
     """
     have = usable(folder, what, note) if group.leads else True
     if not all(group.gather(have)):
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         teacher.assert_frozen()
-        asker = _Asker(teacher, feed, view, form, batch_size, advance)
+        asker = _Asker(teacher, feed, view, form, batch_size, advance, mixer)
         chunks = range(-(-len(rows) // CHUNK))
         names = [_chunk(partial, chunk) for chunk in chunks]
         alone = len(chunks) // group.world * group.world  # what is left of them is made by all together
@@ -269,6 +275,7 @@ class _Asker:
     form: Form
     batch_size: int
     advance: Callable[[int], None]
+    mixer: Mixer | None
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Labels uint8 [n, bytes]."""
@@ -293,7 +300,8 @@ class _Asker:
         return result
 
     def _answers(self, rows: np.ndarray) -> Iterator[_Copied]:
-        for batch in self.feed(in_order(rows, self.batch_size, self.view)):
+        draws = in_order(rows, self.batch_size, self.view)
+        for batch in self.feed(draws if self.mixer is None else map(self.mixer, draws)):
             yield _copied(self.form.encode(self.teacher(batch.pixels).logits))
 
 

@@ -339,7 +339,7 @@ class Trainer:
         )  # fmt: skip
         rate = learner.rate(state.epoch * steps + state.step - 1)
         begun = monotonic()
-        for batch in feed(draws, learner.extra):
+        for batch in feed(task.shown(draws), learner.extra):
             done = state.epoch * steps + state.step
             rate = learner.rate(done)
             learner.step(batch, number, state.step, done, watch)

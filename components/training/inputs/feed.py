@@ -30,6 +30,7 @@ from components.common.progress import counted
 from components.common.storage import human_bytes
 from components.training.inputs.pictures import Aspects, Files, Part
 from components.training.inputs.processes import PREFETCH, Processes, on_device
+from components.training.mixing import mixed
 from components.training.sampling import Draw
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class _Item:
 
 
 def views(augment: Augment, pixels: Tensor, draw: Draw, aspects: Aspects) -> Tensor:
-    """Pictures uint8 [B, H, W, 3] -> their views uint8 [B, 3, S, S]."""
-    return augment(pixels.permute(0, 3, 1, 2), draw.rows, draw.views, aspects)
+    """Pictures uint8 [B, H, W, 3] -> their views uint8 [B, 3, S, S]; partners' are among them."""
+    return augment(pixels.permute(0, 3, 1, 2), *draw.pictures(), aspects)
 
 
 class Feed:
@@ -134,6 +135,8 @@ class Feed:
                     if isinstance(tensor, Tensor):
                         tensor.record_stream(stream)
             pixels = self._view(item)
+            if item.draw.mixture is not None:
+                pixels = mixed(pixels, item.draw.mixture)
             now = perf_counter()
             yield Batch(item.draw, pixels, item.extra, now - started)
 
@@ -170,7 +173,7 @@ class _CardFeed(Feed):
 
     def _items(self, draws: Iterable[Draw], extra: Extra | None) -> Iterator[_Item]:
         for draw in draws:
-            slots = self._part.slots(draw.rows)
+            slots = self._part.slots(draw.pictures()[0])
             places = torch.from_numpy(slots)
             if self._side is not None:
                 places = places.pin_memory()
@@ -246,12 +249,12 @@ class _ProcessesFeed(Feed):
 
 def _taken(part: Part, draw: Draw, pool: Executor | None, pin: bool) -> tuple[Tensor, Aspects]:
     """Pictures of a draw, in pinned memory where they go to a card."""
+    rows, side = draw.pictures()[0], part.form.side
     if not pin:
-        pixels, aspects = part.take(draw.rows, pool)
+        pixels, aspects = part.take(rows, pool)
         return torch.from_numpy(pixels), aspects
-    side = part.form.side
-    host = torch.empty((len(draw.rows), side, side, 3), dtype=torch.uint8, pin_memory=True)
-    return host, part.take(draw.rows, pool, host.numpy())[1]
+    host = torch.empty((len(rows), side, side, 3), dtype=torch.uint8, pin_memory=True)
+    return host, part.take(rows, pool, host.numpy())[1]
 
 
 @dataclass

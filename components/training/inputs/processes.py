@@ -116,7 +116,7 @@ class _Told(Dataset[Any]):
         from components.training.inputs.feed import views
 
         try:
-            pixels, aspects = self._part.take(draw.rows)
+            pixels, aspects = self._part.take(draw.pictures()[0])
         except RetortError as error:
             return error
         made = torch.from_numpy(pixels)

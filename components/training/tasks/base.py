@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -68,6 +69,10 @@ class Task(nn.Module, ABC):
             before: how often the row came before in this epoch, int64 [B].
         """
         return number + before * AGAIN
+
+    def shown(self, draws: Iterator[Draw]) -> Iterator[Draw]:
+        """The draws of an epoch, as the task has them shown."""
+        return draws
 
     @classmethod
     def gradient_scale(cls, class_num: int, distill: Distill | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from math import exp
 from typing import TYPE_CHECKING
 
@@ -82,16 +83,23 @@ class Distillation(Task):
             return super().view(number, before)
         return (number + before) % len(self.answers.crops)
 
+    def shown(self, draws: Iterator[Draw]) -> Iterator[Draw]:
+        """Mixed as they were when the teacher was asked, where its answers are cached."""
+        return draws if self.answers.mixer is None else map(self.answers.mixer, draws)
+
     def extra(self, draw: Draw) -> dict[str, np.ndarray]:
         taken = self.answers.take(draw.rows, draw.views)
-        return {**taken, "labels": self.setup.labels[draw.rows].astype(np.int64)}
+        taken["labels"] = self.setup.labels[draw.rows].astype(np.int64)
+        if draw.mixture is not None:
+            taken["partners"] = self.setup.labels[draw.mixture.partners].astype(np.int64)
+            taken["share"] = draw.mixture.share
+        return taken
 
     def said(self, batch: Batch, mix: Mix | None) -> Tensor:
         """The teacher's probabilities, float32 [B, C], of what the student sees."""
         if not self.answers.crops:
             return self.answers.teacher(batch.pixels).probabilities
-        teacher = self.answers.dense(batch.extra)
-        return teacher if mix is None else mix.targets(teacher)  # it saw both, each on its own
+        return self.answers.dense(batch.extra)  # of the mixture, if images come mixed
 
     def forward(self, inputs: Tensor, batch: Batch, mix: Mix | None) -> Learnt:
         teacher = self.said(batch, mix)
@@ -115,12 +123,13 @@ class Distillation(Task):
         """
         labels, criterion = batch.extra["labels"], self.setup.criterion
         known = (labels >= 0).float()
-        stated = labels.clamp_min(0)  # of images without a label any will do: it counts nothing
-        losses = criterion.per_image(logits, stated) * known
+        losses = criterion.per_image(logits, labels.clamp_min(0)) * known  # without a label any will do
         if mix is not None:
-            partners = criterion.per_image(logits, mix.partners(stated)) * mix.partners(known)
-            losses = losses * mix.share + partners * (1 - mix.share)
-            known = known * mix.share + mix.partners(known) * (1 - mix.share)
+            partners = mix.partners(labels)
+            theirs = (partners >= 0).float()
+            partly = criterion.per_image(logits, partners.clamp_min(0)) * theirs
+            losses = losses * mix.share + partly * (1 - mix.share)
+            known = known * mix.share + theirs * (1 - mix.share)
         return losses, known
 
     @classmethod
