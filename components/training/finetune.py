@@ -7,7 +7,7 @@ from pathlib import Path
 
 from components.common.step import step
 from components.common.storage import need, write_json
-from components.training import budget, driver, preflight, results
+from components.training import advice, budget, driver, preflight, results
 from components.training.metrics import evaluate
 from components.training.params import FinetuneParams
 from components.training.spec import Phase
@@ -59,5 +59,6 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
         results.show_curves(run.page, "Training curves of the teacher", result.history)
         results.show_recall(run.page, "The teacher's recall per class", metrics)
         results.show_confusion(run.page, "The teacher's confusion matrix", actual, predictions["val"], names)
+        advice.tell(run, advice.facts(spec, result, "teacher", "teacher"))
         run.tracker.summary(results.headline(metrics))
     driver.forget(folder)

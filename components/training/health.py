@@ -15,6 +15,25 @@ CHANCE = 1.1  # times what guessing reaches: no more than that is guessing
 JUDGED_STEPS = 50  # before so many steps a validation loss says little
 
 
+# Initial rates as they are published, for how many images a step, and how they go with that number.
+# SGD: Goyal et al., "Large Minibatch SGD", 2017, sec. 2.1. AdamW: Touvron et al., "DeiT", 2021, table 9.
+# LAMB: Wightman et al., "ResNet strikes back", 2021, table 2. RMSprop: Tan & Le, "EfficientNet", 2019, 5.
+# Those that divide by the gradient's size go with the square root (Malladi et al., "On the SDEs and Scaling
+# Rules for Adaptive Gradient Algorithms", 2022).
+USUAL_RATES = {
+    "sgd": (0.1, 256, 1.0),
+    "adamw": (1e-3, 1024, 0.5),
+    "lamb": (5e-3, 2048, 0.5),
+    "rmsproptf": (0.256, 4096, 1.0),
+}
+
+
+def usual_rate(optimizer: str, images: int) -> float:
+    """The published initial rate of an optimizer for so many images a step."""
+    rate, batch, power = USUAL_RATES[optimizer]
+    return rate * (images / batch) ** power
+
+
 class Stop(Exception):  # noqa: N818
     """Training makes no sense any more; ``rule`` is the finding that says why."""
 
@@ -99,6 +118,39 @@ def need_finite(value: float, phase: str, epoch: int, step: int, kept: str) -> N
         "Lower lr.initial, lengthen lr.warmup_epochs, or set optimizer.clip_norm (1.0 is usual).",
         value,
         waivable=False,  # no step can be taken from a loss that is no number
+    )
+
+
+def teacher_changed(what: str, phase: str, epoch: int, kept: str) -> Stop:
+    """The finding ``distill.teacher_changed``: nothing that was learnt from it since can be trusted.
+
+    Args:
+        what: a part of it, and what happened to that.
+        epoch: counted from 1.
+    """
+    return Stop(
+        "distill.teacher_changed",
+        f"{phase}: the teacher is no longer what it was when epoch {epoch} began: {what}; {kept}.",
+        "A task or a callback trains it, or sets its mode: it must only answer (eval mode, no gradients).",
+        1.0,
+        waivable=False,
+    )
+
+
+def labels_drift(said: str, worst: float, limit: float) -> Stop:
+    """The finding ``distill.labels_drift``: what is replayed is not what the teacher says.
+
+    Args:
+        said: which labels, and how far they are off, in a sentence without its full stop.
+        worst, limit: in the unit that ``said`` names.
+    """
+    return Stop(
+        "distill.labels_drift",
+        f"{said} (limit {limit:g}).",
+        "Remove the folder .retort/cache/soft_labels: they are made again; where that does not help, set "
+        "distill.teacher_labels: online and report it.",
+        worst,
+        waivable=False,
     )
 
 

@@ -350,7 +350,7 @@ def test_a_phase_ends_early_when_nothing_gets_better(
     spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer.metrics, "macro_recall", lambda actual, predicted: 0.5)
-    monkeypatch.setattr(trainer.Trainer, "_predict", lambda self, module, split: (
+    monkeypatch.setattr(trainer.Trainer, "_predict", lambda self, module, split, size: (
         np.zeros(32, dtype=np.int64), 1.0))  # fmt: skip
     long = replace(changed(spec, patience=2), phases=(replace(spec.phases[0], epochs=9),), patient=True)
     assert [row["epoch"] for row in local.run(long).result.history] == [1, 2, 3]
