@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from components.common.params import Section
 
@@ -40,9 +41,20 @@ class Optimizer(Section):
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="factor of the rate from each layer to the one before it; null: none"
     )
+    stage_rates: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None,
+        description="factors of the rate for equal parts of the backbone, the input's first; []: none; null: "
+        "the published ones where the start weights were themselves distilled, else none",
+    )
     clip_norm: float | None = Field(
         None, gt=0, description="largest norm of a step's gradient, which is scaled down to it; null: any"
     )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Optimizer:
+        if self.layer_decay is not None and self.stage_rates:
+            raise PydanticCustomError("both", "layer_decay and stage_rates both scale the rate; set one")
+        return self
 
 
 class Train(Section):

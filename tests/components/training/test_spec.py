@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from components.audit.plan import Plan, read_plan
+from components.common.storage import read_json, write_json
 from components.models.params import Optimizer
 from components.training import augmentation, driver
 from components.training.params import DistillParams
@@ -86,3 +87,29 @@ def test_a_phase_may_have_a_size_an_optimizer_and_an_augmentation_of_its_own(
     assert both.costs(plain) == (1.0, 1.0)
     assert both.costs(own) == ((spec.size * 1.5 / 24) ** 2, 2.25)
     assert both.judging_costs() == {"teacher": 2.25}, "that of its last phase"
+
+
+def test_start_weights_that_were_distilled_learn_by_stages(
+    data: SimpleNamespace, params: DistillParams, weights: Path, capsys
+) -> None:
+    """By their name, or by what their lineage says; not where a person has decided."""
+
+    def spec_of(**teacher: object) -> TrainSpec:
+        net = params.teacher.model_copy(update=teacher)
+        given = params.model_copy(update={"teacher": net})
+        return make_spec(data, given, weights / "teacher.safetensors")
+
+    plain = spec_of()
+    assert plain.optimizer.stage_rates is None
+    capsys.readouterr()
+    named = spec_of(weights="ResNet50_vd_ssld_pretrained.tar")
+    assert named.optimizer.stage_rates == [0.25, 0.25, 0.5, 0.5, 0.75]
+    assert "ResNet50_vd_ssld_pretrained.tar: weights that were distilled learn at" in capsys.readouterr().err
+    assert named.key() != plain.key()
+    for own in (Optimizer(stage_rates=[]), Optimizer(layer_decay=0.7)):
+        assert spec_of(weights="x_ssld.tar", optimizer=own).optimizer == own
+    record = weights / "teacher.json"
+    content = read_json(record)
+    content["lineage"].append({"source": "teacher: outputs/teacher/model.safetensors", "sha256": "0"})
+    write_json(record, content)
+    assert spec_of().optimizer.stage_rates == named.optimizer.stage_rates
