@@ -17,6 +17,8 @@ ALL_CLASSES = 128  # up to so many all are kept: of 200, 20 cost up to 5 % of a 
 LOWEST = -32.0  # least logarithm that the kept classes have: 1e-14, which no loss feels
 LEAST_BITS = 12  # of a logarithm: steps of 0.008, an error of 0.4 % of a probability
 REST_BYTES = 2
+SUREST = 3  # classes of a label by which it is compared with another
+LEAST_FELT = -16.0  # ... and the least logarithm of theirs: float16 has steps of 0.016 beyond
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ class LabelForm:
             rest = rest - math.log(self.classes - self.kept)
             logs = rest.expand(-1, self.classes).scatter(1, classes, top)
         return (logs * self.temperature).log_softmax(dim=1)
+
+    def apart(self, stored: Tensor, again: Tensor) -> Tensor:
+        """How far labels are from others of the same pictures: nats, float32 [B].
+
+        The largest difference of the log-probabilities of the classes that ``stored`` is surest of. One below
+        ``LEAST_FELT`` counts as that.
+        """
+        logs, others = (self.logits(part).clamp_min(LEAST_FELT) for part in (stored, again))
+        top = logs.topk(min(SUREST, self.classes), dim=1).indices
+        return (logs.gather(1, top) - others.gather(1, top)).abs().amax(dim=1)
 
     def entries(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         """The kept classes int64 [B, k] of labels of which not all are, and their logarithms float32."""

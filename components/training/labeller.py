@@ -17,6 +17,7 @@ from components.training.mixing import Mixer
 from components.training.pace import TIMED_SECONDS
 from components.training.pool import SureForm, choose
 from components.training.precision import Precision
+from components.training.replay import Replay
 from components.training.reporter import Reporter
 from components.training.spec import TrainSpec
 from components.training.teacher import open_teacher
@@ -43,6 +44,7 @@ def ask_teacher(
 
     Raises:
         RetortError: the teacher was trained for other classes, or another size.
+        Stop: soft labels of an earlier run are not what the teacher says (``distill.labels_drift``).
     """
     distill, cache = spec.distill, spec.soft_labels
     assert spec.teacher is not None
@@ -68,16 +70,20 @@ def ask_teacher(
             left = (now - started) / (done - first) * (wanted - done)
             reporter.promise(left, f"soft labels of {wanted:,} images")
 
+    replay = Replay(index, group, precision)
+
     def ask(
         rows: np.ndarray, view: int, kept: soft_labels.Form, mixer: Mixer | None = None
     ) -> soft_labels.SoftLabels:
         seen = [augment.size, augment.recipe.source] if view == PLAIN else augment.key(precision.device)
         shown = {"number": view, "pictures": seen, "mixed": None if mixer is None else mixer.key()}
         what = soft_labels.about(teacher.cards, index.fingerprint, rows, shown, kept, precision)
-        return soft_labels.make(
-            cache / soft_labels.name_of(what), what, teacher, feed, rows, view, kept, spec.valid.batch_size,
-            group, advance, reporter.note, exchange, mixer,
-        )  # fmt: skip
+        asker = soft_labels.Asker(teacher, feed, view, kept, spec.valid.batch_size, advance, mixer)
+        labels = soft_labels.make(
+            cache / soft_labels.name_of(what), what, asker, rows, group, reporter.note, exchange
+        )
+        replay.add(labels, asker)
+        return labels
 
     unlabelled = np.empty(0, dtype=np.int64)
     if len(pool) and distill.unlabeled_per_class:
@@ -90,4 +96,5 @@ def ask_teacher(
         if augment.recipe.mixup or augment.recipe.cutmix:
             mixer = Mixer(augment.recipe, spec.seed, augment.size, everything, index.labels)
         crops = [ask(everything, crop, form, mixer) for crop in range(distill.crops)]
-    return soft_labels.Answers(teacher, crops, form, mixer), unlabelled
+    replay.check(feed)
+    return soft_labels.Answers(teacher, crops, form, mixer, replay.again if cached else None), unlabelled

@@ -33,6 +33,12 @@ class SureForm:
         parts = [label.int(), best - energy, energy]
         return torch.stack([part.view(torch.int32) for part in parts], dim=1).view(torch.uint8)
 
+    def apart(self, stored: Tensor, again: Tensor) -> Tensor:
+        """How far answers are from others about the same pictures: nats, float32 [B]."""
+        old, new = (answers(part.numpy()) for part in (stored, again))
+        parts = [np.abs(old[name] - new[name]) for name in ("log", "energy")]
+        return torch.from_numpy(np.maximum(*parts))
+
     def key(self) -> list[object]:
         """What decides the bytes, for keys of caches."""
         return ["sure", VERSION]

@@ -44,6 +44,16 @@ class Form(Protocol):
     def encode(self, logits: Tensor) -> Tensor:
         """Logits float [B, C] -> uint8 [B, bytes], on the same device."""
 
+    def apart(self, stored: Tensor, again: Tensor) -> Tensor:
+        """How far answers are from others about the same pictures, in nats.
+
+        Args:
+            stored, again: uint8 [B, bytes].
+
+        Returns:
+            Float32 [B].
+        """
+
     def key(self) -> list[object]:
         """What decides the bytes."""
 
@@ -136,12 +146,27 @@ class Answers:
         crops: soft labels of each augmented view; empty: the teacher is asked at every step.
         form: of the labels.
         mixer: how their pictures are mixed; None: they are not.
+        recheck: compares some of them with what the teacher says, from a feed; told the epoch's number.
     """
 
     def __init__(
-        self, teacher: Teacher, crops: list[SoftLabels], form: LabelForm, mixer: Mixer | None = None
+        self,
+        teacher: Teacher,
+        crops: list[SoftLabels],
+        form: LabelForm,
+        mixer: Mixer | None = None,
+        recheck: Callable[[Feed, int], None] | None = None,
     ) -> None:
-        self.teacher, self.crops, self.form, self.mixer = teacher, crops, form, mixer
+        self.teacher, self.crops, self.form, self.mixer, self._recheck = teacher, crops, form, mixer, recheck
+
+    def recheck(self, feed: Feed, number: int) -> None:
+        """Compare some kept labels with what the teacher says; all workers must call it.
+
+        Raises:
+            Stop: with ``distill.labels_drift``.
+        """
+        if self._recheck is not None:
+            self._recheck(feed, number)
 
     def take(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
         """``stored``: what is kept about views of rows, uint8 [B, bytes]; nothing where nothing is cached."""
@@ -167,17 +192,11 @@ class Answers:
 def make(
     folder: Path,
     what: Mapping[str, object],
-    teacher: Teacher,
-    feed: Feed,
+    asker: Asker,
     rows: np.ndarray,
-    view: int,
-    form: Form,
-    batch_size: int,
     group: Group,
-    advance: Callable[[int], None],
     note: Callable[[str], None],
     exchange: Exchange | None = None,
-    mixer: Mixer | None = None,
 ) -> SoftLabels:
     """Ask the teacher about one view of each row, each worker about its share, and keep the answers.
 
@@ -187,17 +206,13 @@ def make(
     Args:
         what: as ``about`` has it.
         rows: int64, ascending.
-        form: what is kept of each answer.
-        advance: told how many images this worker has done.
         note: told what a person should know.
-        mixer: how pictures are mixed; None: they are not.
     """
     have = usable(folder, what, note) if group.leads else True
     if not all(group.gather(have)):
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
-        teacher.assert_frozen()
-        asker = _Asker(teacher, feed, view, form, batch_size, advance, mixer)
+        asker.teacher.assert_frozen()
         chunks = range(-(-len(rows) // CHUNK))
         names = [_chunk(partial, chunk) for chunk in chunks]
         alone = len(chunks) // group.world * group.world  # what is left of them is made by all together
@@ -206,7 +221,7 @@ def make(
             together = chunk >= alone
             there = (not together or group.rank == 0) and _here(names[chunk], exchange)
             if group.agree(there) if together else there:
-                advance(len(part[group.rank :: group.world]) if together else len(part))
+                asker.advance(len(part[group.rank :: group.world]) if together else len(part))
                 continue
             answers = asker.share(part, group) if together else asker(part)
             if answers is not None:
@@ -220,7 +235,7 @@ def make(
             _finish(partial, folder, rows, what)
         group.barrier()
     else:
-        advance(len(rows[group.rank :: group.world]))
+        asker.advance(len(rows[group.rank :: group.world]))
     return SoftLabels(folder)
 
 
@@ -266,8 +281,14 @@ def _shown(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class _Asker:
-    """Asks the teacher about one view of some rows."""
+class Asker:
+    """Asks the teacher about one view of some rows.
+
+    Args:
+        form: what is kept of each answer.
+        advance: told how many images were asked about.
+        mixer: how their pictures are mixed; None: they are not.
+    """
 
     teacher: Teacher
     feed: Feed
@@ -275,7 +296,7 @@ class _Asker:
     form: Form
     batch_size: int
     advance: Callable[[int], None]
-    mixer: Mixer | None
+    mixer: Mixer | None = None
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Labels uint8 [n, bytes]."""

@@ -324,6 +324,8 @@ class Trainer:
         number, feed, batch_size = self._number(phase), self.supply.learn(phase), spec.train.batch_size
         if task.setup.answers is not None:
             task.setup.answers.teacher.assert_frozen()
+            if task.unlabelled:
+                task.setup.answers.recheck(feed, number)
         learner.begin_epoch()
         self._restore_buffers(learner)
         # a network that may be compiled sees one size of batch

@@ -92,9 +92,11 @@ def maker(data: SimpleNamespace, feed: Feed) -> Callable[..., soft_labels.SoftLa
         shown = {"number": view, "pictures": Augment("light", 3, SIZE).key(CPU.device)}
         what = soft_labels.about(teacher.cards, index.fingerprint, rows, shown, form, CPU)
         said = values.pop("said", None)
+        asker = soft_labels.Asker(
+            values.pop("teacher", teacher), feed, view, form, 16, values.pop("advance", lambda count: None)
+        )
         return soft_labels.make(
-            Path(folder), {**what, **values.pop("what", {})}, teacher, feed, rows, view, form, 16,
-            Group(0, 1, True), values.pop("advance", lambda count: None),
+            Path(folder), {**what, **values.pop("what", {})}, asker, rows, Group(0, 1, True),
             print if said is None else said.append, values.pop("exchange", None),
         )  # fmt: skip
 
