@@ -10,7 +10,10 @@ from components.models import build
 from components.models.params import Arch
 from components.training.params import Distill
 
-MANY_CLASSES = 200  # from here on symmetric KL learns slower than KL at any rate that suits both
+# From here on softened KL agrees with the teacher sooner. Three digits in a row, 1,000 classes, 4,000 images,
+# SGD at 0.1 fitted to each loss, five epochs, one seed: kd at temperature 2 92.8 %, ssld 84.8, kd at 1 72.8;
+# of 100 classes all are within a point.
+MANY_CLASSES = 200
 LARGE_POOL = (
     1.0  # unlabelled images for each labelled one, above which they are the better part of the lesson
 )
@@ -26,7 +29,7 @@ PUBLISHED_SHARE = {
     "deit": 0.5,  # half for each token
     "deit_soft": 0.9,  # lambda = 0.1
 }
-PUBLISHED_TEMPERATURE = {"deit_soft": 3.0}  # others: 1, as for ImageNet
+TEMPERATURES = {"kd": 2.0, "deit_soft": 3.0}  # as measured above, and as published; others: 1, as published
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def choose(settings: Distill, known: Known) -> Chosen:
         share, therefore = _share(method, known)
     temperature = settings.temperature
     if temperature is None:
-        temperature = PUBLISHED_TEMPERATURE.get(method, 1.0)
+        temperature = TEMPERATURES.get(method, 1.0)
     said = f"{method}: {why}. Labels have a share of {share:.2g} of the loss: {therefore}."
     return Chosen(method, share, temperature, said)
 
@@ -103,7 +106,7 @@ def _method(settings: Distill, known: Known) -> tuple[str, str]:
     if both and build.has_distillation_head(known.student):
         return "deit", f"{known.student.name} has a head of its own for what the teacher says"
     if known.classes >= MANY_CLASSES:
-        return "kd", f"with {known.classes:,} classes KL divergence learns faster than the published loss"
+        return "kd", f"with {known.classes:,} classes softened KL learns sooner than the published loss"
     return "ssld", f"the published loss, for {known.classes:,} classes"
 
 

@@ -44,7 +44,7 @@ def test_a_pool_larger_than_the_labelled_images_teaches_alone() -> None:
 
 def test_many_classes_take_kl() -> None:
     chosen = choose(Distill(), replace(KNOWN, classes=1000))
-    assert (chosen.method, chosen.temperature) == ("kd", 1.0)
+    assert (chosen.method, chosen.temperature) == ("kd", 2.0)
     assert "1,000 classes" in chosen.why
 
 
