@@ -89,9 +89,7 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
             f"weights: {label}: anybody on the way may change what comes over http; use https, or give "
             "weights_sha256"
         )
-    name = PurePosixPath(unquote(urlsplit(label).path)).name or "weights"
-    key = hashlib.sha256(label.encode()).hexdigest()[:16]
-    place = _Place(state_dir("downloads", key), name.replace("\0", ""))
+    place = _place(label)
     known = place.known()
     wanted = expected or known.get("sha256")
     if place.content.is_file():
@@ -114,10 +112,26 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
     return place.content, digest, when
 
 
+def kept(label: str) -> Path | None:
+    """The file that ``fetch`` keeps of a download, if it is there; nothing is fetched.
+
+    Args:
+        label: as for ``fetch``.
+    """
+    place = _place(label)
+    return place.content if place.content.is_file() else None
+
+
 def forget(content: Path) -> None:
     """Remove what ``fetch`` gave, and the record that later downloads are held to."""
     remove(content)
     remove(content.with_name(RECORD))
+
+
+def _place(label: str) -> _Place:
+    name = PurePosixPath(unquote(urlsplit(label).path)).name or "weights"
+    key = hashlib.sha256(label.encode()).hexdigest()[:16]
+    return _Place(state_dir("downloads", key), name.replace("\0", ""))
 
 
 def _download(place: _Place, label: str, url: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from components.models.dataflow import image_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 IMAGES = 8
 CHANNELS = 16  # below which a correlation may come by chance
@@ -46,7 +46,7 @@ class Fit:
         return self.means < LEAST_MEANS and self.variances < LEAST_VARIANCES
 
 
-def norm_fits(module: nn.Module) -> list[Fit]:
+def norm_fits(module: nn.Module, images: Sequence[Tensor] = ()) -> list[Fit]:
     """How each batch norm of a network fits its inputs, in the order in which they compute.
 
     Each norm works with the statistics of these inputs, so that one wrong kernel shows at its own norm and
@@ -55,6 +55,8 @@ def norm_fits(module: nn.Module) -> list[Fit]:
 
     Args:
         module: in eval mode: float32 [N, 3, H, W] -> anything.
+        images: real ones, float32 [N, 3, S, S] each as the network takes them; the artificial ones then have
+            their size. A norm keeps its best correlations: which images it was trained on is not asked.
     """
     judged: dict[str, Any] = {name: norm for name, norm in module.named_modules() if _tells(norm)}
     found: dict[str, Fit] = {}
@@ -78,8 +80,9 @@ def norm_fits(module: nn.Module) -> list[Fit]:
     try:
         if judged:
             with torch.inference_mode():
-                for images in _images(image_size(module)):
-                    module(images)
+                size = images[0].shape[-1] if images else image_size(module)
+                for batch in (*images, *_images(size)):
+                    module(batch)
     finally:
         for hook in hooks:
             hook.remove()
