@@ -56,7 +56,12 @@ OWN_DATA: dict[str, dict[str, Any]] = {
         "train": {"epochs": 20, "augment": "flip"},
     },
     # how EfficientNet-lite was trained on ImageNet-1k (see the checkout's params.yaml)
-    "distill": {"crops": 4, "reference_lr": 0.016, "reference_batch": 256},
+    "distill": {
+        "crops": 4,
+        "reference_lr": 0.016,
+        "reference_batch": 256,
+        "reference_optimizer": "rmsproptf",
+    },
 }
 
 README = """\

@@ -51,7 +51,7 @@ def distill(
         FindingsError: preflight.shm, train.finite or train.learns.
         RetortError: the gate did not pass these inputs; a file, the plan, Ray or a worker is at fault.
     """
-    judged = gate.inputs(manifest, plan, teacher, weights)
+    judged = gate.inputs(manifest, plan, teacher, weights, params.distill.teachers)
     inputs = {**judged, "outputs/check/gate.json": check / gate.FILE}
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")

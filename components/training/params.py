@@ -84,6 +84,9 @@ class Distill(Section):
         None, gt=0, description="initial learning rate used to train this student on ImageNet-1k"
     )
     reference_batch: int | None = Field(None, ge=1, description="total batch size of that rate")
+    reference_optimizer: Literal["sgd", "adamw", "lamb", "rmsproptf"] | None = Field(
+        None, description="optimizer of that rate, which says nothing of others; null: the student's"
+    )
     control: bool = Field(
         True, description="train the same student without a teacher too, and report the difference"
     )

@@ -19,6 +19,8 @@ from components.common.errors import RetortError
 from components.dataset import s3
 from components.dataset.params import Data
 from components.training.estimate import Speed
+from components.training.gate.rate import limit
+from components.training.params import CheckParams
 from pipelines import cli
 from pipelines.facts import DataFacts, MachineFacts, look, machine
 from pipelines.init import OWN_DATA
@@ -61,11 +63,13 @@ def test_few_images_get_small_batches_a_rate_to_match_and_steps_enough(labelled:
 
 
 def test_the_gate_takes_the_proposed_rate_whatever_the_batch() -> None:
-    distill = OWN_DATA["distill"]
     for labelled in (40, 2_000, 10_000):
-        student = proposed(photos(labelled)).values["student"]
-        limit = distill["reference_lr"] * student["train"]["batch_size"] / distill["reference_batch"]
-        assert student["lr"]["initial"] <= limit
+        values = proposed(photos(labelled)).values
+        student = values["student"]
+        student = {**OWN_DATA["student"], **student, "lr": student["lr"]}
+        params = CheckParams.model_validate({"student": student, "distill": OWN_DATA["distill"]})
+        total = params.student.train.batch_size  # of one worker; more of them are let have more
+        assert params.student.lr.initial <= limit(params, total).rate
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from components.audit.plan import Plan, Sampling
-from components.common.storage import sha256_file, write_json
+from components.common.storage import read_json, sha256_file, write_json
 from components.dataset import images, manifest
 from components.models.params import Arch
 from components.training.params import DistillParams
@@ -81,12 +81,14 @@ def train(module: Any, arch: Arch, folder: Path, steps: int) -> None:
 
 
 def write_start(weights: Path, who: str, tensors: dict[str, Any]) -> None:
-    """Start weights and their record, as the step ``weights`` leaves them."""
+    """Start weights, their source, and their record, as the step ``weights`` leaves them."""
     from safetensors.torch import save_file
 
     path = weights / f"{who}.safetensors"
     save_file(tensors, str(path))
-    lineage = [{"source": "start.safetensors", "sha256": "00", "coverage": 1.0}]
+    source = weights.parents[1] / f"{who}-start.safetensors"
+    shutil.copyfile(path, source)
+    lineage = [{"source": source.name, "sha256": sha256_file(source), "coverage": 1.0}]
     write_json(path.with_suffix(".json"), {"sha256": sha256_file(path), "lineage": lineage})
 
 
@@ -117,7 +119,7 @@ def write_networks(folder: Path) -> None:
         mean=list(mean),
         std=list(std),
         data_fingerprint=manifest.fingerprint(folder / "data/clean.parquet"),
-        lineage=[Lineage(source="start.safetensors", sha256="00", coverage=1.0)],
+        lineage=[Lineage.model_validate(read_json(weights / "teacher.json")["lineage"][0])],
         sha256="",
     )
     teacher = folder / "outputs/teacher"
@@ -156,7 +158,6 @@ def params(data: SimpleNamespace) -> DistillParams:
     """Parameters for both networks, small enough to train in seconds."""
     net = {
         "arch": {"name": ARCH},
-        "weights": "start.safetensors",
         "lr": {"initial": 0.02},
         "train": {"epochs": 3, "batch_size": 12},
     }
@@ -164,8 +165,8 @@ def params(data: SimpleNamespace) -> DistillParams:
         {
             "global": {"image_size": SIZE, "seed": 3},
             "data": {"root": data.root},
-            "teacher": net,
-            "student": net,
+            "teacher": {**net, "weights": "teacher-start.safetensors"},
+            "student": {**net, "weights": "student-start.safetensors"},
             "distill": {
                 "crops": 2,
                 "unlabeled_per_class": 2,

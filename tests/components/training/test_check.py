@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.common.errors import FindingsError, RetortError
-from components.common.findings import Finding, read_report
+from components.common.findings import Finding, Report, read_report
 from components.common.step import Run
 from components.common.storage import sha256_file
 from components.common.tracking import Tracker
@@ -22,15 +22,10 @@ from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
 from components.training import driver, gate
-from components.training.check import (
-    _judge_accuracy,
-    above,
-    chance,
-    check,
-    constant_share,
-    correlations,
-    reference,
-)
+from components.training.check import check, rules
+from components.training.gate.evidence import constant_share
+from components.training.gate.rate import reference
+from components.training.gate.teacher import Subject, above, chance, correlations, judge_accuracy
 from components.training.params import CheckParams, DistillParams
 from tests.components.training.conftest import train, write_start
 
@@ -41,25 +36,42 @@ Judge = Callable[..., dict[str, Finding]]
 def judge(
     data: SimpleNamespace, params: DistillParams, weights: Path, teacher: Path, tmp_path: Path
 ) -> Judge:
-    """Run the check with some values changed; the findings by rule."""
+    """Ask the rules with some values changed; of each rule the worst level, and what was said at it."""
 
     def run(**changes: dict[str, Any]) -> dict[str, Finding]:
-        values = params.model_dump(by_alias=True)
-        for section, change in changes.items():
-            values[section] = {**values[section], **change}
-        out = tmp_path / "outputs/check"
-        failed = False
-        try:
-            check(CheckParams.model_validate(values), manifest=data.manifest, plan=data.plan,
-                  teacher=teacher, weights=weights, out=out)  # fmt: skip
-        except FindingsError:
-            failed = True
-        report = read_report(out / "report.json")
-        assert report.passed is not failed
-        assert (out / gate.FILE).exists() is not failed, "a gate is written only when it is open"
-        return {finding.rule: finding for finding in report.findings}
+        changed = with_values(params, **changes)
+        asked = Run("check", changed, tmp_path / "outputs/check", Tracker("check", changed.registry))
+        rules(asked, changed, manifest=data.manifest, teacher=teacher, weights=weights)
+        found: dict[str, Finding] = {}
+        for level in ("info", "warning", "error"):
+            for rule in {finding.rule for finding in asked.report.findings if finding.level == level}:
+                of = [f for f in asked.report.findings if (f.rule, f.level) == (rule, level)]
+                said = "\n".join(finding.message for finding in of)
+                found[rule] = of[0].model_copy(update={"message": said})
+        return found
 
     return run
+
+
+def with_values(params: DistillParams, **changes: dict[str, Any]) -> CheckParams:
+    values = params.model_dump(by_alias=True)
+    for section, change in changes.items():
+        values[section] = {**values[section], **change}
+    return CheckParams.model_validate(values)
+
+
+def run_check(params: CheckParams, data: SimpleNamespace, out: Path) -> Report:
+    """The whole step, and its report."""
+    failed = False
+    try:
+        check(params, manifest=data.manifest, plan=data.plan, teacher=data.teacher,
+              weights=data.weights, out=out)  # fmt: skip
+    except FindingsError:
+        failed = True
+    report = read_report(out / "report.json")
+    assert report.passed is not failed
+    assert (out / gate.FILE).exists() is not failed, "a gate is written only when it is open"
+    return report
 
 
 def levels(findings: dict[str, Finding]) -> dict[str, str]:
@@ -78,18 +90,18 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 
 def test_the_gate_opens_when_nothing_is_wrong(judge: Judge) -> None:
     found = judge()
-    assert set(levels(found).values()) == {"info"}
+    assert not [(f.rule, f.message, f.measured) for f in found.values() if f.level != "info"]
     assert set(levels(found)) == {"teacher_accuracy", "teacher_weights", "student_weights", "initial_lr"}
     assert 0.3 <= found["distill.teacher_accuracy"].measured <= 1
 
 
 def test_replaced_images_are_not_blamed_on_the_teacher(
-    data: SimpleNamespace, judge: Judge, tmp_path: Path
+    data: SimpleNamespace, params: DistillParams, tmp_path: Path
 ) -> None:
     row = next(i for i, path in enumerate(data.paths) if path.startswith("val/"))
     (Path(data.root) / data.paths[row]).write_bytes((Path(data.root) / data.paths[row + 1]).read_bytes())
     with pytest.raises(RetortError, match=rf"image\.changed: {data.paths[row]} "):
-        judge()
+        run_check(with_values(params), data, tmp_path / "outputs/check")
     report = read_report(tmp_path / "outputs/check/report.json")
     assert [finding.rule for finding in report.errors()] == ["image.changed"]
 
@@ -151,7 +163,7 @@ def test_a_teacher_is_asked_for_both_classes_of_95_to_5(
     )
     run = Run("check", asked, tmp_path, Tracker("check", asked.registry))
     metrics = {"top1": top1, "macro_recall": macro, "images": 100}
-    _judge_accuracy(run, asked, metrics, np.array([0] * 95 + [1] * 5))
+    judge_accuracy(run, asked, metrics, np.array([0] * 95 + [1] * 5), Subject("teacher", tmp_path))
     assert [finding.level for finding in run.report.findings] == [level]
 
 
@@ -212,8 +224,9 @@ def test_a_teacher_of_other_classes_or_size_is_refused(judge: Judge, teacher: Pa
         assert said in found.message
         assert "retort finetune" in found.advice
     card.model_copy(update={"input_size": [3, 64, 64]}).write(teacher / "model.json")
-    with pytest.raises(RetortError, match="trained at 64 px"):
-        judge()
+    found = judge()["distill.teacher_weights"]
+    assert found.level == "error"
+    assert "trained at 64 px" in found.message
 
 
 def test_a_teacher_that_is_damaged_or_changed_is_a_finding(judge: Judge, teacher: Path) -> None:
@@ -345,10 +358,10 @@ def test_the_table_of_recipes(name: str, expected: tuple[float, int] | None) -> 
 
 
 def test_the_gate_is_for_exactly_what_passed(
-    judge: Judge, data: SimpleNamespace, params: DistillParams, weights: Path, teacher: Path, tmp_path: Path
+    data: SimpleNamespace, params: DistillParams, weights: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    judge()
     folder = tmp_path / "outputs/check"
+    assert run_check(with_values(params), data, folder).passed
     files = gate.inputs(data.manifest, data.plan, teacher, weights)
     gate.demand(folder, params, files)
 

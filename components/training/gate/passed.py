@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,66 @@ from components.common.findings import read_report
 from components.common.storage import need, read_json, sha256_file, write_json
 from components.training.params import CheckParams
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: all settings that decide what is trained, the records of the weights, the plan
 FILE = "gate.json"
+# what changes neither what is trained nor what was judged: where and how fast the work is done, what is kept
+FREE = {
+    "student.train.num_workers", "student.train.checkpoint_minutes", "student.train.compile",
+    "distill.keep", "distill.control", "distill.seeds",
+}  # fmt: skip
 
 
-def inputs(manifest: Path, plan: Path, teacher: Path, weights: Path) -> dict[str, Path]:
-    """The files that the gate judges, by the names that reports use."""
-    return {
+def inputs(
+    manifest: Path, plan: Path, teacher: Path, weights: Path, teachers: Sequence[str] = ()
+) -> dict[str, Path]:
+    """The files that the gate judges, by the names that reports use.
+
+    Args:
+        teachers: folders of more teachers (``distill.teachers``).
+    """
+    files = {
         "data/clean.parquet": manifest,
         "outputs/audit/plan.json": plan,
         "outputs/teacher/model.safetensors": teacher / "model.safetensors",
         "outputs/teacher/model.json": teacher / "model.json",
-        "outputs/weights/teacher.safetensors": weights / "teacher.safetensors",
-        "outputs/weights/student.safetensors": weights / "student.safetensors",
     }
+    for who in ("teacher", "student"):
+        for kind in ("safetensors", "json"):
+            files[f"outputs/weights/{who}.{kind}"] = weights / f"{who}.{kind}"
+    for folder in teachers:
+        for name in ("model.safetensors", "model.json"):
+            files[f"{folder}/{name}"] = Path(folder) / name
+    return files
 
 
 def judged(params: CheckParams) -> dict[str, Any]:
-    """The values that the gate judges, by their keys in params.yaml."""
-    student, distill = params.student, params.distill
+    """The values that the gate judges, or that decide what is trained, by their keys in params.yaml."""
+    sections = {
+        "student": params.student.model_dump(mode="json", exclude={"valid"}),
+        "distill": params.distill.model_dump(mode="json"),
+    }
     return {
         "global.image_size": params.general.image_size,
-        "student.arch": student.arch.model_dump(mode="json"),
-        "student.weights": student.weights,
-        "student.lr.initial": student.lr.initial,
-        "student.train.batch_size": student.train.batch_size,
+        "global.class_num": params.general.class_num,
+        "global.seed": params.general.seed,
+        "teacher.arch": params.teacher.arch.model_dump(mode="json"),
+        "teacher.weights": params.teacher.weights,
         "ray.workers": params.ray.workers,
-        "distill.min_teacher_accuracy": distill.min_teacher_accuracy,
-        "distill.reference_lr": distill.reference_lr,
-        "distill.reference_batch": distill.reference_batch,
         "checks.waive": sorted(rule for rule in params.checks.waive if rule.startswith("distill.")),
+        **{key: value for key, value in _flat(sections).items() if key not in FREE},
     }
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested sections by dotted keys; an architecture stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{above}{name}"
+        if isinstance(value, Mapping) and name != "arch":
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
 
 
 def _hashes(files: dict[str, Path]) -> dict[str, str]:
@@ -65,9 +95,10 @@ def demand(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
     for label in sorted({*now, *gate["inputs"]}):
         if now.get(label) != gate["inputs"].get(label):
             raise RetortError(f"{label}: not the file that passed the check before distillation; {again}")
-    for key, value in judged(params).items():
-        if gate["judged"].get(key) != value:
+    values = judged(params)
+    for key in [*values, *(key for key in gate["judged"] if key not in values)]:
+        if gate["judged"].get(key) != values.get(key):
             raise RetortError(
                 f"{key}: the check before distillation passed with {gate['judged'].get(key)!r}, "
-                f"not with {value!r}; {again}"
+                f"not with {values.get(key)!r}; {again}"
             )
