@@ -28,8 +28,9 @@ DOUBLED = (
 GAP = 0.05  # between training and validation, from which a network has learnt images by heart
 UNFIT = 0.93  # macro recall on the training images below which a network has not learnt even them
 SUREST = 1 / 3  # of the images: those whose label a network is surest about
+SPREAD = 0.75  # of the entropy of errors that are spread evenly over all pairs of classes
 FLAT = 0.55  # of the error rate, still there among them: labels are wrong however easy the image
-FEW_STEPS = 2000  # fewer steps than that are a short training, whatever the epochs
+FITTED = 0.98  # ... and from which on it has
 STARVED = 0.5  # of the median class's images
 BEHIND = 0.15  # below the median class's recall
 MOST = 4  # pieces of advice that are told
@@ -220,15 +221,24 @@ def wrong_labels(known: Facts) -> Advice | None:
     wrong labels. Judged on training images too: a network that has not learnt them by heart contradicts
     their labels.
     """
-    shares = []
+    shares, pairs = [], []
     for asked in (known.val, known.learnt):
         order = np.argsort(-asked.sure, kind="stable")[: max(1, int(len(asked.sure) * SUREST))]
         wrong = asked.said != asked.actual
         shares.append((float(wrong[order].mean()), float(wrong.mean()), len(order)))
+        missed = order[wrong[order]]
+        pairs.append(asked.actual[missed] * len(known.class_names) + asked.said[missed])
     surest, overall = (
         float(np.average([s[i] for s in shares], weights=[s[2] for s in shares])) for i in (0, 1)
     )
     if not 0.04 < surest < 0.5 or surest < FLAT * overall or known.reached < 0.4:
+        return None
+    # a network that cannot tell some classes apart errs in the same way again and again
+    counts = np.unique(np.concatenate(pairs), return_counts=True)[1]
+    classes = int((known.counts > 0).sum())
+    spread = counts / counts.sum()
+    possible = min(int(counts.sum()), classes * (classes - 1))
+    if possible > 1 and -float((spread * np.log(spread)).sum()) < SPREAD * np.log(possible):
         return None
     return Advice(
         "wrong labels",
@@ -314,45 +324,44 @@ def low_rate(known: Facts) -> Advice | None:
     )
 
 
+def _late(known: Facts) -> tuple[float, float]:
+    """Macro recall at half of the epochs, and at their end, the best so far each."""
+    recalls = np.maximum.accumulate([row["val_macro_recall"] for row in known.rows])
+    return float(recalls[max(0, len(recalls) // 2 - 1)]), float(recalls[-1])
+
+
 def more_epochs(known: Facts) -> Advice | None:
     """It still gets better, and images that it has learnt from are not all known yet."""
-    rows = known.rows
-    recalls = np.maximum.accumulate([row["val_macro_recall"] for row in rows])
-    unfit = max(0.0, 0.98 - known.fitted)
-    if unfit < 0.02 or known.steps > 50 * FEW_STEPS:
+    unfit = max(0.0, FITTED - known.fitted)
+    if unfit < 0.01:
         return None
-    if len(rows) > 1:
-        half, end = float(recalls[(len(rows) - 1) // 2]), float(recalls[-1])
-        rising = min(end - half, 1 - end) * 0.6
+    epochs = len(known.rows)
+    if epochs > 1:
+        half, end = _late(known)
+        gain = min(end - half, 1 - end) * 0.6
         told = f"macro recall rose from {half:.0%} to {end:.0%} in the second half"
     else:
-        rising, told = 0.0, "one epoch says nothing of where it ends"
-    short = max(0.0, 1 - known.steps / FEW_STEPS)
-    gain = min(unfit, max(rising, 0.5 * unfit * short * (rising > 0.02 or len(rows) == 1)))
+        gain, told = 0.5 * unfit, "one epoch does not show where it ends"
     return Advice(
         "more epochs",
-        gain,
-        f"{told}, after {len(rows)} epochs of {known.steps // max(1, len(rows)):,} steps; training images "
-        f"are recognised to {known.fitted:.0%}",
-        f"more epochs ({known.who}.train.epochs: {2 * len(rows)} or more)",
+        min(unfit, gain) + known.gap * 0.1 * (gain > 0.02),
+        f"{told}, after {epochs} epochs of {known.steps // max(1, epochs):,} steps; training images are "
+        f"recognised to {known.fitted:.0%}",
+        f"more epochs ({known.who}.train.epochs: {2 * epochs} or more)",
     )
 
 
 def larger_network(known: Facts) -> Advice | None:
     """It stopped getting better, and does not know even what it has learnt from."""
     unfit = max(0.0, UNFIT - known.fitted)
-    late = 0.0
-    if len(known.rows) > 2:
-        recalls = np.maximum.accumulate([row["val_macro_recall"] for row in known.rows])
-        late = float(recalls[-1] - recalls[(len(recalls) - 1) // 2])
     if len(known.rows) < 3 or unfit == 0.0:
         return None
-    settled = max(0.0, 1 - 3 * late / max(unfit, 1e-9))
+    half, end = _late(known)
     return Advice(
         "larger network",
-        0.5 * unfit * settled,
+        0.5 * unfit * max(0.0, 1 - (end - half) / unfit),
         f"even images that it has learnt from are recognised to {known.fitted:.0%} only, and the second half "
-        f"of the epochs brought {100 * late:.1f} points",
+        f"of the epochs brought {100 * (end - half):.1f} points",
         f"a larger network ({known.who}.arch), or larger images (global.image_size)",
     )
 

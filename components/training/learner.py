@@ -196,6 +196,23 @@ class Learner:
         watch.waited += batch.waited
         watch.images += count
 
+    def not_finite(self, batch: Batch) -> list[int]:
+        """Rows of the images of a batch whose own loss is no number, each asked about by itself.
+
+        Twice in one batch, so that batch norms learn of it alone; their statistics may be spoiled already.
+        """
+        found = []
+        self.task.train()
+        with torch.no_grad():
+            for place, row in enumerate(batch.draw.rows):
+                twice = torch.tensor([place, place])
+                draw = Draw(batch.draw.rows[[place] * 2], batch.draw.views[[place] * 2], 2)
+                extra = {name: tensor[twice] for name, tensor in batch.extra.items()}
+                alone = Batch(draw, batch.pixels[twice], extra, 0.0)
+                if not torch.isfinite(self.task(self._tools.normalise(alone.pixels), alone, None).loss):
+                    found.append(int(row))
+        return found
+
     def fit_memory(self, draw: Draw) -> int:
         """Find out in how many parts the GPU's memory holds a batch, as the task takes it; 1 on a CPU.
 

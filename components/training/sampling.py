@@ -161,6 +161,11 @@ class Weights:
                 result[chosen] *= by_label[labels[chosen]]
         return result
 
+    def shares(self, rows: np.ndarray) -> np.ndarray:
+        """Of each class among what is drawn, float64 [C]; sources are not weighed."""
+        drawn = np.bincount(self._columns.labels[rows], minlength=len(self._by_class)) * self._by_class
+        return drawn / max(1e-12, drawn.sum())
+
 
 def _of_labels(weights: Mapping[int, float], count: int) -> np.ndarray:
     """The weight of each label, float64 [count]; 1.0 where none is given."""

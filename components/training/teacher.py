@@ -46,6 +46,7 @@ class Teacher:
         self._module.requires_grad_(False)
         self._normalise = Normalise(card.mean, card.std, precision.device)
         self._seen: Pooled | None = None
+        self._sums = self._summed()  # of its values, as they were read
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -63,6 +64,28 @@ class Teacher:
         """Raises AssertionError when a part of the teacher could train, or normalises by the batch."""
         assert not any(part.training for part in self._module.modules()), "the teacher left eval mode"
         assert not any(parameter.requires_grad for parameter in self._module.parameters())
+
+    def changed(self) -> str:
+        """What is no longer as it was when the teacher was opened, in words; empty: nothing."""
+        for name, part in self._module.named_modules():
+            if part.training:
+                return f"{name or 'the network'} is in training mode"
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad:
+                return f"{name} takes gradients"
+        now = self._summed()
+        return next((f"the values of {name} are others" for name in now if now[name] != self._sums[name]), "")
+
+    def _summed(self) -> dict[str, int]:
+        """One number for each tensor: the sum of its values' bits, read as integers; one look at a GPU."""
+        tensors = self._module.state_dict()
+        sums = []
+        for tensor in tensors.values():
+            bits = tensor.detach()
+            if bits.is_floating_point():
+                bits = bits.view(torch.int32 if bits.element_size() == 4 else torch.int16)
+            sums.append(bits.sum(dtype=torch.int64))
+        return dict(zip(tensors, torch.stack(sums).tolist(), strict=True))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Answer:
@@ -104,6 +127,9 @@ class Teachers(Teacher):
     def assert_frozen(self) -> None:
         for teacher in self._each:
             teacher.assert_frozen()
+
+    def changed(self) -> str:
+        return next((what for teacher in self._each if (what := teacher.changed())), "")
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Answer:

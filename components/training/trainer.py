@@ -18,7 +18,7 @@ from components.models.params import Arch
 from components.training import health, losses, metrics, sampling
 from components.training.context import Context
 from components.training.group import Group
-from components.training.inputs.feed import Feed
+from components.training.inputs.feed import Batch, Feed
 from components.training.inputs.index import open_index
 from components.training.judge import Answers, predict
 from components.training.labeller import ask_teacher
@@ -31,10 +31,12 @@ from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
 from components.training.state import State, Tensors
 from components.training.supply import Supply
-from components.training.tasks import TASKS, Setup
+from components.training.tasks import TASKS, Setup, Task
 from components.training.watch import StepWatch, Sums
 
 JUDGED_ROWS = 2000  # of the training images, as they are: what a network makes of what it has learnt from
+
+FEW_BAD = 0.25  # of a batch: more images without a number have the network in common
 
 
 def train(context: Context, spec: TrainSpec) -> None:
@@ -89,6 +91,10 @@ class Trainer:
         self.state = State()
         self._saved = monotonic()  # when the last checkpoint was
         self._every: int | None = None  # steps between two looks at a GPU
+        self._learner: Learner | None = None  # of the phase
+        self._batch: Batch | None = None  # of the step
+        self._pulse: health.Pulse | None = None  # of the phase
+        self._shares = np.ones(1)  # of the classes, among what is drawn
 
     def run(self) -> None:
         """All phases from where the job stands, then the networks' answers on validation and test."""
@@ -196,6 +202,7 @@ class Trainer:
             phase = spec.phases[state.phase]
             criterion = self._criterion(phase)
             setup = Setup(self.index.labels, criterion, answers, self.precision.device, spec.distill)
+            self._shares = weights.shares(self.labelled)
             self._run_phase(phase, setup, every[state.phase], pace)
 
     def _criterion(self, phase: Phase) -> losses.Loss:
@@ -250,6 +257,7 @@ class Trainer:
             epochs=phase.epochs, done=steps * state.epoch + state.step,
         )  # fmt: skip
         pace.phase(state.phase, state.epoch)
+        self._learner, self._pulse = learner, self._watched(phase, learner, steps)
         choice = health.Choice(spec.train.patience)
         while state.epoch < phase.epochs:
             row, judged_from = self._epoch(learner, epochs, steps, pace)
@@ -322,10 +330,9 @@ class Trainer:
         """One epoch; returns its row of the history, and when its steps were done."""
         spec, state, phase, task = self.spec, self.state, learner.phase, learner.task
         number, feed, batch_size = self._number(phase), self.supply.learn(phase), spec.train.batch_size
-        if task.setup.answers is not None:
-            task.setup.answers.teacher.assert_frozen()
-            if task.unlabelled:
-                task.setup.answers.recheck(feed, number)
+        self._need_teacher(task, phase)
+        if task.setup.answers is not None and task.unlabelled:
+            task.setup.answers.recheck(feed, number)
         learner.begin_epoch()
         self._restore_buffers(learner)
         # a network that may be compiled sees one size of batch
@@ -344,6 +351,7 @@ class Trainer:
         for batch in feed(task.shown(draws), learner.extra):
             done = state.epoch * steps + state.step
             rate = learner.rate(done)
+            self._batch = batch
             learner.step(batch, number, state.step, done, watch)
             state.step += 1
             if watch.due():
@@ -370,6 +378,7 @@ class Trainer:
         }
         finite = all(bool(torch.isfinite(p).all()) for p in learner.module.parameters())
         self._need_finite(val_loss if finite else math.nan, steps)
+        self._need_teacher(task, phase)
         self._need_progress(phase, row, steps, actual)
         return row, trained
 
@@ -379,6 +388,8 @@ class Trainer:
         mean = watch.look(pace)
         self._estimate(pace)
         self.reporter.progress(done, f"epoch {state.epoch + 1}/{phase.epochs}, loss {mean:.3f}")
+        if self._pulse is not None and (what := self._pulse(watch.looked, watch.lately)) is not None:
+            self._stop(health.astray(phase.name, state.epoch + 1, what, self._setting(phase), self._kept()))
         if watch.stop:
             self._save_partly(learner, watch)
             self.reporter.send("left_off", phase=phase.name, epoch=state.epoch + 1, step=state.step)
@@ -412,16 +423,87 @@ class Trainer:
 
     def _need_progress(self, phase: Phase, row: dict[str, Any], steps: int, actual: np.ndarray) -> None:
         rows = [*(past for past in self.state.history if past["phase"] == phase.name), row]
-        if self.spec.patient or not health.learns_nothing(rows, phase.epochs, steps, actual):
+        if self.spec.patient:
             return
-        stop = health.flat(phase.name, rows, steps, self._kept())
+        setting, kept = self._setting(phase), self._kept()
+        slowly = self._pulse is not None and self._pulse.learns
+        if not slowly and health.learns_nothing(rows, phase.epochs, steps, actual):
+            self._stop(health.flat(phase.name, rows, steps, setting, kept))
+        elif (
+            self._pulse is not None
+            and len(rows) == 1
+            and (what := self._pulse.stuck(row, actual)) is not None
+        ):
+            self._stop(health.astray(phase.name, self.state.epoch + 1, what, setting, kept))
+
+    def _stop(self, stop: health.Stop) -> None:
+        """End the job, unless a person wants it trained to its end all the same."""
         if not self.spec.waived:
             raise stop
-        self.reporter.send("stopped", **stop.told)  # a person wants it trained to its end all the same
+        self._pulse = None  # it was said
+        self.reporter.send("stopped", **stop.told)
 
     def _need_finite(self, loss: float, step: int) -> None:
-        phase = self.spec.phases[self.state.phase]
-        health.need_finite(loss, phase.name, self.state.epoch + 1, step, self._kept())
+        if not math.isfinite(loss):
+            phase = self.spec.phases[self.state.phase]
+            health.need_finite(
+                loss,
+                phase.name,
+                self.state.epoch + 1,
+                step,
+                self._kept(),
+                self._setting(phase),
+                self._where(),
+            )
+
+    def _where(self) -> str:
+        """What was no number before any step was taken, or what few images of a batch make so; or nothing."""
+        learner, batch, state = self._learner, self._batch, self.state
+        if learner is None or batch is None:
+            return ""
+        if state.epoch == state.step == 0:
+            for name, tensor in learner.module.named_parameters():
+                if not torch.isfinite(tensor).all():
+                    return f"{name} holds values that are no numbers, from before the first step on"
+        if self.precision.device.type != "cpu":
+            return ""  # other batches have followed by now
+        bad = self.group.gather(learner.not_finite(batch))
+        named = [self.index.path(row) for rows in bad for row in rows]
+        few = 0 < len(named) <= FEW_BAD * batch.draw.total
+        return f"what is said of {named[0]}, alone, is no number" if few else ""
+
+    def _need_teacher(self, task: Task, phase: Phase) -> None:
+        """Raise where the teacher is not what it was when it was opened."""
+        if task.setup.answers is not None and (what := task.setup.answers.teacher.changed()):
+            raise health.teacher_changed(what, phase.name, self.state.epoch + 1, self._kept())
+
+    def _setting(self, phase: Phase) -> health.Setting:
+        spec, distill = self.spec, self.spec.distill
+        optimizer, images = spec.optimizer_of(phase), spec.train.batch_size * self.group.world
+        usual = health.usual_rate(optimizer.name, images)
+        if distill is not None and distill.reference_lr and distill.reference_batch:
+            usual = distill.reference_lr * images / distill.reference_batch
+        return health.Setting(
+            who="student" if spec.teacher is not None else "teacher",
+            optimizer=optimizer.name,
+            rate=phase.lr.initial,
+            usual=usual,
+            images=images,
+            warmup=phase.lr.warmup_epochs,
+            clip=optimizer.clip_norm,
+            loaded=spec.start is not None,
+            half=self.precision.bf16,
+            augment=phase.augment or spec.train.augment,
+        )
+
+    def _watched(self, phase: Phase, learner: Learner, steps: int) -> health.Pulse | None:
+        """What looks for a network that goes astray; None: a loss that stays flat is a result."""
+        if self.spec.patient:
+            return None
+        criterion = learner.task.setup.criterion if phase.task == "labels" else None
+        before = self.state.epoch * steps + self.state.step
+        warmup = max(0.0, phase.lr.warmup_epochs * steps - before)
+        return health.Pulse(health.guessing(criterion, self._shares), self._setting(phase).ratio, warmup)
 
     def _kept(self) -> str:
         finished = len(self.state.history)

@@ -83,7 +83,10 @@ class StepWatch:
         self._at = monotonic()
         self._before = before
         self.total = before  # of the epoch
-        self.lately = Sums()  # ... and of the steps between the last two looks
+        self.lately, self.looked = (
+            Sums(),
+            0,
+        )  # what the steps between the last two looks came to, and how many
         self.stop = self.save = False
         self.waited = 0.0  # seconds, for images
         self.images = 0
@@ -143,7 +146,7 @@ class StepWatch:
         seconds = (now - self._at) / self._since
         for _ in range(self._since):
             pace.step(seconds)
-        self._at, self._since = now, 0
+        self._at, self.looked, self._since = now, self._since, 0
         if not self._at_once:
             fit = int(LOOKED_SECONDS / max(seconds, 1e-6))
             self.every = self._group.agree(min(LOOKED_STEPS, max(1, fit)))

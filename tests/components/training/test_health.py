@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.training import health
+from components.training import health, losses
+from components.training.watch import Sums
 
 
 def row(loss: float, top1: float, recall: float | None = None) -> dict[str, Any]:
@@ -69,3 +70,81 @@ def test_a_phase_ends_after_so_many_epochs_without_a_better_one(recalls: list[fl
     rows = [row(1.0, recall) for recall in recalls]
     assert health.Choice(2).ends(rows) is ends
     assert not health.Choice(None).ends(rows)
+
+
+# --- within an epoch --------------------------------------------------------------------------------------
+
+TEN = health.Guessing(0.1, 2.3026)
+
+
+def watched(values: list[float], tops: list[float], ratio: float = 1.0, guessing: Any = TEN) -> int | None:
+    """The step, of 32 images each, at which something is found; None: never."""
+    pulse = health.Pulse(guessing, ratio, warmup=10)
+    for step, (loss, top1) in enumerate(zip(values, tops, strict=True), 1):
+        if pulse(1, Sums(32 * loss, 32 * top1, 32, 32)):
+            return step
+    return None
+
+
+def test_a_loss_that_explodes_is_found_within_twenty_steps_of_it() -> None:
+    assert watched([2.4] * 20 + [60.0] * 40, [0.1] * 60) in range(21, 41)
+    assert watched([2.4] * 60, [0.1] * 60) is None
+    assert watched([0.2] * 30 + [0.5] * 30, [0.95] * 60) is None, "a trained network, disturbed for a while"
+    assert watched([0.2] * 30 + [9.0] * 30, [0.95] * 30 + [0.11] * 30) is not None, "... and destroyed"
+
+
+def test_a_network_at_chance_above_what_guessing_costs_went_astray() -> None:
+    assert watched([2.6, 2.7] * 100, [0.1] * 200) == 110, "a hundred steps after the warm-up"
+    assert watched([2.6, 2.7] * 100, [0.14] * 200) is None, "some images are recognised"
+
+
+def test_a_slow_start_is_none() -> None:
+    plateau = [2.303, 2.302] * 300
+    assert watched(plateau, [0.1] * 600) is None
+    assert watched(plateau, [0.1] * 600, ratio=50) is not None, "at fifty times the usual rate it is no start"
+    falling = [4.0 - 1.5 * step / 600 for step in range(600)]
+    assert watched(falling, [0.1] * 600, ratio=50) is None
+    many = health.Guessing(0.001, 6.9078)
+    assert watched([7.2 - step / 1500 for step in range(400)], [0.001] * 400, guessing=many) is None
+    rare = health.Guessing(0.95, 0.1985)
+    assert watched([0.24, 0.22] * 200, [0.95] * 400, guessing=rare) is None, "most are of the large class"
+
+
+def test_what_guessing_costs_is_worked_out_with_the_plans_own_loss() -> None:
+    shares = np.array([0.5, 0.25, 0.25])
+    assert health.guessing(losses.CrossEntropy(), shares).loss == pytest.approx(1.5 * np.log(2), abs=1e-3)
+    focal = health.guessing(losses.Focal(2.0), np.full(4, 0.25))
+    assert focal.loss == pytest.approx(0.75**2 * np.log(4), rel=1e-5)
+    assert health.guessing(None, shares) == health.Guessing(0.5, None)
+    assert health.guessing(losses.CrossEntropy(), np.full(100_000, 1e-5)).loss == pytest.approx(
+        11.513, abs=1e-3
+    )
+
+
+def setting(**more: Any) -> health.Setting:
+    values: dict[str, Any] = {
+        "who": "teacher", "optimizer": "sgd", "rate": 0.02, "usual": 0.025, "images": 64, "warmup": 0.5,
+        "clip": None, "loaded": True, "half": False, "augment": "light",
+    }  # fmt: skip
+    return health.Setting(**{**values, **more})
+
+
+@pytest.mark.parametrize(
+    ("change", "finite", "first"),
+    [
+        ({"rate": 1.298}, True, "(1) the rate: 1.298 is 52 times as high as usual"),
+        ({"rate": 1e-5}, True, "(1) the rate: 1e-05 is very low"),
+        ({"warmup": 0.0}, True, "(1) no warm-up"),
+        ({"loaded": False}, True, "(1) no trained weights"),
+        ({}, False, "(1) single large gradients"),
+        ({"clip": 1.0, "half": True}, False, "(1) bf16"),
+    ],
+)
+def test_likely_causes_are_said_in_order(change: dict[str, Any], finite: bool, first: str) -> None:
+    assert setting(**change).causes(finite).startswith(f"Likely causes, in order: {first}")
+
+
+def test_rates_go_with_the_batch_as_they_are_published() -> None:
+    assert health.usual_rate("sgd", 64) == pytest.approx(0.025)
+    assert health.usual_rate("adamw", 1024) == pytest.approx(1e-3)
+    assert health.usual_rate("adamw", 64) == pytest.approx(2.5e-4), "with the square root"

@@ -488,6 +488,7 @@ def test_a_class_with_one_image_a_batch_of_two_and_a_waiting_share(spec: TrainSp
 
 
 def test_weights_that_are_no_number_are_found_at_the_end_of_the_epoch(spec: TrainSpec) -> None:
+    setting = health.Setting("teacher", "sgd", 0.02, 0.02, 32, 0.5, None, True, False, "light")
     with pytest.raises(health.Stop):
-        health.need_finite(math.nan, "finetune", 1, 8, "none")
-    health.need_finite(1.0, "finetune", 1, 8, "none")
+        health.need_finite(math.nan, "finetune", 1, 8, "none", setting)
+    health.need_finite(1.0, "finetune", 1, 8, "none", setting)
