@@ -321,7 +321,7 @@ class Pulse:
 
     @property
     def learns(self) -> bool:
-        """Whether it learns, however slowly: better lately than guessing, by loss or by what is recognised."""
+        """Whether it learns, however slowly: better than guessing lately, by loss or recognised images."""
         chunks = list(self._chunks)
         late = chunks[len(chunks) // 2 :]
         if len(late) < 2:
