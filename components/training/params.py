@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from components.common.params import Section, StepParams
@@ -54,7 +54,9 @@ class Distill(Section):
     )
     seeds: int = Field(1, ge=1, description="trainings of student and control; from 3 on a gain is claimed")
     teacher_labels: Literal["cached", "online"] = Field(
-        "cached", description="soft labels once per crop, kept on disk; or at every step"
+        "cached",
+        validate_default=True,
+        description="soft labels once per crop, kept on disk; or at every step",
     )
     crops: int = Field(1, ge=1, description="augmented views per image whose soft labels are cached")
     top_k_labels: int | None = Field(
@@ -91,22 +93,28 @@ class Distill(Section):
         True, description="train the same student without a teacher too, and report the difference"
     )
 
-    @model_validator(mode="after")
-    def _can_teach(self) -> Distill:
-        if self.method == "feature" and self.teacher_labels == "cached":
-            raise PydanticCustomError(
-                "no_features",
-                "method feature compares what both networks see, which is not kept on disk: set "
-                "teacher_labels to online, or another method",
-            )
-        if self.method.startswith("deit") and self.label_share in (0.0, 1.0):
+    @field_validator("label_share")
+    @classmethod
+    def _for_both_heads(cls, value: float | None, info: ValidationInfo) -> float | None:
+        method = str(info.data.get("method"))
+        if method.startswith("deit") and value in (0.0, 1.0):
             raise PydanticCustomError(
                 "one_head",
-                "method {method} has a head for labels and one for the teacher: label_share must be above 0 "
+                "method {method} has a head for labels and one for the teacher: expected a number above 0 "
                 "and below 1, or null",
-                {"method": self.method},
+                {"method": method},
             )
-        return self
+        return value
+
+    @field_validator("teacher_labels")
+    @classmethod
+    def _holds_features(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("method") == "feature" and value == "cached":
+            raise PydanticCustomError(
+                "no_features",
+                "method feature compares what both networks see, which is not kept on disk: expected online",
+            )
+        return value
 
 
 class Expand(Section):
