@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import hypot, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
 from components.training import cluster, driver, listener, preflight, results
 from components.training.metrics import evaluate
+from components.training.paired import gain, interval
 from components.training.params import CompareWeights, CompareWeightsParams
 from components.training.spec import Phase, TrainSpec
 from components.weights.prepare import prepare_net
@@ -285,36 +285,6 @@ def _read(candidate: str, seed: int, place: Path, split: str) -> Outcome:
 
 
 # --- what they show --------------------------------------------------------------------------------------
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half its 95 % interval by Student's t; None for a single value."""
-    from scipy.stats import t
-
-    count = len(values)
-    if count < 2:
-        return float(np.mean(values)), None
-    half = float(t.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / sqrt(count)
-    return float(np.mean(values)), half
-
-
-def gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float | None]:
-    """Difference of top-1 between two candidates, and half its 95 % interval; None with a single seed.
-
-    Both kinds of noise count: that of training (differences by seed, Student's t) and that of the images
-    (differences by image, averaged over seeds), as independent ones. The second holds a part of the first,
-    so the interval is rather too wide than too narrow.
-
-    Args:
-        actual: classes int64 [n].
-        ours, other: predicted classes int64 [seeds, n], in the same order of seeds.
-    """
-    difference = (ours == actual).astype(float) - (other == actual).astype(float)
-    value, by_seed = interval(difference.mean(axis=1).tolist())
-    if by_seed is None:
-        return value, None
-    by_image = 1.96 * float(difference.mean(axis=0).std()) / sqrt(difference.shape[1])
-    return value, hypot(by_seed, by_image)
 
 
 def _write(

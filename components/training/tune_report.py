@@ -15,7 +15,7 @@ from components.common.step import Run
 from components.common.storage import write_json, write_text
 from components.models.params import Net
 from components.training import metrics, results
-from components.training.compare_weights import interval
+from components.training.paired import interval
 from components.training.params import Tune
 from components.training.tune_space import Tried, described, snippet
 

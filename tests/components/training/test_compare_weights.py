@@ -19,7 +19,8 @@ from components.common.step import Run
 from components.common.tracking import Tracker, connect, tracking_uri
 from components.models.card import read_card
 from components.training import compare_weights as module
-from components.training.compare_weights import choose, compare_weights, gain, interval
+from components.training.compare_weights import choose, compare_weights
+from components.training.paired import gain, interval
 from components.training.params import CompareWeightsParams, DistillParams
 
 
@@ -52,13 +53,15 @@ def test_a_gain_is_paired_by_seed_and_image() -> None:
     other[:, :30] = 1  # wrong on the same 30 images with each seed
     value, half = gain(actual, ours, other)
     assert value == pytest.approx(0.3)
-    assert half == pytest.approx(1.96 * sqrt(0.3 * 0.7) / 10), "seeds agree: what is left is which images"
+    # two images are added that disagree (Agresti & Min, 2005)
+    by_image = sqrt(31 - 30**2 / 102) / 102
+    assert half == pytest.approx(1.96 * by_image, rel=1e-4), "seeds agree: what is left is which images"
 
     other[1, 30:40] = 1
     value, half = gain(actual, ours, other)
     assert value == pytest.approx(0.35)
-    by_image = np.repeat([1.0, 0.5, 0.0], [30, 10, 60]).std()
-    assert half == pytest.approx(hypot(12.7062 * 0.1 / sqrt(2) / sqrt(2), 1.96 * by_image / 10), rel=1e-4)
+    by_image = sqrt(30 + 10 * 0.25 + 1 - 35**2 / 102) / 102
+    assert half == pytest.approx(hypot(12.7062 * 0.1 / sqrt(2) / sqrt(2), 1.96 * by_image), rel=1e-4)
 
 
 @pytest.mark.parametrize(
