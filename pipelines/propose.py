@@ -265,7 +265,7 @@ def _minutes(
         + 2 * values.get("benchmark", {}).get("time_budget_s", 20)
     )
     return {
-        "teacher": (taken["finetune"] + taken["check"]) / 60,
-        "student": taken["distill"] / 60,
+        "teacher": taken["finetune"] / 60,
+        "student": (taken["check"] + taken["distill"]) / 60,
         "rest": rest / 60,
     }

@@ -95,6 +95,8 @@ def _answers(outputs: Path) -> list[tuple[str, str]]:
     """What a person wants to know before any number: did the teacher help, and is the student in use?"""
     answers = []
     student = _json(outputs / "student" / "metrics.json")
+    if "control" in student and "kept" in student:
+        answers.append(("Which network is shipped?", _shipped(student)))
     if "val" in student:
         answers.append(("Did the teacher help?", _helped(student)))
     registered = _json(outputs / "register" / "registered.json")
@@ -107,21 +109,34 @@ def _answers(outputs: Path) -> list[tuple[str, str]]:
     return answers
 
 
+def _shipped(student: dict[str, Any]) -> str:
+    """Student or control: said first, since all that follows is of that one."""
+    tops = {who: student.get(who, {}).get("val", {}).get("top1") for who in ("distilled", "control")}
+    numbers = ", ".join(f"{who} {value:.1%}" for who, value in tops.items() if value is not None)
+    which = (
+        "The student trained without the teacher: it is no worse than the distilled one"
+        if student["kept"] == "control"
+        else "The distilled student"
+    )
+    return f"{which} (top-1 on validation: {numbers}). See distill.kept."
+
+
 def _helped(student: dict[str, Any]) -> str:
     """The student beside the same student without a teacher, on the same validation images."""
     gain, control = student.get("gain", {}), student.get("control", {}).get("val", {})
+    taught = student.get("distilled", student)["val"]
     if "val_top1" not in gain or "top1" not in control:
-        return "Not measured: distill.control is off, so there is no student without a teacher beside it."
-    value, half, images = gain["val_top1"], gain["val_half_width"], student["val"]["images"]
-    low, high = value - half, value + half
+        return "Not measured: there is no student without a teacher beside it (distill.control)."
+    value, low, high, images = gain["val_top1"], gain["val_low"], gain["val_high"], taught["images"]
+    seeds = gain.get("seeds", 1)
     if low > 0:
-        said = "Yes"
+        said = "Yes" if seeds > 2 else "It seems so, of one training"
     elif high < 0:
-        said = "No, it did harm"
+        said = "No, it did harm" if seeds > 2 else "It seems not, of one training"
     else:
         said = "Unknown, the difference is within the noise"
     numbers = (
-        f"{said}: {student['val']['top1']:.1%} top-1 with it, {control['top1']:.1%} without it, "
+        f"{said}: {taught['top1']:.1%} top-1 with it, {control['top1']:.1%} without it, "
         f"{100 * value:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}) on "
         f"{counted(images, 'validation image')}."
     )

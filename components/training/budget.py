@@ -78,12 +78,13 @@ def forecast(
         start: seconds until the first step.
     """
     settings, chosen, labels, online = spec.distill, 0, 0.0, 0.0
+    learns = any(TASKS[phase.task].unlabelled for phase in spec.phases)
     if settings is not None and teacher is not None:
         if settings.unlabeled_per_class:
             chosen = min(counts["unlabeled"], settings.unlabeled_per_class * len(spec.class_names))
             labels = counts["unlabeled"] / teacher.inference
         if settings.teacher_labels == "cached":
-            labels += settings.crops * (counts["train"] + chosen) / teacher.inference
+            labels += learns * settings.crops * (counts["train"] + chosen) / teacher.inference
         else:
             online = 1 / teacher.inference
     judging = counts["val"] / own.inference

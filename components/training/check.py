@@ -7,7 +7,7 @@ from pathlib import Path
 from components.common.progress import at
 from components.common.step import Run, step
 from components.common.storage import need
-from components.training import driver, gate
+from components.training import driver, gate, margin
 from components.training.gate import images, rate, report, student
 from components.training.gate import teacher as teachers
 from components.training.gate.teacher import Subject
@@ -36,7 +36,7 @@ def check(
     with step("check", params, out, inputs=files) as run:
         need(manifest, "validate")
         rules(run, params, manifest=manifest, teacher=teacher, weights=weights)
-        run.stop_on_errors()
+        margin.judge(run, params, manifest=manifest, plan=plan, teacher=teacher, weights=weights, out=out)
         gate.write(run.product(out / gate.FILE), params, files)
 
 

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from time import monotonic
 
-import numpy as np
-
-from components.audit.plan import Plan
-from components.common.progress import say
+from components.common.findings import Finding
+from components.common.progress import at, counted, say
 from components.common.step import Run, step
-from components.common.storage import human_bytes, need, need_disk, state_dir, write_json
+from components.common.storage import human_bytes, need, need_disk, remove, write_json
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
-from components.models.params import LearningRate
-from components.training import budget, driver, gate, preflight, results, soft_labels
-from components.training.metrics import evaluate
-from components.training.params import Distill, DistillParams
-from components.training.spec import Phase, TrainSpec
+from components.training import (
+    advice,
+    cluster,
+    control,
+    driver,
+    gate,
+    listener,
+    method,
+    preflight,
+    results,
+    shipped,
+    soft_labels,
+)
+from components.training.control import NET as CONTROL
+from components.training.control import Trained
+from components.training.inputs.index import open_index
+from components.training.margin import Margin
+from components.training.params import DistillParams
+from components.training.shipped import Pair
+from components.training.spec import TrainSpec
 from components.training.state import TrainResult
 
-CONTROL = "control"
+TEACHER = "teacher: outputs/teacher/model.safetensors"
+ALONE = "control: the student alone, trained on labels without a teacher"
 
 
 def distill(
@@ -34,11 +48,12 @@ def distill(
     check: Path,
     out: Path,
 ) -> None:
-    """Distil the student; writes its model, metrics, history and confusion matrix into ``out``.
+    """Distil the student; writes the better of it and its control, with metrics and history, into ``out``.
 
-    Phases: ``distil`` (JS divergence from the frozen teacher, on labelled and on chosen unlabelled images),
-    ``labelled`` (a short finetune on labels), and the same student without a teacher, on the same number of
-    steps (``control``, when ``distill.control``), to tell what distillation gained.
+    Phases: ``distil`` (what the frozen teacher says, on labelled and on chosen unlabelled images) and
+    ``labelled`` (a short finetune on labels). The control, the same student without a teacher on the same
+    number of steps, comes from the check; it is trained here where that one was shorter, or another. With
+    ``distill.seeds`` both are trained with so many seeds. What is finished is kept until the step is done.
 
     Args:
         manifest: the clean manifest.
@@ -56,63 +71,141 @@ def distill(
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
         gate.demand(check, params, judged)
-        whole = _spec(params, manifest, driver.audited(run, plan), teacher, weights)
-        train = params.student.train
-        spec = budget.within(
-            run,
-            lambda epochs: replace(whole, phases=_phases(params, epochs)),
-            params.ray, "student", params.distill.epochs or train.epochs, train.time_budget_minutes,
-        )  # fmt: skip
-        preflight.preflight(run, spec, params.ray, "student")
+        base = control.student_spec(params, manifest, driver.audited(run, plan), teacher, weights)
+        epochs = control.planned(run, params, base, check / control.FOLDER)
+        margin = Margin.read(check)
+        how = _method(run, params, base, margin)
+        spec = replace(
+            base,
+            distill=method.resolved(params.distill, how),
+            phases=control.student_phases(params, epochs, how.method),
+        )
+        jobs = _Jobs(run, params, spec, epochs, weights, check)
+        preflight.preflight(run, spec, params.ray, "student", max(1, jobs.left()))
         _say_disk(run, params, spec)
-        folder = driver.checkpoints("distill", spec)
-        result = driver.train(run, spec, params.ray, folder)
-        _write(run, params, spec, result, teacher, weights, out)
-    driver.forget(folder)
+        pairs = jobs.run_all()
+        _write(run, params, spec, pairs, margin, how, teacher, weights, out)
+    jobs.forget()
 
 
-def _spec(params: DistillParams, manifest: Path, plan: Plan, teacher: Path, weights: Path) -> TrainSpec:
-    """All but the phases."""
-    student = params.student
-    spec = driver.make_spec(
-        params, student, params.ray, params.data, manifest, plan,
-        driver.start_weights(weights, "student", student), (),
-    )  # fmt: skip
+def _method(run: Run, params: DistillParams, base: TrainSpec, margin: Margin) -> method.Chosen:
+    """What the student will learn of the teacher; said, with the reason."""
+    pool = open_index(base.manifest).count("unlabeled")
+    most = min(pool, params.distill.unlabeled_per_class * len(base.class_names))
+    known = control.known(params, base, most, margin.images, margin.teacher, margin.alone)
+    how = method.choose(params.distill, known)
+    say(f"{run.name}: {how.why}")
+    return how
+
+
+class _Jobs:
+    """The trainings of student and control, with each seed; one Ray cluster for those that are not done."""
+
+    def __init__(
+        self, run: Run, params: DistillParams, spec: TrainSpec, epochs: int, weights: Path, check: Path
+    ) -> None:
+        self._run, self._params, self._check = run, params, check
+        self._lineage = driver.start_lineage(weights, "student", params.student)
+        self._students = [_seeded(spec, spec.seed + n) for n in range(params.distill.seeds)]
+        alone = control.control_spec(params, spec, epochs)
+        self._controls = [_seeded(alone, one.seed) for one in self._students] * params.distill.control
+        self._done: dict[str, Trained] = {}
+        self._failed: set[str] = set()
+        for one in self._students:
+            self._look(one)
+        for one in self._controls:
+            self._look(one)
+        if self._controls:
+            self._take_from_check(self._controls[0])
+
+    def _look(self, spec: TrainSpec) -> None:
+        """Whether it was finished by an earlier run of this step, or by the check on this machine."""
+        found = control.read(control.store(spec), spec)
+        if isinstance(found, Trained):
+            self._done[spec.key()] = found
+
+    def _take_from_check(self, spec: TrainSpec) -> None:
+        name = self._run.name
+        if Margin.read(self._check).failed == spec.key():
+            self._failed.add(spec.key())
+            say(f"{name}: the student alone was stopped in the check, so there is nothing to compare with")
+            return
+        found = control.read(self._check / control.FOLDER, spec)
+        if isinstance(found, Trained):
+            self._done[spec.key()] = found
+            say(f"{name}: the student alone is the one that the check trained")
+        elif spec.key() not in self._done:
+            say(f"{name}: the student alone is trained here: of the check's, {found}")
+
+    def _to_do(self) -> list[tuple[TrainSpec, str]]:
+        """Seed by seed, so that what is broken off has compared something."""
+        jobs = []
+        for n, student in enumerate(self._students):
+            jobs.append((student, "student"))
+            if self._controls:
+                jobs.append((self._controls[n], CONTROL))
+        return [job for job in jobs if job[0].key() not in self._done and job[0].key() not in self._failed]
+
+    def left(self) -> int:
+        """How many trainings are to be done."""
+        return len(self._to_do())
+
+    def run_all(self) -> list[Pair]:
+        """Train what is left; a control that is stopped ends nothing."""
+        jobs = self._to_do()
+        if jobs:
+            ray = self._params.ray
+            at("starting Ray" if not ray.address else f"connecting to Ray at {ray.address}")
+            with cluster.running(ray):
+                for number, (spec, net) in enumerate(jobs):
+                    started = monotonic()
+                    self._train(spec, net)
+                    if number == 0 and len(jobs) > 1:
+                        taken = listener.duration(monotonic() - started)
+                        say(
+                            f"{self._run.name}: it took {taken}; {counted(len(jobs) - 1, 'training')} "
+                            "like it to go"
+                        )
+        controls = [self._done.get(one.key()) for one in self._controls] or [None] * len(self._students)
+        return [
+            Pair(one.seed, self._done[one.key()], alone)
+            for one, alone in zip(self._students, controls, strict=True)
+        ]
+
+    def _train(self, spec: TrainSpec, net: str) -> None:
+        def fit(run: Run, spec: TrainSpec) -> TrainResult:
+            return driver.fit(run, spec, self._params.ray, driver.checkpoints(net, spec))
+
+        if net == CONTROL:
+            result = control.attempt(self._run, spec, fit)
+            if isinstance(result, Finding):
+                self._failed.add(spec.key())
+                say(f"{self._run.name}: the student alone was stopped: {result.message}")
+                return
+        else:
+            result = fit(self._run, spec)
+        trained = Trained.of(result, net)
+        folder = control.store(spec)
+        control.write(folder, trained, spec, self._lineage, {"epochs": spec.phases[0].epochs})
+        driver.forget(driver.checkpoints(net, spec))
+        kept = control.read(folder, spec)
+        assert isinstance(kept, Trained), kept
+        self._done[spec.key()] = kept
+
+    def forget(self) -> None:
+        """The step is done: only the check's control may be asked for again."""
+        for spec in [*self._students, *self._controls[1:]]:
+            remove(control.store(spec))
+
+
+def _seeded(spec: TrainSpec, seed: int) -> TrainSpec:
+    """With another seed, and phases whose names tell it from the first."""
+    if seed == spec.seed:
+        return spec
     return replace(
         spec,
-        teacher=teacher.resolve(),
-        teachers=tuple(Path(folder).resolve() for folder in params.distill.teachers),
-        distill=params.distill,
-        soft_labels=state_dir("cache", "soft_labels").resolve(),
-    )
-
-
-def _phases(params: DistillParams, epochs: int) -> tuple[Phase, ...]:
-    settings, student = params.distill, params.student
-    short = labelled_rate(student.lr, settings)
-    phases = [
-        Phase("distil", "student", epochs, student.lr, task="ssld"),
-        Phase("labelled", "student", settings.finetune_epochs, short),
-    ]
-    if settings.control:
-        phases += [
-            Phase("control", CONTROL, epochs, student.lr, matched=True),
-            Phase("control, labelled", CONTROL, settings.finetune_epochs, short),
-        ]
-    return tuple(phase for phase in phases if phase.epochs)
-
-
-def labelled_rate(lr: LearningRate, settings: Distill) -> LearningRate:
-    """The learning rate of the short finetune on labels: a share of ``lr``, with a warm-up of its own.
-
-    Its optimizer begins anew, and AdamW's first steps are of full size however small the gradient is. At most
-    half of the phase warms up.
-    """
-    return lr.model_copy(
-        update={
-            "initial": lr.initial * settings.finetune_lr,
-            "warmup_epochs": min(lr.warmup_epochs, settings.finetune_epochs / 2),
-        }
+        seed=seed,
+        phases=tuple(replace(phase, name=f"{phase.name}, seed {seed}") for phase in spec.phases),
     )
 
 
@@ -133,55 +226,44 @@ def _write(
     run: Run,
     params: DistillParams,
     spec: TrainSpec,
-    result: TrainResult,
+    pairs: list[Pair],
+    margin: Margin,
+    how: method.Chosen,
     teacher: Path,
     weights: Path,
     out: Path,
 ) -> None:
     names = spec.class_names
     actual = {split: driver.truth(spec, split) for split in ("val", "test")}
-    metrics: dict[str, Any] = {}
-    for net, predictions in result.predictions.items():
-        metrics[net] = {split: evaluate(actual[split], predictions[split], names) for split in actual}
-    student = metrics.pop("student")
-    written = {**student, **metrics, "unlabelled_images": result.chosen}
-    if CONTROL in metrics:
-        written["gain"] = _gain(run, actual, result.predictions)
-    card = read_card(teacher / "model.json")
-    lineage = [
-        *driver.start_lineage(weights, "student", params.student),
-        # the teacher gave its answers, not its tensors: it covers none of the student's
-        Lineage(source="teacher: outputs/teacher/model.safetensors", sha256=card.sha256, coverage=0.0),
-    ]
-    driver.write_model(run, spec, result.nets["student"], lineage, out, result.sizes["student"])
-    write_json(run.product(out / "metrics.json"), written)
-    results.write_history(run.product(out / "history.csv"), result.history)
-    said = result.predictions["student"]["val"]
-    results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said, names)
-    results.show_curves(run.page, "Training curves of the student", result.history)
-    results.show_recall(run.page, "The student's recall per class", student)
-    results.show_confusion(run.page, "The student's confusion matrix", actual["val"], said, names)
-    run.tracker.summary(results.headline(student))
-
-
-def _gain(run: Run, actual: dict[str, np.ndarray], said: dict[str, Any]) -> dict[str, float]:
-    """What distillation gained over the same student without a teacher, at the end of the schedule."""
-    gain, half = results.paired_gain(actual["val"], said["student"]["val"], said[CONTROL]["val"])
-    worse = gain + half < 0
-    run.find(
-        "distill.gain", "warning" if worse else "info", "student",
-        f"with the teacher {gain:+.2%} top-1 on the same {len(actual['val'])} validation images as the same "
-        f"student without one, on as many steps (95 % interval {gain - half:+.2%} to {gain + half:+.2%})",
-        measured=round(gain, 6), limit=0.0, row="2.3",
-        advice="The teacher does harm here. A better teacher (see distill.teacher_accuracy), more "
-        "distill.epochs or more unlabelled images may turn that; or do without: set teacher.arch to the "
-        "student's network, run 'retort finetune' and use 'retort export --of teacher'."
-        if worse else "",
+    kept = shipped.choose(params.distill.keep, actual["val"], pairs)
+    shipped.say_kept(run, kept)
+    metrics = shipped.measured(run, params, spec, actual, pairs, kept, names)
+    network = kept.network
+    lineage = driver.start_lineage(weights, "student", params.student)
+    if kept.net == CONTROL:
+        lineage.append(Lineage(source=ALONE, sha256=network.sha256, coverage=1.0))
+    else:  # the teacher gave its answers, not its tensors: it covers none of the student's
+        card = read_card(teacher / "model.json")
+        lineage.append(Lineage(source=TEACHER, sha256=card.sha256, coverage=0.0))
+    driver.save_model(
+        spec, network.tensors, lineage, run.product(out / "model.safetensors"),
+        run.product(out / "model.json"), network.size,
     )  # fmt: skip
-    run.tracker.summary({"gain_val": gain})
-    written = {"val_top1": gain, "val_half_width": half}
-    if len(actual["test"]):  # own splits may have none
-        test, test_half = results.paired_gain(actual["test"], said["student"]["test"], said[CONTROL]["test"])
-        run.tracker.summary({"gain_test": test})
-        written |= {"test_top1": test, "test_half_width": test_half}
-    return written
+    write_json(run.product(out / "metrics.json"), {**metrics, "method": how.method})
+    history = [row for pair in pairs for one in pair.networks() for row in one.history]
+    results.write_history(run.product(out / "history.csv"), history)
+    said = network.predictions["val"]
+    results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said, names)
+    run.page.text("What the student learnt", how.why)
+    results.show_curves(run.page, "Training curves of the student", history)
+    results.show_recall(run.page, "The student's recall per class", metrics)
+    results.show_confusion(run.page, "The student's confusion matrix", actual["val"], said, names)
+    if kept.network.asked:
+        phases = (
+            spec.phases if kept.net == "student" else control.control_phases(params, spec.phases[0].epochs)
+        )
+        own = _seeded(replace(spec, phases=phases), kept.seed)
+        known = advice.facts(own, network.result(kept.net), kept.net, "student", margin.teacher_recall)
+        advice.tell(run, known)
+    run.tracker.summary(results.headline(metrics))
+    run.tracker.tags({"kept": kept.net, "method": how.method})

@@ -216,7 +216,21 @@ def write_model(
     out: Path,
     size: int | None = None,
 ) -> None:
-    """Write ``model.safetensors`` and ``model.json`` of a trained network.
+    """Write ``model.safetensors`` and ``model.json`` of a trained network; see ``save_model``."""
+    save_model(
+        spec, tensors, lineage, run.product(out / "model.safetensors"), run.product(out / "model.json"), size
+    )
+
+
+def save_model(
+    spec: TrainSpec,
+    tensors: dict[str, Any],
+    lineage: list[Lineage],
+    model: Path,
+    card_path: Path,
+    size: int | None = None,
+) -> None:
+    """The same into two files.
 
     Args:
         size: pixels a side of the images that it is made for; None: the job's.
@@ -234,6 +248,4 @@ def write_model(
         lineage=lineage,
         sha256="",
     )
-    checkpoint.save(
-        run.product(out / "model.safetensors"), run.product(out / "model.json"), module.eval(), card
-    )
+    checkpoint.save(model, card_path, module.eval(), card)

@@ -146,6 +146,8 @@ def seconds(
 ) -> dict[str, float]:
     """Seconds of each step that trains: ``finetune``, ``check`` and ``distill``. Decoding is not in them.
 
+    The student alone is trained by ``check``, which asks the teacher about the unlabelled images.
+
     Args:
         training, validation, test, unlabelled: images of each split.
         chosen: unlabelled images that distillation takes of them.
@@ -161,13 +163,14 @@ def seconds(
     start = GPU_START_SECONDS if gpu else START_SECONDS
 
     at_the_end = (validation + test) / student.inference
-    labels = (crops * (training + chosen) + (unlabelled if chosen else 0)) / teacher.inference
+    labels = crops * (training + chosen) / teacher.inference
+    pool = (unlabelled if chosen else 0) / teacher.inference
     # the control takes as many steps as the student, and both are finetuned on the labelled images
     once = epochs(student, student_epochs, training + chosen) + epochs(student, finetune_epochs, training)
     return {
         "finetune": start
         + epochs(teacher, teacher_epochs, training)
         + (validation + test) / teacher.inference,
-        "check": validation / teacher.inference,
-        "distill": start + labels + (1 + control) * (once + at_the_end),
+        "check": validation / teacher.inference + control * (start + pool + once + at_the_end),
+        "distill": start + labels + (not control) * pool + once + at_the_end,
     }

@@ -20,6 +20,7 @@ from components.training.precision import Precision
 from components.training.replay import Replay
 from components.training.reporter import Reporter
 from components.training.spec import TrainSpec
+from components.training.tasks import TASKS
 from components.training.teacher import open_teacher
 
 
@@ -53,7 +54,8 @@ def ask_teacher(
     teacher = open_teacher(spec.teacher, spec.teachers, list(spec.class_names), spec.size, precision)
     form = LabelForm.of(len(spec.class_names), distill.top_k_labels, distill.temperature or 1.0)
     pool = index.rows("unlabeled")
-    cached = distill.teacher_labels == "cached"
+    learns = any(TASKS[phase.task].unlabelled for phase in spec.phases)  # else only their number is asked for
+    cached = distill.teacher_labels == "cached" and learns
     wanted = len(pool) * bool(distill.unlabeled_per_class)
     wanted += distill.crops * len(labelled) if cached else 0
     reporter.begin("soft labels", wanted, "images")

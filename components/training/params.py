@@ -90,7 +90,13 @@ class Distill(Section):
         None, description="optimizer of that rate, which says nothing of others; null: the student's"
     )
     control: bool = Field(
-        True, description="train the same student without a teacher too, and report the difference"
+        True, description="train the same student without a teacher first, and compare the teacher with it"
+    )
+    control_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="of the control that the check trains; null: all, or a short one where that takes above "
+        "ten minutes",
     )
 
     @field_validator("label_share")

@@ -17,7 +17,7 @@ def student(gain: float, half: float, top1: float = 0.6) -> dict[str, Any]:
         "val": {"top1": top1, "images": 100},
         "test": {"images": 0},
         "control": {"val": {"top1": top1 - gain, "images": 100}},
-        "gain": {"val_top1": gain, "val_half_width": half},
+        "gain": {"val_top1": gain, "val_low": gain - half, "val_high": gain + half, "seeds": 3},
     }
 
 
@@ -53,8 +53,22 @@ def test_the_first_line_says_whether_the_teacher_helped(
 def test_without_a_control_nothing_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(tmp_path / "student/metrics.json", {"val": {"top1": 0.6, "images": 9}})
     assert said(tmp_path, capsys)[0][0].startswith(
-        "Did the teacher help? Not measured: distill.control is off"
+        "Did the teacher help? Not measured: there is no student without a teacher beside it"
     )
+
+
+def test_the_first_line_says_that_the_control_is_shipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught, alone = {"val": {"top1": 0.6, "images": 9}}, {"val": {"top1": 0.7, "images": 9}}
+    gain = {"val_top1": -0.1, "val_low": -0.2, "val_high": -0.01, "seeds": 1}
+    metrics = {**alone, "kept": "control", "distilled": taught, "control": alone, "gain": gain}
+    write_json(tmp_path / "student/metrics.json", metrics)
+    lines, page = said(tmp_path, capsys)
+    assert lines[0].startswith("Which network is shipped? The student trained without the teacher")
+    assert "distilled 60.0%, control 70.0%" in lines[0]
+    assert lines[1].startswith("Did the teacher help? It seems not, of one training: 60.0% top-1 with it")
+    assert page.index("Which network is shipped?") < page.index("Did the teacher help?")
 
 
 @pytest.mark.parametrize(

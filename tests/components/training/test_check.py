@@ -21,7 +21,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
-from components.training import driver, gate
+from components.training import driver, gate, margin
 from components.training.check import check, rules
 from components.training.gate.evidence import constant_share
 from components.training.gate.rate import reference
@@ -51,6 +51,12 @@ def judge(
         return found
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained here: test_control.py has what comes after the rules."""
+    monkeypatch.setattr(margin, "judge", lambda run, *_, **__: run.stop_on_errors())
 
 
 def with_values(params: DistillParams, **changes: dict[str, Any]) -> CheckParams:

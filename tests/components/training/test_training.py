@@ -69,7 +69,7 @@ def test_distillation_end_to_end(
     assert set(metrics["val"]["per_class"]) == {f"digit {label}" for label in range(4)}
     assert {"val", "test"} <= set(metrics["control"])
     assert metrics["gain"]["val_top1"] == pytest.approx(
-        metrics["val"]["top1"] - metrics["control"]["val"]["top1"]
+        metrics["distilled"]["val"]["top1"] - metrics["control"]["val"]["top1"]
     )
     assert 4 <= metrics["unlabelled_images"] <= 8, "two for each class that the teacher sees"
 
@@ -84,13 +84,16 @@ def test_distillation_end_to_end(
 
     module, card = checkpoint.load(out)
     assert not any(part.training for part in module.modules())
-    assert card.lineage[-1].source.startswith("teacher")
+    kept, source = metrics["kept"], card.lineage[-1].source
+    assert source.startswith({"student": "teacher: ", "control": "control: the student alone"}[kept])
+    assert metrics["val"] == metrics["distilled" if kept == "student" else "control"]["val"]
     after = load_file(str(data.teacher / "model.safetensors"))
     assert all(torch.equal(before[name], after[name]) for name in before), "the teacher is frozen"
 
     rules = {finding.rule: finding for finding in read_report(out / "report.json").findings}
     assert "12 images per worker x 2 Ray workers = 24 per step" in rules["config.batch"].message
-    assert "distill.gain" in rules
+    assert "with 1 seed that says nothing of distilling as such" in rules["distill.gain"].message
+    assert rules["distill.kept"].measured == kept
     assert rules["head.fc_share"].level == "info", "1,028 of a third of a million parameters"
     assert not list(Path(".retort/checkpoints").iterdir()), "a finished step keeps no checkpoints"
     assert len(list(Path(".retort/cache/soft_labels").iterdir())) == 3, "two crops, and the pool"

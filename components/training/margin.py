@@ -1,0 +1,269 @@
+"""``distill.teacher_margin``: is this teacher worth distilling? Judged beside the student alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from components.common.findings import Finding
+from components.common.page import Page
+from components.common.progress import at, counted, say, track
+from components.common.step import Run
+from components.common.storage import read_json, write_json
+from components.models.params import Train
+from components.training import control, driver, forecast, method, paired, preflight
+from components.training.augmentation import PLAIN, Augment
+from components.training.forecast import Said, Setting
+from components.training.inputs.feed import open_feed
+from components.training.inputs.index import Index, open_index
+from components.training.inputs.pictures import JUDGE, open_store
+from components.training.metrics import evaluate
+from components.training.paired import Difference
+from components.training.params import CheckParams
+from components.training.precision import Precision
+from components.training.sampling import in_order, some, training_rows
+from components.training.spec import TrainSpec
+from components.training.teacher import Teacher, Teachers
+
+RULE = "distill.teacher_margin"
+ROW = "2.3"
+FILE = "margin.json"
+SCHEMA_VERSION = 1
+LEARNT = 1_000  # training images that the teacher is asked about
+JUDGED = 10_000  # validation images, evenly over them: more make the interval no narrower than a point
+WAYS_OUT = (
+    "train the teacher by the student's own optimizer and rate (teacher.optimizer, teacher.lr.initial); "
+    "train it longer (teacher.train.epochs); take a larger one (teacher.arch.name); start it from weights of "
+    "100,000 classes (teacher.weights); mix the labels in (distill.label_share: 0.5); add unlabelled images "
+    "(data.unlabeled)"
+)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """What ``margin.json`` holds: top-1 of both networks, 0..1; None: there was no control."""
+
+    images: int
+    teacher: float | None = None
+    alone: float | None = None
+    why: str = ""
+    failed: str = ""  # the key of the control that was stopped
+    teacher_recall: float | None = None  # its macro recall
+
+    @staticmethod
+    def read(folder: Path) -> Margin:
+        """Of a passed check; without the file nothing is known."""
+        if not (folder / FILE).exists():
+            return Margin(0, why="the check has not compared them")
+        found = read_json(folder / FILE)
+        tops = {who: found[who]["top1"] for who in ("teacher", "alone") if who in found}
+        recall = found.get("teacher", {}).get("macro_recall")
+        return Margin(
+            found["images"], **tops, why=found["why"], failed=found["failed"], teacher_recall=recall
+        )
+
+
+def judge(
+    run: Run, params: CheckParams, *, manifest: Path, plan: Path, teacher: Path, weights: Path, out: Path
+) -> None:
+    """Train the control, compare the teacher with it, and find ``distill.teacher_margin``.
+
+    Writes ``margin.json``, and the control into ``control/``. Nothing is trained where a rule has failed.
+
+    Raises:
+        FindingsError: an earlier rule failed, or something that training needs is missing.
+        RetortError: the plan, Ray or a worker is at fault.
+    """
+    run.stop_on_errors()
+    if not params.distill.control:
+        why = "distill.control is false, so there is no student alone to compare the teacher with"
+        _unknown(run, out, why, "Set distill.control to true.")
+        return
+    student = control.student_spec(params, manifest, driver.audited(run, plan), teacher, weights)
+    planned = control.planned(run, params, student)
+    epochs = control.control_epochs(run, params, student, planned)
+    spec = control.control_spec(params, student, epochs)
+    about = {
+        "epochs": epochs,
+        "planned": planned,
+        "most": params.distill.epochs or params.student.train.epochs,
+        "minutes": params.student.train.time_budget_minutes,
+    }
+    lineage = driver.start_lineage(weights, "student", params.student)
+
+    def fit(own: Run, spec: TrainSpec) -> Any:
+        preflight.preflight(own, spec, params.ray, "student")
+        return driver.train(own, spec, params.ray, driver.checkpoints(control.NET, spec))
+
+    found = control.obtain(run, spec, lineage, about, fit)
+    if isinstance(found, Finding):
+        why = f"the student alone was stopped by {found.rule}: {found.message}"
+        _unknown(run, out, why, found.advice, failed=spec.key())
+        return
+    control.hand_on(found, run.product(out / control.FOLDER))
+    at("comparing teacher and student alone")
+    said = ask(params, manifest, [teacher, *student.teachers], found)
+    learnt = agreeing(params, manifest, [teacher, *student.teachers], student)
+    _find(run, params, student, spec, said, learnt, epochs / planned, out)
+
+
+def ask(params: CheckParams, manifest: Path, teachers: list[Path], alone: Path) -> Said:
+    """What both networks say of validation images, of JUDGED at most."""
+    index = open_index(manifest)
+    rows = index.rows("val")
+    rows = rows[:: -(-len(rows) // JUDGED)]
+    batch = params.student.valid.batch_size
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("teacher", "alone", "sure")}
+    feeds = [_answers(index, params, folders, rows, batch) for folders in (teachers, [alone])]
+    asked = track(
+        zip(*feeds, strict=True), "check: teacher and student alone (batches)", -(-len(rows) // batch)
+    )
+    for ours, theirs in asked:
+        parts["teacher"].append(ours.argmax(1))
+        parts["alone"].append(theirs.argmax(1))
+        parts["sure"].append(ours.max(1))
+    actual = np.asarray(index.labels[rows], dtype=np.int64)
+    return Said(actual, **{name: np.concatenate(values) for name, values in parts.items()})
+
+
+def agreeing(params: CheckParams, manifest: Path, teachers: list[Path], student: TrainSpec) -> float:
+    """On which share of the training images the teacher and the label agree; of LEARNT of them."""
+    index = open_index(manifest)
+    rows = some(training_rows(index, student.plan), LEARNT, student.seed)
+    said = [
+        each.argmax(1)
+        for each in _answers(index, params, teachers, rows, params.student.valid.batch_size, learn=True)
+    ]
+    return float((np.concatenate(said) == index.labels[rows]).mean())
+
+
+def _answers(
+    index: Index,
+    params: CheckParams,
+    folders: list[Path],
+    rows: np.ndarray,
+    batch: int,
+    learn: bool = False,
+) -> Iterator[np.ndarray]:
+    """Mean probabilities float32 [B, C] of the rows, batch by batch, at the networks' own input size."""
+    device = torch.device("cpu")
+    networks = [Teacher(folder, Precision.of(Train(), device)) for folder in folders]
+    network = Teachers(networks)
+    size = network.card.input_size[1]
+    store = open_store(
+        index, params.data.root, size, splits=JUDGE
+    )  # others are decoded as they are asked for
+    part = store.learn if learn else store.judge
+    with open_feed(part, Augment("none", 0, size), device) as feed:
+        for each in feed(in_order(rows, batch, PLAIN)):
+            yield network(each.pixels).probabilities.numpy()
+
+
+# --- the verdict --------------------------------------------------------------------------------------------
+
+
+def _unknown(run: Run, out: Path, why: str, advice: str, failed: str = "") -> None:
+    """Nothing is known of the teacher's worth: that is said, and stops nothing."""
+    run.find(
+        RULE, "warning", "teacher",
+        f"whether the teacher is worth distilling is unknown: {why}",
+        row=ROW, advice=advice,
+    )  # fmt: skip
+    write_json(
+        run.product(out / FILE), {"schema_version": SCHEMA_VERSION, "images": 0, "why": why, "failed": failed}
+    )
+
+
+def _find(
+    run: Run,
+    params: CheckParams,
+    student: TrainSpec,
+    spec: TrainSpec,
+    said: Said,
+    learnt: float,
+    done: float,
+    out: Path,
+) -> None:
+    index = open_index(student.manifest)
+    images = len(said.actual)
+    tops = {
+        who: evaluate(said.actual, getattr(said, who), student.class_names) for who in ("teacher", "alone")
+    }
+    top1 = paired.top1(said.actual, said.teacher, said.alone)
+    recall = paired.macro_recall(said.actual, said.teacher, said.alone)
+    labelled = len(training_rows(index, student.plan))
+    pool = index.count("unlabeled") if params.distill.unlabeled_per_class else 0
+    chosen = read_json(control.store(spec) / control.FILE)["chosen"]
+    how = method.choose(
+        params.distill,
+        control.known(params, student, chosen, images, tops["teacher"]["top1"], tops["alone"]["top1"]),
+    )
+    setting = Setting(len(student.class_names), labelled, pool, chosen, how.label_share, learnt, done)
+    gain = forecast.forecast(said, setting)
+    level = _level(top1, recall, gain)
+    short = f", after {done:.0%} of its epochs" if done < 1 else ""
+    message = (
+        f"the teacher recognises {tops['teacher']['top1']:.1%} of {counted(images, 'validation image')}, the "
+        f"student alone {tops['alone']['top1']:.1%}{short}: {top1}; macro recall {recall}. Forecast of what "
+        f"distilling by {how.method} with a label share of {how.label_share:.2g} changes: {gain}"
+    )
+    run.find(
+        RULE, level, "teacher", message,
+        measured={"top1": round(top1.value, 6), "macro_recall": round(recall.value, 6)},
+        limit={"forecast": round(gain.value, 6), "to": round(gain.high, 6)}, row=ROW,
+        advice=_advice(level, chosen, how.label_share),
+    )  # fmt: skip
+    say(f"{run.name}: {message}")
+    content = {who: {name: round(tops[who][name], 6) for name in ("top1", "macro_recall")} for who in tops}
+    write_json(
+        run.product(out / FILE),
+        {
+            "schema_version": SCHEMA_VERSION, "images": images, "why": "", "failed": "", **content,
+            "top1": top1.rounded(), "macro_recall": recall.rounded(), "forecast": gain.rounded(),
+            "label_share": how.label_share, "method": how.method, "labelled": labelled, "chosen": chosen,
+            "learnt": round(learnt, 6),
+            "control_epochs": {"share": round(done, 6)},
+        },
+    )  # fmt: skip
+    run.tracker.summary({"teacher_margin": top1.value, "forecast_gain": gain.value})
+    _show(run.page, tops, top1, recall, gain)
+
+
+def _level(top1: Difference, recall: Difference, gain: Difference) -> Any:
+    """An error only where even the best that is forecast is a loss."""
+    if gain.high < 0:
+        return "error"
+    return "info" if top1.value >= 0 and recall.high >= 0 else "warning"
+
+
+def _advice(level: str, chosen: int, share: float) -> str:
+    if level == "info":
+        return ""
+    if level == "error":
+        return f"Distilling would make the student worse. In this order: {WAYS_OUT}."
+    makes_up = " and ".join(
+        part
+        for part in (
+            counted(chosen, "unlabelled image") if chosen else "",
+            f"labels with a share of {share:.2g} of the loss" if share else "",
+        )
+        if part
+    )
+    made_up = f"{makes_up[:1].upper()}{makes_up[1:]} may make up for it. " if makes_up else ""
+    return f"{made_up}A better teacher teaches more. In this order: {WAYS_OUT}."
+
+
+def _show(page: Page, tops: dict[str, Any], top1: Difference, recall: Difference, gain: Difference) -> None:
+    rows = [
+        [name, f"{tops['teacher'][key]:.1%}", f"{tops['alone'][key]:.1%}", str(difference)]
+        for name, key, difference in (("top-1", "top1", top1), ("macro recall", "macro_recall", recall))
+    ]
+    page.table(
+        "Is the teacher worth it?", ["validation split", "teacher", "student alone", "difference"], rows,
+        note=f"The student alone had the budget that distilling it will have. Forecast of the gain: {gain}.",
+    )  # fmt: skip
