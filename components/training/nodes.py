@@ -75,7 +75,8 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
 
 def paths(spec: TrainSpec) -> tuple[str, ...]:
     """Files of the driver that workers read."""
-    found = [spec.manifest, spec.start, spec.teacher and spec.teacher / checkpoint.FILE]
+    teachers = [folder / checkpoint.FILE for folder in (spec.teacher, *spec.teachers) if folder is not None]
+    found = [spec.manifest, spec.start, *teachers]
     return tuple(str(path) for path in found if path is not None)
 
 
