@@ -17,14 +17,17 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from components.dataset import s3
+from components.models.card import read_card
 from tests.components.conftest import Store, free_port, no_other_keys
 from tests.own_data import page
 from tests.own_data.kinds import KINDS, STOPPED, Data
 from tests.own_data.pictures import UNSEEN, encoded, picture, put
 from tests.own_data.project import SMALLEST, STEPS, Project, merged
+from tests.own_data.published import large_scale_weights
 
 TOKEN = "only-for-the-cluster-of-these-tests-0"
 # what the ordinary suite runs to the end; of the others it takes the first two steps
@@ -163,6 +166,55 @@ def test_own_data_through_dvc(made: tuple[Data, Project], cluster: None) -> None
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     must_be_right(project, data)
     must_be_served(project, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("made", ["a folder"], indirect=True)
+def test_a_finetune_at_a_higher_resolution(
+    made: tuple[Data, Project], cluster: None, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is exported, measured, registered and predicted with follows the student's card."""
+    data, project = made
+    project.edit(
+        {
+            "student": {"train": {"keep": "last"}},
+            "distill": {"finetune_size": 96, "finetune_epochs": 2, "control": True},
+        }
+    )
+    shutil.copytree(weights, project.folder / "outputs/weights")
+    ended = project.steps(*(step for step in STEPS if step != "weights"))
+    assert ended == (STEPS[-1], 0), capsys.readouterr().err
+    must_be_right(project, data)
+    sizes = {
+        folder: read_card(project.folder / "outputs" / folder / "model.json").input_size
+        for folder in ("teacher", "student")
+    }
+    assert sizes == {"teacher": [3, 64, 64], "student": [3, 96, 96]}
+    session = onnxruntime.InferenceSession(project.folder / "outputs/export/model.onnx")
+    assert session.get_inputs()[0].shape[2:] == [96, 96]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("made", ["a folder"], indirect=True)
+def test_start_weights_of_100_000_classes(
+    made: tuple[Data, Project], cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tar of one file a variable, without FC, teaches a light student: the whole way."""
+    data, project = made
+    tar = large_scale_weights(project.folder, list(data.names.values()), range(18))
+    teacher = {
+        "arch": {"name": "resnet50d"}, "weights": str(tar), "lr": {"initial": 0.0005},
+        "train": {"epochs": 4},
+    }  # fmt: skip
+    project.edit({"teacher": teacher})
+    assert project.steps() == (STEPS[-1], 0), capsys.readouterr().err
+    must_be_right(project, data)
+    lineage = read_card(project.folder / "outputs/teacher/model.json").lineage
+    assert [(Path(entry.source).name, entry.coverage) for entry in lineage] == [(tar.name, 1.0)]
+    (source,) = [one for one in project.findings("weights") if one.rule == "weights.source"][:1]
+    assert source.level != "error"
 
 
 def environment(**more: str) -> dict[str, str]:
