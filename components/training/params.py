@@ -58,7 +58,9 @@ class Distill(Section):
         validate_default=True,
         description="soft labels once per crop, kept on disk; or at every step",
     )
-    crops: int = Field(1, ge=1, description="augmented views per image whose soft labels are cached")
+    crops: int = Field(
+        4, ge=1, description="augmented views per image whose soft labels are cached; epochs take turns"
+    )
     top_k_labels: int | None = Field(
         None, ge=1, description="classes kept of each cached soft label; null: all up to 1,000 classes"
     )
@@ -70,10 +72,13 @@ class Distill(Section):
         1, ge=0, description="short finetune on the labelled data after distillation"
     )
     finetune_lr: float = Field(
-        0.1, gt=0, le=1, description="share of student.lr.initial that the short finetune starts with"
+        0.01, gt=0, le=1, description="share of student.lr.initial that the short finetune starts with"
     )
     finetune_size: int | None = Field(
-        None, ge=16, description="image size of the short finetune, and of the student then; null: as it is"
+        None,
+        ge=16,
+        le=1024,
+        description="image size of the short finetune, and of the student then; null: global.image_size",
     )
     min_teacher_accuracy: float | None = Field(
         None,

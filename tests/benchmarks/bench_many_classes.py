@@ -36,11 +36,11 @@ SOFT = "soft cross-entropy"
 LEARNT: dict[str, dict[str, Any]] = {
     SOFT: {},
     "ssld": {"method": "ssld", "temperature": 1.0},
-    "kd": {"method": "kd", "temperature": 1.0},
+    "kd, T = 2": {"method": "kd", "temperature": 2.0},
     "js": {"method": "js", "temperature": 1.0},
 }
 RATES = {"sgd": 0.05, "adamw": 0.002}  # good ones for soft cross-entropy, on seed 1
-HELD_TO = ("ssld", "kd")  # what distill.method: auto chooses from for such a student
+HELD_TO = ("ssld", "kd, T = 2")  # what distill.method: auto chooses from for such a student
 SHARE = 0.8  # of what soft cross-entropy reaches
 FIRST_SEED = 11
 
