@@ -124,6 +124,7 @@ RULES = (
     "train.finite",
     "train.input_bound",
     "train.learns",
+    "train.stalled",
     "tune.gain",
     "validate.max_bad_share",
     "validate.rows",

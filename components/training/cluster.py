@@ -33,6 +33,7 @@ from components.common.storage import disk_full, read_json, remove, state_dir, w
 from components.dataset import s3
 from components.training import reaper, remote
 from components.training.params import Ray
+from components.training.stall import Stall
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ POLL_SECONDS = 0.2
 END_SECONDS = 10.0  # for the thread that waits for the trainer, once Ray is stopped
 WAIT = timedelta(minutes=30)  # of a worker for the others, in one call; Ray sees a lost one sooner
 ASK_SECONDS = 0.5  # between two questions of a worker, whether it is to stop
+BEAT_SECONDS = 2.0  # between two signs of life
 STOP_SECONDS = 20.0  # for workers that were asked to save and return; Kubernetes kills after 30
 STATE = "state.pt"  # in each checkpoint
 RESCUED = "rescued.pt"  # in a run's folder: the last whole checkpoint, of which Ray knows no more
@@ -228,6 +230,7 @@ class RayContext:
     def __init__(
         self, mailbox: Any, exchange: remote.StateExchange | None = None, rescued: str | None = None
     ) -> None:
+        import ray
         import ray.train
         import ray.train.torch
 
@@ -239,6 +242,10 @@ class RayContext:
         self.exchange = exchange
         self._mailbox, self._rescued = mailbox, rescued
         self._stopping: threading.Event | None = None
+        self._node: str = ray.util.get_node_ip_address()
+        # what it does, since when, how long that takes, and how many things it has done: changed at once
+        self._doing: tuple[str, float, float | None, int] = ("starting", time.monotonic(), None, 0)
+        self._beating = False
 
     @contextmanager
     def group(self) -> Iterator[None]:
@@ -308,6 +315,20 @@ class RayContext:
 
     def send(self, kind: str, **values: Any) -> None:
         tell(self._mailbox, kind, **values)
+
+    def at(self, what: str, usual: float | None = None) -> None:
+        """What this worker does from now on; a thread tells the driver, every other second."""
+        self._doing = (what, time.monotonic(), usual, self._doing[3] + 1)
+        if not self._beating:
+            self._beating = True
+            threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            what, since, usual, count = self._doing
+            age = time.monotonic() - since
+            self.send("beat", rank=self.rank, node=self._node, what=what, age=age, usual=usual, count=count)
+            time.sleep(BEAT_SECONDS)
 
     def stop_requested(self) -> bool:
         """Whether the driver was told to end: the state is to be saved, and the loop to return, in seconds.
@@ -410,13 +431,15 @@ def fit(
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     errors: list[RetortError] = []
-    failures, watch = Failures(), Watch(params)
+    failures, watch, stall = Failures(), Watch(params), Stall(params.stall_minutes)
 
     def listen() -> None:
         for event in _taken(mailbox):
             if event["kind"] == "error":
                 errors.append(RetortError(event["message"]))
                 errors[-1].rule = event["rule"]
+            elif event["kind"] == "beat":
+                stall.hear(event)
             elif event["kind"] == "failed":
                 errors.extend(RetortError(said) for said in failures.judge(event))
             else:
@@ -429,6 +452,7 @@ def fit(
                 signals.heed()
                 listen()
                 watch()
+                stall.need_moving()
     except Terminated:
         with signals.held():
             if ray.get(mailbox.stop.remote(), timeout=STOP_SECONDS):

@@ -46,6 +46,13 @@ class Context(Protocol):
     def send(self, kind: str, **values: Any) -> None:
         """Tell the driver something; does not wait."""
 
+    def at(self, what: str, usual: float | None = None) -> None:
+        """What this worker does from now on, so that one that stalls is found, and named; does not wait.
+
+        Args:
+            usual: seconds that it takes; None: nobody knows, it may take long.
+        """
+
     def stop_requested(self) -> bool:
         """Whether the state is to be saved now and the loop to end, within seconds; asked between two steps.
 

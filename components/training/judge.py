@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,12 @@ from components.training.inputs.index import Index
 from components.training.normalise import Normalise
 from components.training.precision import Precision
 from components.training.sampling import Draw, in_order
+
+ASKED_BATCHES = 8  # between two questions whether to stop
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The workers were asked to stop while they judged."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,16 @@ def predict(
     normalise: Normalise,
     precision: Precision,
     group: Group,
+    wish: Callable[[], bool] = lambda: False,
 ) -> Answers:
-    """Ask a network for each of the rows (int64 [n]), as they are; answers come in their order."""
+    """Ask a network for each of the rows (int64 [n]), as they are; answers come in their order.
+
+    Args:
+        wish: asked now and then whether this worker is to stop: where one is, all do.
+
+    Raises:
+        Interrupted: in all workers alike.
+    """
 
     def labels(draw: Draw) -> dict[str, np.ndarray]:
         return {"labels": index.labels[draw.rows].astype(np.int64)}
@@ -53,7 +68,14 @@ def predict(
     sure: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64, device=precision.device)
     with torch.no_grad(), precision.eager():
-        for batch in feed(in_order(mine, batch_size, PLAIN), labels):
+        batches = feed(in_order(mine, batch_size, PLAIN), labels)
+        most = -(-len(rows) // group.world)  # rows of a worker
+        for place in range(-(-most // batch_size)):  # the same for all of them
+            if place % ASKED_BATCHES == 0 and any(group.gather(wish())):
+                raise Interrupted
+            batch = next(batches, None)
+            if batch is None:
+                continue
             with precision.autocast():
                 logits = module(normalise(batch.pixels)).float()
             loss += nn.functional.cross_entropy(logits, batch.extra["labels"], reduction="sum")

@@ -65,6 +65,7 @@ def ask_teacher(
         nonlocal done, started, first
         done += count * group.world
         reporter.progress(done)
+        reporter.at(f"soft labels, {done:,} of {wanted:,} images")
         now = monotonic()
         if not first:  # it warms up
             started, first = now, done

@@ -85,6 +85,11 @@ class Pace:
         self._epochs, self._steps = self._epochs + 1, 0
 
     @property
+    def step_seconds(self) -> float | None:
+        """Of a step of this phase; None: none was timed yet."""
+        return self._timed_seconds / self._timed if self._timed else None
+
+    @property
     def known(self) -> bool:
         """Whether enough was measured to say something."""
         return bool(self._after_epochs) or (

@@ -20,6 +20,9 @@ class Ray(Section):
     cpus_per_worker: float = Field(1, gt=0, description="cores, and torch threads, of each")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
     max_failures: int = Field(2, ge=0, description="lost workers that training survives")
+    stall_minutes: float = Field(
+        10, gt=0, description="without a step, after which a run is stopped and the worker named"
+    )
     price_per_hour: float | None = Field(
         None, ge=0, description="of the whole cluster, in any currency; with it, what training costs is said"
     )

@@ -23,6 +23,10 @@ class Reporter:
         if self._context.rank == 0:
             self._context.send(kind, **values)
 
+    def at(self, what: str) -> None:
+        """What this worker does from now on, of any rank: a sign of life."""
+        self._context.at(what)
+
     def note(self, said: str) -> None:
         """Something that a person should know, in a line."""
         self.send("note", said=said)

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from components.training.context import Context
 from components.training.group import Group
 from components.training.inputs.feed import Batch, Feed
 from components.training.inputs.index import open_index
-from components.training.judge import Answers, predict
+from components.training.judge import Answers, Interrupted, predict
 from components.training.labeller import ask_teacher
 from components.training.learner import Learner, Tools
 from components.training.normalise import Normalise
@@ -78,6 +78,7 @@ class Trainer:
     def __init__(self, context: Context, spec: TrainSpec) -> None:
         self.context, self.spec = context, spec
         # without a shared disk each node has a state folder of its own, and one worker that looks after it
+        context.at("reading the data, decoding images")
         leads = (context.rank if context.exchange is None else context.local_rank) == 0
         self.group = Group(context.rank, context.world, leads)
         self.precision = Precision.of(spec.train, context.device)
@@ -104,14 +105,13 @@ class Trainer:
             try:
                 if not state.predictions:
                     self._run_phases()
+                    for net in state.nets:
+                        self._ask(net)
             except health.Stop as stop:
                 self.reporter.send("stopped", **stop.told)
                 return
-            except LeftOff:
+            except (LeftOff, Interrupted):
                 return
-            if not state.predictions:
-                for net in state.nets:
-                    self._ask(net)
             self._save()
 
     def _ask(self, net: str) -> None:
@@ -144,7 +144,16 @@ class Trainer:
 
     def _answers(self, module: nn.Module, rows: np.ndarray, feed: Feed) -> Answers:
         rows, batch = np.asarray(rows, dtype=np.int64), self.spec.valid.batch_size
-        return predict(module, self.index, rows, feed, batch, self.normalise, self.precision, self.group)
+        self._judged = 0
+
+        def wish() -> bool:
+            self._judged += 1
+            self.context.at(f"judging {len(rows):,} images, part {self._judged}")
+            return self.context.stop_requested()
+
+        return predict(
+            module, self.index, rows, feed, batch, self.normalise, self.precision, self.group, wish
+        )
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -162,6 +171,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Every worker calls it; rank 0's state is everyone's. Returns when the checkpoint is safe."""
+        self.context.at("keeping a checkpoint")
         self.context.save_checkpoint(self.state.to_dict() if self.context.rank == 0 else None)
         self._saved = monotonic()
 
@@ -184,6 +194,7 @@ class Trainer:
         answers, unlabelled = None, np.empty(0, dtype=np.int64)
         if spec.teacher is not None:
             asks = next((phase for phase in spec.phases if TASKS[phase.task].unlabelled), spec.phases[0])
+            self.context.at("the teacher's soft labels")
             answers, unlabelled = ask_teacher(
                 spec, self.index, self.labelled, self.supply.augment(asks), self.supply.learn(asks),
                 self.precision, self.group, self.context.exchange, self.reporter,
@@ -348,20 +359,27 @@ class Trainer:
         )  # fmt: skip
         rate = learner.rate(state.epoch * steps + state.step - 1)
         begun = monotonic()
+        self._at_step(phase, steps, "images", pace)
         for batch in feed(task.shown(draws), learner.extra):
             done = state.epoch * steps + state.step
             rate = learner.rate(done)
             self._batch = batch
+            self._at_step(phase, steps, "results", pace)
             learner.step(batch, number, state.step, done, watch)
             state.step += 1
             if watch.due():
                 self._look(learner, watch, pace, done + 1)
+            self._at_step(phase, steps, "images", pace)
         self._every = watch.every
         trained = monotonic()
         self._tell_speed(feed, watch, trained - begun)
+        own = [buffer.detach().clone() for buffer in learner.buffers]
         if learner.frozen is None:
             self.group.average([buffer for buffer in learner.buffers if buffer.is_floating_point()])
-        predicted, val_loss = self._predict(learner.judged, "val", spec.size_of(phase))
+        try:
+            predicted, val_loss = self._predict(learner.judged, "val", spec.size_of(phase))
+        except Interrupted:  # its steps are done, and it is judged when the run goes on
+            self._leave_off(learner, watch, own)
         actual = np.asarray(self.index.labels[self.index.rows("val")], dtype=np.int64)
         count = epochs.count(task.unlabelled, phase.matched)
         if even:
@@ -391,18 +409,33 @@ class Trainer:
         if self._pulse is not None and (what := self._pulse(watch.looked, watch.lately)) is not None:
             self._stop(health.astray(phase.name, state.epoch + 1, what, self._setting(phase), self._kept()))
         if watch.stop:
-            self._save_partly(learner, watch)
-            self.reporter.send("left_off", phase=phase.name, epoch=state.epoch + 1, step=state.step)
-            raise LeftOff
+            self._leave_off(learner, watch)
         if watch.save:
             self._save_partly(learner, watch)
         undecided = self.precision.compile is None and not learner.compiled
         if undecided and self.group.agree(pace.known and self.precision.pays(pace.left())):
             self._compile(learner)
 
+    def _leave_off(
+        self, learner: Learner, watch: StepWatch, buffers: list[torch.Tensor] | None = None
+    ) -> NoReturn:
+        """Save in mid-epoch, and end; ``buffers``: as they were, where they have been averaged since."""
+        state = self.state
+        for buffer, value in zip(learner.buffers, buffers or [], strict=buffers is not None):
+            buffer.copy_(value)
+        self._save_partly(learner, watch)
+        self.reporter.send("left_off", phase=learner.phase.name, epoch=state.epoch + 1, step=state.step)
+        raise LeftOff
+
     def _compile(self, learner: Learner) -> None:
         self.reporter.note(f"{learner.phase.name}: compiling the network: a minute or two")
         learner.compile()
+
+    def _at_step(self, phase: Phase, steps: int, awaited: str, pace: Pace) -> None:
+        """Where this worker is, for those that look for one that stalls."""
+        state, usual = self.state, pace.step_seconds
+        told = f"{phase.name}, epoch {state.epoch + 1}, step {min(state.step + 1, steps)}: {awaited}"
+        self.context.at(told, usual if state.step > 1 else None)  # an epoch's first ones wait for the loader
 
     def _restore_buffers(self, learner: Learner) -> None:
         """Running statistics of an epoch that was left off are each worker's own."""

@@ -70,6 +70,9 @@ class TuneContext:
 
             tune.report({METRIC: values["row"]["val_macro_recall"]})
 
+    def at(self, what: str, usual: float | None = None) -> None:
+        pass  # nobody waits for a trial alone
+
     def stop_requested(self) -> bool:
         return False
 

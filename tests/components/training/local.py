@@ -36,9 +36,11 @@ class LocalContext:
     exchange: Exchange | None = None
     checkpoint: bytes | None = None
     stop_when: Callable[[int], bool] = lambda steps: False
+    stop_judging: Callable[[], bool] = lambda: False
     events: list[Event] = field(default_factory=list)
     saved: int = 0
     asked: int = 0
+    doing: str = ""
 
     def group(self) -> AbstractContextManager[None]:
         return nullcontext()  # it is there already
@@ -61,8 +63,13 @@ class LocalContext:
         self.saved += 1
 
     def stop_requested(self) -> bool:
+        if self.doing.startswith("judging"):  # counted apart from steps
+            return self.stop_judging()
         self.asked += 1
         return self.stop_when(self.asked)
+
+    def at(self, what: str, usual: float | None = None) -> None:
+        self.doing = what
 
     def send(self, kind: str, **values: Any) -> None:
         self.events.append({"kind": kind, **values})
@@ -153,7 +160,7 @@ def _work(
     if stop_at is not None and rank == world - 1:
         context.stop_when = lambda steps: steps >= stop_at
     Trainer(context, replace(spec, workers=world)).run()
-    context.stop_when = None  # type: ignore[assignment] - it cannot be written
+    context.stop_when = context.stop_judging = None  # type: ignore[assignment] - cannot be written
     if rank == 0:
         torch.save(context, folder / "context")
     dist.destroy_process_group()
