@@ -56,7 +56,7 @@ def norm_fits(module: nn.Module, images: Sequence[Tensor] = ()) -> list[Fit]:
     Args:
         module: in eval mode: float32 [N, 3, H, W] -> anything.
         images: real ones, float32 [N, 3, S, S] each as the network takes them; the artificial ones then have
-            their size. A norm keeps its best correlations: which images it was trained on is not asked.
+            the last's size. A norm keeps its best correlations: which images it was trained on is not asked.
     """
     judged: dict[str, Any] = {name: norm for name, norm in module.named_modules() if _tells(norm)}
     found: dict[str, Fit] = {}
@@ -80,7 +80,7 @@ def norm_fits(module: nn.Module, images: Sequence[Tensor] = ()) -> list[Fit]:
     try:
         if judged:
             with torch.inference_mode():
-                size = images[0].shape[-1] if images else image_size(module)
+                size = images[-1].shape[-1] if images else image_size(module)
                 for batch in (*images, *_images(size)):
                     module(batch)
     finally:
