@@ -210,3 +210,19 @@ def test_another_control_is_not_taken_for_it(data: SimpleNamespace, params: Dist
     assert control.read(folder, replace(spec, seed=9)) == "it was trained on other data, weights or values"
     (folder / control.PREDICTIONS).write_bytes(b"x")
     assert "predictions.npz has 1 bytes" in str(control.read(folder, spec))
+
+
+def test_a_finetune_at_a_larger_size_is_the_same_for_both(
+    data: SimpleNamespace, params: DistillParams
+) -> None:
+    """Plain images at that size, at the published hundredth of the rate; another job than without."""
+    given = changed(params, finetune_size=48, finetune_epochs=3)
+    student = control.student_phases(given, 2, "ssld")[-1]
+    alone = control.control_phases(given, 2)[-1]
+    assert replace(alone, name=student.name, net=student.net) == student
+    assert (student.size, student.augment, student.epochs) == (48, "none", 3)
+    assert student.lr.initial == pytest.approx(params.student.lr.initial / 100)
+    assert [phase.size for phase in control.student_phases(given, 2, "ssld")] == [None, 48]
+    usual = changed(params, finetune_epochs=3)
+    assert control.control_phases(usual, 2)[-1].augment is None
+    assert spec_of(given, data, 2).key() != spec_of(usual, data, 2).key()
