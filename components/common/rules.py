@@ -22,6 +22,7 @@ RULES = (
     "cost.parallel",
     "cost.parameters",
     "cost.peak_activation",
+    "distill.committee",
     "distill.gain",
     "distill.initial_lr",
     "distill.kept",

@@ -41,7 +41,7 @@ PART = 5  # ... of one epoch in so many
 TEACHERS = (
     "method", "label_share", "temperature", "keep", "seeds", "teacher_labels", "crops", "top_k_labels",
     "epochs", "finetune_epochs", "finetune_lr", "finetune_size", "min_teacher_accuracy", "reference_lr",
-    "reference_batch", "control", "control_epochs",
+    "reference_batch", "control", "control_epochs", "committee",
 )  # fmt: skip
 
 

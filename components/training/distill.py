@@ -15,6 +15,7 @@ from components.models.card import Lineage, read_card
 from components.training import (
     advice,
     cluster,
+    committee,
     control,
     driver,
     gate,
@@ -75,16 +76,18 @@ def distill(
         epochs = control.planned(run, params, base, check / control.FOLDER)
         margin = Margin.read(check)
         how = _method(run, params, base, margin)
+        members = committee.join(run, params, base, epochs)
         spec = replace(
             base,
+            teachers=(*base.teachers, *members),
             distill=method.resolved(params.distill, how),
             phases=control.student_phases(params, epochs, how.method),
         )
-        jobs = _Jobs(run, params, spec, epochs, weights, check)
+        jobs = _Jobs(run, params, spec, control.control_spec(params, base, epochs), weights, check)
         preflight.preflight(run, spec, params.ray, "student", max(1, jobs.left()))
         _say_disk(run, params, spec)
         pairs = jobs.run_all()
-        _write(run, params, spec, pairs, margin, how, teacher, weights, out)
+        _write(run, params, spec, pairs, margin, how, teacher, members, weights, out)
     jobs.forget()
 
 
@@ -102,12 +105,11 @@ class _Jobs:
     """The trainings of student and control, with each seed; one Ray cluster for those that are not done."""
 
     def __init__(
-        self, run: Run, params: DistillParams, spec: TrainSpec, epochs: int, weights: Path, check: Path
+        self, run: Run, params: DistillParams, spec: TrainSpec, alone: TrainSpec, weights: Path, check: Path
     ) -> None:
         self._run, self._params, self._check = run, params, check
         self._lineage = driver.start_lineage(weights, "student", params.student)
         self._students = [_seeded(spec, spec.seed + n) for n in range(params.distill.seeds)]
-        alone = control.control_spec(params, spec, epochs)
         self._controls = [_seeded(alone, one.seed) for one in self._students] * params.distill.control
         self._done: dict[str, Trained] = {}
         self._failed: set[str] = set()
@@ -230,6 +232,7 @@ def _write(
     margin: Margin,
     how: method.Chosen,
     teacher: Path,
+    members: tuple[Path, ...],
     weights: Path,
     out: Path,
 ) -> None:
@@ -245,6 +248,7 @@ def _write(
     else:  # the teacher gave its answers, not its tensors: it covers none of the student's
         card = read_card(teacher / "model.json")
         lineage.append(Lineage(source=TEACHER, sha256=card.sha256, coverage=0.0))
+        lineage += committee.lineage(members)
     driver.save_model(
         spec, network.tensors, lineage, run.product(out / "model.safetensors"),
         run.product(out / "model.json"), network.size,

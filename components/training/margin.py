@@ -131,6 +131,16 @@ def ask(params: CheckParams, manifest: Path, teachers: list[Path], alone: Path) 
     return Said(actual, **{name: np.concatenate(values) for name, values in parts.items()})
 
 
+def recognised(params: CheckParams, manifest: Path, folders: list[Path]) -> tuple[int, float]:
+    """How many validation images (``JUDGED`` at most), and the top-1 of the networks' mean answer to them."""
+    index = open_index(manifest)
+    rows = index.rows("val")
+    rows = rows[:: -(-len(rows) // JUDGED)]
+    batch = params.student.valid.batch_size
+    said = np.concatenate([part.argmax(1) for part in _answers(index, params, folders, rows, batch)])
+    return len(rows), float((said == index.labels[rows]).mean())
+
+
 def agreeing(params: CheckParams, manifest: Path, teachers: list[Path], student: TrainSpec) -> float:
     """On which share of the training images the teacher and the label agree; of LEARNT of them."""
     index = open_index(manifest)

@@ -52,6 +52,12 @@ class Distill(Section):
     teachers: list[str] = Field(
         default=[], description="folders of more teachers of the same classes: all answers are averaged"
     )
+    committee: int | None = Field(
+        None,
+        ge=0,
+        description="networks of the student's kind, trained on labels, whose answers are averaged with the "
+        "teacher's; null: up to 4 where unlabelled images outnumber labelled ones, else none",
+    )
     keep: Literal["better", "student"] = Field(
         "better", description="what is exported: the better of student and control, or the student"
     )

@@ -12,6 +12,7 @@ from components.audit.plan import Plan
 from components.common.errors import RetortError
 
 BLOCK = 1_000_000  # rows that are drawn and put in order at once: 0.4 s, however many rows there are
+STREAM = 10_000  # between the epochs of two streams: more than a network has
 AGAIN = 1_000_000  # between the views of a row that is drawn twice in an epoch: more than there are epochs
 
 # what a random stream is for: part of its key, so that no two uses share their numbers

@@ -33,6 +33,8 @@ class Phase:
 
     ``size``: pixels a side, while it learns and where it is judged; ``optimizer``; ``augment``: a recipe as
     it is published, without the mixing and smoothing that ``train`` may ask for. None: as the job has them.
+
+    ``stream``: networks of other streams begin with another head, and see other draws and views.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Phase:
     size: int | None = None
     optimizer: Optimizer | None = None
     augment: str | None = None
+    stream: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class TrainSpec:
                         p.new_rows,
                         p.size,
                         p.augment,
+                        p.stream,
                         None if p.optimizer is None else p.optimizer.model_dump(),
                     ]
                     for p in self.phases

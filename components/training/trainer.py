@@ -130,9 +130,10 @@ class Trainer:
     # --- what the job works with --------------------------------------------------------------------------
 
     def _network(self, net: str) -> nn.Module:
-        """The network as it stands: all of a job start alike."""
+        """The network as it stands: all of a job start alike, but for those of other streams."""
         spec = self.spec
-        module = create_network(spec.arch, len(spec.class_names), spec.start, spec.seed, spec.whole)
+        stream = next(phase.stream for phase in spec.phases if phase.net == net)
+        module = create_network(spec.arch, len(spec.class_names), spec.start, spec.seed + stream, spec.whole)
         if net in self.state.nets:
             module.load_state_dict(self.state.nets[net])
         return module.to(self.precision.device).to(memory_format=torch.channels_last)
@@ -341,6 +342,7 @@ class Trainer:
         """One epoch; returns its row of the history, and when its steps were done."""
         spec, state, phase, task = self.spec, self.state, learner.phase, learner.task
         number, feed, batch_size = self._number(phase), self.supply.learn(phase), spec.train.batch_size
+        drawn = number + phase.stream * sampling.STREAM
         self._need_teacher(task, phase)
         if task.setup.answers is not None and task.unlabelled:
             task.setup.answers.recheck(feed, number)
@@ -349,7 +351,7 @@ class Trainer:
         # a network that may be compiled sees one size of batch
         even = 0 if self.precision.compile is False else learner.parts
         draws = epochs.draws(
-            number, batch_size, self.group.world, self.group.rank, task.view,
+            drawn, batch_size, self.group.world, self.group.rank, task.view,
             with_unlabelled=task.unlabelled, matched=phase.matched, even=even, skip=state.step,
         )  # fmt: skip
         before = Sums() if state.partial is None else Sums(**state.partial["sums"])
@@ -365,7 +367,7 @@ class Trainer:
             rate = learner.rate(done)
             self._batch = batch
             self._at_step(phase, steps, "results", pace)
-            learner.step(batch, number, state.step, done, watch)
+            learner.step(batch, drawn, state.step, done, watch)
             state.step += 1
             if watch.due():
                 self._look(learner, watch, pace, done + 1)

@@ -1,0 +1,121 @@
+"""The committee: more teachers, where labels are few beside unlabelled images.
+
+What a student gains then is what it is told about the unlabelled images, and one network that learnt from a
+few labels is wrong about many of them. Several that began and drew otherwise are wrong about different ones:
+their mean is right more often (Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty
+Estimation using Deep Ensembles", 2017). From few labels each is trained in a moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from components.common.progress import at, counted, say
+from components.common.step import Run
+from components.common.storage import remove, state_dir
+from components.models import checkpoint
+from components.models.card import Lineage, read_card
+from components.training import control, driver, margin
+from components.training.control import Trained
+from components.training.inputs.index import open_index
+from components.training.params import DistillParams
+from components.training.sampling import training_rows
+from components.training.spec import Phase, TrainSpec
+
+MEMBERS = 4  # beside the teacher: each further one adds less
+RULE = "distill.committee"
+
+
+def size(params: DistillParams, student: TrainSpec, epochs: int) -> int:
+    """How many members there are, where ``distill.committee`` leaves it open.
+
+    None, unless more unlabelled images than labelled ones are learnt from; else as many as learn from no more
+    images than the student will, and ``MEMBERS`` at most.
+
+    Args:
+        epochs: of the student.
+    """
+    asked = params.distill.committee
+    if asked is not None:
+        return asked
+    index = open_index(student.manifest)
+    labelled = len(training_rows(index, student.plan))
+    most = params.distill.unlabeled_per_class * len(student.class_names)
+    pool = min(index.count("unlabeled"), most)
+    if pool <= labelled:
+        return 0
+    return min(MEMBERS, epochs * (labelled + pool) // (params.teacher.train.epochs * labelled))
+
+
+def join(run: Run, params: DistillParams, student: TrainSpec, epochs: int) -> tuple[Path, ...]:
+    """The folders of the members, trained now or before; none where the teacher alone is more often right.
+
+    Members are networks of the student's kind, trained as the teacher was: its epochs, batch and
+    augmentation, with the student's rate and optimizer. Validation images tell whether they help.
+
+    Raises:
+        FindingsError: train.finite or train.learns.
+        RetortError: Ray or a worker is at fault.
+    """
+    count = size(params, student, epochs)
+    if not count or student.teacher is None:
+        return ()
+    phases = tuple(
+        Phase(
+            f"committee {n}", f"member {n}", params.teacher.train.epochs, params.student.lr, stream=n
+        )
+        for n in range(1, count + 1)
+    )  # fmt: skip
+    spec = replace(
+        student, phases=phases, train=params.teacher.train, teacher=None, teachers=(), distill=None,
+        soft_labels=None,
+    )  # fmt: skip
+    folders = _trained(run, params, spec)
+    at("asking the committee")
+    images, alone = margin.recognised(params, student.manifest, [student.teacher, *student.teachers])
+    _, together = margin.recognised(
+        params, student.manifest, [student.teacher, *student.teachers, *folders]
+    )  # fmt: skip
+    helps = together > alone
+    verdict = "their mean answer is learnt" if helps else "the teacher alone is learnt from"
+    message = (
+        f"{counted(count, 'network')} of the student's kind, trained on labels, beside the teacher: together "
+        f"they recognise {together:.1%} of {counted(images, 'validation image')}, the teacher {alone:.1%}; "
+        f"{verdict}"
+    )
+    say(f"{run.name}: {message}")
+    run.find(RULE, "info", "teacher", message, measured=round(together, 6), limit=round(alone, 6), row="2.3")
+    return folders if helps else ()
+
+
+def _trained(run: Run, params: DistillParams, spec: TrainSpec) -> tuple[Path, ...]:
+    """All members in one job, each kept in a folder of its own."""
+    folders = tuple(
+        state_dir("cache", "trained").resolve() / f"{spec.key()[:32]}-{n}"
+        for n in range(1, len(spec.phases) + 1)
+    )
+    if all(isinstance(control.read(folder, spec), Trained) for folder in folders):
+        say(f"{run.name}: the committee was trained before, by the same values: it is taken")
+        return folders
+    place = driver.checkpoints("committee", spec)
+    result = driver.train(run, spec, params.ray, place)
+    for phase, folder in zip(spec.phases, folders, strict=True):
+        remove(folder)
+        rows = [row for row in result.history if row["phase"] == phase.name]
+        trained = replace(Trained.of(result, phase.net), history=rows)
+        control.write(folder, trained, spec, [], {"epochs": phase.epochs})
+    driver.forget(place)
+    return folders
+
+
+def lineage(folders: tuple[Path, ...]) -> list[Lineage]:
+    """Its members, whose answers the student has, and none of whose tensors."""
+    return [
+        Lineage(
+            source=f"committee: {number} of {len(folders)} networks like the student, trained on labels",
+            sha256=read_card(folder / checkpoint.CARD).sha256,
+            coverage=0.0,
+        )
+        for number, folder in enumerate(folders, start=1)
+    ]
