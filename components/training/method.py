@@ -129,7 +129,7 @@ def _share(method: str, known: Known) -> tuple[float, str]:
 
 
 def below(teacher: float, alone: float, images: int) -> bool:
-    """Whether the teacher's top-1 is below the student's alone by more than a little of what images differ by.
+    """Whether the teacher is less often right than the student alone, by more than a part of the noise.
 
     Both count as drawn apart, which is more careful than they are: they share their images.
     """

@@ -42,7 +42,7 @@ def measure(seeds: int) -> list[Row]:
         "new rows only": [],
         "4 old classes kept": [],
     }
-    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, _inside(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, inside(Path(folder)):
         _write_data()
         prepare(WeightsParams.model_validate(_params(0)), out=Path("weights"))
         for seed in range(7, 7 + seeds):
@@ -115,7 +115,7 @@ def _write_data() -> None:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
+def inside(folder: Path) -> Iterator[None]:
     """Work in ``folder``, with its own ``.retort``."""
     before = os.environ.pop("RETORT_STATE", None)
     try:
