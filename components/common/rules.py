@@ -27,6 +27,7 @@ RULES = (
     "distill.initial_lr",
     "distill.kept",
     "distill.labels_drift",
+    "distill.pool",
     "distill.student_weights",
     "distill.teacher_accuracy",
     "distill.teacher_changed",

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from components.training.teacher import Teacher
 
 VERSION = 2  # of the bytes: caches of another number are not read
 LABEL_BYTES = 64  # that a label takes at most, where not all classes are kept and nothing else is asked for
@@ -78,6 +82,10 @@ class LabelForm:
     def _levels(self) -> int:
         """Steps from 0 to ``LOWEST``."""
         return (1 << 8 * self._entry_bytes - self._class_bits) - 1
+
+    def ask(self, teacher: Teacher, pixels: Tensor) -> Tensor:
+        """Pictures uint8 [B, 3, S, S] -> the teacher's labels uint8 [B, bytes]."""
+        return self.encode(teacher(pixels).logits)
 
     def encode(self, logits: Tensor) -> Tensor:
         """Logits float [B, C] -> uint8 [B, bytes], on the same device."""

@@ -15,7 +15,15 @@ from components.training.inputs.index import Index
 from components.training.label_form import LabelForm
 from components.training.mixing import Mixer
 from components.training.pace import TIMED_SECONDS
-from components.training.pool import SureForm, choose
+from components.training.pool import (
+    FeatureForm,
+    Limits,
+    SureForm,
+    bank_rows,
+    by_class,
+    choose,
+    finding,
+)
 from components.training.precision import Precision
 from components.training.replay import Replay
 from components.training.reporter import Reporter
@@ -34,11 +42,14 @@ def ask_teacher(
     group: Group,
     exchange: Exchange | None,
     reporter: Reporter,
+    judged: Feed | None = None,
 ) -> tuple[soft_labels.Answers, np.ndarray]:
     """Load the teacher; choose unlabelled images; compute the soft labels of every view.
 
     Args:
         labelled: row numbers that are trained on.
+        judged: has the validation images, as large as those of ``feed``; None: unlabelled images are not
+            held to be like them.
 
     Returns:
         Its answers, and the row numbers, int64, of the unlabelled images that were chosen.
@@ -56,7 +67,10 @@ def ask_teacher(
     pool = index.rows("unlabeled")
     learns = any(TASKS[phase.task].unlabelled for phase in spec.phases)  # else only their number is asked for
     cached = distill.teacher_labels == "cached" and learns
-    wanted = len(pool) * bool(distill.unlabeled_per_class)
+    bank, held = bank_rows(labelled, len(spec.class_names)), index.rows("val")
+    wanted = 0
+    if len(pool) and distill.unlabeled_per_class:
+        wanted = len(pool) + len(bank) + len(held) * (judged is not None)
     wanted += distill.crops * len(labelled) if cached else 0
     reporter.begin("soft labels", wanted, "images")
     done, started, first = 0, monotonic(), 0
@@ -76,7 +90,7 @@ def ask_teacher(
     replay = Replay(index, group, precision)
 
     def ask(
-        rows: np.ndarray, view: int, kept: soft_labels.Form, mixer: Mixer | None = None
+        rows: np.ndarray, view: int, kept: soft_labels.Form, mixer: Mixer | None = None, feed: Feed = feed
     ) -> soft_labels.SoftLabels:
         seen = [augment.size, augment.recipe.source] if view == PLAIN else augment.key(precision.device)
         shown = {"number": view, "pictures": seen, "mixed": None if mixer is None else mixer.key()}
@@ -90,14 +104,27 @@ def ask_teacher(
 
     unlabelled = np.empty(0, dtype=np.int64)
     if len(pool) and distill.unlabeled_per_class:
-        found = ask(pool, PLAIN, SureForm())
-        chosen = choose(found, distill.unlabeled_per_class) if group.rank == 0 else unlabelled
-        unlabelled = group.agree(chosen)
+        features = FeatureForm(teacher.feature_width)
+        read = ask(bank, PLAIN, features)
+        directions = features.read(read.take(bank)).to(precision.device)
+        sure = SureForm(directions, read.folder.name)
+        limits = None
+        if judged is not None and len(held):
+            limits = Limits.of(ask(np.asarray(held, np.int64), PLAIN, sure, feed=judged))
+        found = ask(pool, PLAIN, sure)
+        if group.rank == 0:
+            counts = by_class(index.labels, labelled, len(spec.class_names))
+            chosen = choose(found, distill.unlabeled_per_class, counts, limits)
+            reporter.send("finding", **finding(chosen, distill.unlabeled_per_class))
+            unlabelled = chosen.rows
+        unlabelled = group.agree(unlabelled)
+    elif distill.unlabeled_per_class:
+        reporter.note("there are no unlabelled images (none was given, or validate left none)")
     crops, mixer = [], None
     if cached:
         everything = np.sort(np.concatenate([labelled, unlabelled]))
         if augment.recipe.mixup or augment.recipe.cutmix:
             mixer = Mixer(augment.recipe, spec.seed, augment.size, everything, index.labels)
         crops = [ask(everything, crop, form, mixer) for crop in range(distill.crops)]
-    replay.check(feed)
+    replay.check()
     return soft_labels.Answers(teacher, crops, form, mixer, replay.again if cached else None), unlabelled

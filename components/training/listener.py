@@ -19,6 +19,7 @@ class Listener:
         self._stack = ExitStack()
         self._task: progress.Task | None = None
         self._seen: set[tuple[str, int]] = set()
+        self._found: set[str] = set()  # rules of the findings that workers have told
         self._unsaid = ""  # the last epoch's line, while it was not its turn
         self.stopped: Event | None = None
         self.resumed = False  # so that what it takes is not all that was expected
@@ -67,6 +68,15 @@ class Listener:
 
     def _on_note(self, event: Event) -> None:
         say(f"{self._run.name}: {event['said']}")
+
+    def _on_finding(self, event: Event) -> None:
+        """What workers have found out; told again after a restart."""
+        if event["rule"] not in self._found:
+            self._found.add(event["rule"])
+            self._run.find(
+                event["rule"], event["level"], self._run.name, event["message"],
+                measured=event["measured"], advice=event["advice"], row="2.3",
+            )  # fmt: skip
 
     def _on_started(self, event: Event) -> None:
         if self._seen:

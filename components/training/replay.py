@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from components.training import health
+from components.training.augmentation import PLAIN
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.inputs.index import Index
@@ -52,26 +53,32 @@ class Replay:
         self._caches.append((labels, asker))
 
     def again(self, feed: Feed, number: int) -> None:
-        """The check before an epoch: of few labels, others in each."""
-        self.check(feed, AGAIN, number + 1)
-
-    def check(self, feed: Feed, count: int = LABELS, number: int = 0) -> None:
-        """Compare so many labels, of each cache as many, evenly over its rows. All workers must call it.
+        """The check before an epoch: of few labels that a student learns from, others in each.
 
         Args:
-            feed: that has the rows.
-            number: of the check: others take other rows.
+            feed: what the epoch learns from.
+        """
+        crops = [(place, each) for place, each in enumerate(self._caches) if each[1].view != PLAIN]
+        self._check(
+            AGAIN, number + 1, [(place, labels, replace(a, feed=feed)) for place, (labels, a) in crops]
+        )
+
+    def check(self) -> None:
+        """Compare ``LABELS`` labels, of each cache as many, evenly over its rows. All workers must call it.
 
         Raises:
             Stop: labels are not what the teacher says.
         """
+        self._check(LABELS, 0, [(place, *each) for place, each in enumerate(self._caches)])
+
+    def _check(self, count: int, number: int, caches: Sequence[tuple[int, SoftLabels, Asker]]) -> None:
         found: list[_Apart] = []
-        for place, (labels, asker) in enumerate(self._caches):
-            rows = _spread(labels.rows, -(-count // len(self._caches)), number * len(self._caches) + place)
+        for place, labels, asker in caches:
+            rows = _spread(labels.rows, -(-count // len(caches)), number * len(caches) + place)
             mine = rows[self._group.rank :: self._group.world]
             if not len(mine):
                 continue
-            again = replace(asker, feed=feed, advance=lambda count: None)(mine)
+            again = replace(asker, advance=lambda count: None)(mine)
             nats = asker.form.apart(torch.from_numpy(labels.take(mine)), torch.from_numpy(again)).tolist()
             found += [_Apart(place, row, far) for row, far in zip(mine.tolist(), nats, strict=True)]
         of_all = [apart for part in self._group.gather(found) for apart in part]

@@ -41,8 +41,8 @@ class Form(Protocol):
     def bytes(self) -> int:
         """Of one answer."""
 
-    def encode(self, logits: Tensor) -> Tensor:
-        """Logits float [B, C] -> uint8 [B, bytes], on the same device."""
+    def ask(self, teacher: Teacher, pixels: Tensor) -> Tensor:
+        """Pictures uint8 [B, 3, S, S] -> uint8 [B, bytes], on the same device."""
 
     def apart(self, stored: Tensor, again: Tensor) -> Tensor:
         """How far answers are from others about the same pictures, in nats.
@@ -323,7 +323,7 @@ class Asker:
     def _answers(self, rows: np.ndarray) -> Iterator[_Copied]:
         draws = in_order(rows, self.batch_size, self.view)
         for batch in self.feed(draws if self.mixer is None else map(self.mixer, draws)):
-            yield _copied(self.form.encode(self.teacher(batch.pixels).logits))
+            yield _copied(self.form.ask(self.teacher, batch.pixels))
 
 
 _Copied = tuple[Tensor, torch.cuda.Event | None]

@@ -199,6 +199,9 @@ class Trainer:
             answers, unlabelled = ask_teacher(
                 spec, self.index, self.labelled, self.supply.augment(asks), self.supply.learn(asks),
                 self.precision, self.group, self.context.exchange, self.reporter,
+                self.supply.judge(spec.size_of(asks))
+                if spec.learn_size(asks) == spec.size_of(asks)
+                else None,
             )  # fmt: skip
             state.chosen = len(unlabelled)
         weights = sampling.Weights(self.index, self.labelled, spec.plan)

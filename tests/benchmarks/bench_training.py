@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -37,6 +38,7 @@ BEFORE = "2e8f4f8"  # the last commit with components/training/loader.py
 GIB = 1 << 30
 
 IMAGES, ROUNDS = 480, 3
+CACHED_ROUNDS = 8  # of cached labels and plain ones, in turns
 INPUTS = {  # by what is said: arguments of input_path.py
     "decoded, before": ("before", "decoded", "light", "0"),
     "decoded, now": ("now", "decoded", "light", "0"),
@@ -55,7 +57,7 @@ DRAWS = 3 * sampling.BLOCK // BATCH  # timed: some blocks are drawn in them
 
 
 def measure(seeds: int) -> list[Row]:
-    return input_path() + large_index()
+    return input_path() + cached_labels() + large_index()
 
 
 # --- the input path --------------------------------------------------------------------------------------
@@ -83,6 +85,34 @@ def input_path() -> list[Row]:
     for said in ("JPEG, now", "JPEG, now, recipe standard"):
         rows.append(
             at_least(f"{said}: over timm", best[said] / timm, 1.1, "x", "its best number of processes")
+        )
+    return rows
+
+
+def cached_labels() -> list[Row]:
+    """Images/s of learning from cached soft labels, beside learning from labels, in turns."""
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
+        folder = Path(name)
+        _write_photographs(folder)
+        script = HOUSE / "tests/benchmarks/cached_labels.py"
+        command = [sys.executable, "-W", "ignore", script, "clean.parquet", "images", str(CACHED_ROUNDS)]
+        env = {**os.environ, "PYTHONPATH": str(HOUSE), "RETORT_STATE": str(folder / ".retort")}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"cached labels: {done.stderr[-2000:]}")
+    rates: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    rows = [Row(f"training, {said}", max(found), "images/s") for said, found in rates.items()]
+    for said, plain, wanted in (
+        ("cached, decoded", "plain, decoded", 1.0),
+        ("cached, decoded, mixed", "plain, decoded, mixed", None),
+        ("cached, JPEG", "plain, JPEG", 1.0),
+        ("cached, JPEG, 4 views", "plain, JPEG", 1.2),
+    ):
+        pairs = [one / other for one, other in zip(rates[said], rates[plain], strict=True)]
+        ratio, note = statistics.median(pairs), f"median of {len(pairs)} rounds"
+        name = f"{said}: over plain"
+        rows.append(
+            Row(name, ratio, "x", note=note) if wanted is None else at_least(name, ratio, wanted, "x", note)
         )
     return rows
 

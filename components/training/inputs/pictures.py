@@ -150,10 +150,12 @@ class Part:
             slots = self.slots(rows)
             # "clip" (no slot is out of range): by default NumPy would fill a buffer first, then copy it
             return np.take(self.pixels, slots, axis=0, out=out, mode="clip"), self.aspects(slots)
-        made = (map if pool is None else pool.map)(self.make, rows.tolist())
+        once, counts = np.unique(rows, return_counts=True)  # several views of an image: it is decoded once
+        places = np.split(np.argsort(rows, kind="stable"), np.cumsum(counts)[:-1])
+        made = (map if pool is None else pool.map)(self.make, once.tolist())
         pixels = np.empty((len(rows), self.form.side, self.form.side, 3), np.uint8) if out is None else out
         aspects = np.empty(len(rows), np.float32)
-        for place, (picture, aspect) in enumerate(made):
+        for place, (picture, aspect) in zip(places, made, strict=True):
             pixels[place], aspects[place] = picture, aspect
         return pixels, None if self.form.kind == "square" else aspects
 

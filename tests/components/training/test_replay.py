@@ -16,7 +16,6 @@ from components.training import augmentation, driver, health, replay, seals, sof
 from components.training.group import Group
 from components.training.label_form import LabelForm
 from components.training.params import DistillParams
-from components.training.pool import SureForm
 from components.training.precision import Precision
 from components.training.spec import Phase, TrainSpec
 from tests.components.training import local
@@ -141,7 +140,7 @@ def test_rows_are_spread_evenly_and_others_come_next() -> None:
     assert replay._spread(rows[:5], 8, 3).tolist() == rows[:5].tolist()
 
 
-@pytest.mark.parametrize("form", [LabelForm(300, 300), LabelForm(300, 20), SureForm()])
+@pytest.mark.parametrize("form", [LabelForm(300, 300), LabelForm(300, 20)])
 def test_how_far_two_answers_are_apart(form: Any) -> None:
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(3))
     same = form.encode(logits)

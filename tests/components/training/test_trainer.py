@@ -80,7 +80,7 @@ def test_a_distillation_with_cached_labels_gives_the_same_bytes_again(distilling
     assert bytes_of(first, "student") == bytes_of(again, "student")
     assert bytes_of(first, "control") == bytes_of(again, "control")
     assert first.result.chosen == 8
-    assert len(list(Path("labels").iterdir())) == 3, "two views, and the pool"
+    assert len(list(Path("labels").iterdir())) == 5, "two views, the pool, and two by which it is chosen"
 
 
 @pytest.mark.parametrize("augment", ["standard", "deit"])

@@ -96,7 +96,9 @@ def test_distillation_end_to_end(
     assert rules["distill.kept"].measured == kept
     assert rules["head.fc_share"].level == "info", "1,028 of a third of a million parameters"
     assert not list(Path(".retort/checkpoints").iterdir()), "a finished step keeps no checkpoints"
-    assert len(list(Path(".retort/cache/soft_labels").iterdir())) == 3, "two crops, and the pool"
+    assert len(list(Path(".retort/cache/soft_labels").iterdir())) == 5, (
+        "two crops, the pool, and two by which it is chosen"
+    )
     said = capsys.readouterr().err
     assert "will take about" in said
     assert "validation loss" in said
