@@ -123,10 +123,9 @@ def test_the_teacher_was_asked_about_the_very_mixtures_that_the_student_sees(
         changed(distilling, augment="deit"),
         distill=distilling.distill.model_copy(update={"label_share": 0.5}),
     )
-    outcome = local.run(labelled)
+    local.run(replace(labelled, phases=labelled.phases[:1]))
     pictures = [picture for batch, _ in seen for picture in batch]
     assert len(pictures) > 100
     assert all(picture.numpy().tobytes() in asked for picture in pictures)
     assert any(((extra["labels"] < 0) & (extra["partners"] < 0)).any() for _, extra in seen), "unlabelled"
     assert all(((extra["labels"] < 0) == (extra["partners"] < 0)).all() for _, extra in seen)
-    assert outcome.result.history[-1]["val_top1"] > 0.3
