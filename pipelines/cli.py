@@ -258,7 +258,7 @@ def finetune() -> None:
 
 @app.command()
 def check() -> None:
-    """The gate before distillation: teacher, student's weights and learning rate are what they claim."""
+    """The gate before distillation: teacher, start weights, rate; then the student without a teacher."""
     from components.training.check import check as step
     from components.training.params import CheckParams
 
@@ -268,7 +268,7 @@ def check() -> None:
 
 @app.command()
 def distill() -> None:
-    """Distil the teacher into the student with SSLD on Ray Train; needs a passed check."""
+    """Distil the teacher into the student on Ray Train, and keep the better network; needs a passed check."""
     from components.training.distill import distill as step
     from components.training.params import DistillParams
 

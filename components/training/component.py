@@ -82,7 +82,7 @@ def check(
     passed: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """The gate before distillation: the teacher, the weights and the learning rate are what they claim.
+    """The gate before distillation: teacher, weights and learning rate; then the student without a teacher.
 
     Args:
         manifest: the clean manifest.

@@ -263,9 +263,9 @@ def known(
 # --- trained networks that are kept -------------------------------------------------------------------------
 
 
-def store(spec: TrainSpec) -> Path:
-    """Where what came of exactly this training is kept, so that a repeated step does not train it again."""
-    return state_dir("cache", "trained") / spec.key()[:32]
+def store(key: str) -> Path:
+    """Where what came of the training of that key is kept, so that it need not be trained again."""
+    return state_dir("cache", "trained") / key[:32]
 
 
 def write(
@@ -291,8 +291,12 @@ def write(
         seals.write(partial / SEAL, files)
 
 
-def read(folder: Path, spec: TrainSpec) -> Trained | str:
-    """What came of exactly this training, from the folder where it was kept; else why not, in words."""
+def read(folder: Path, spec: TrainSpec, key: str = "") -> Trained | str:
+    """What came of exactly this training, from the folder where it was kept; else why not, in words.
+
+    Args:
+        key: of ``spec``, where it is known already.
+    """
     if not (folder / FILE).exists():
         return "there is none yet"
     if fault := seals.fault(folder / SEAL, folder):
@@ -300,7 +304,7 @@ def read(folder: Path, spec: TrainSpec) -> Trained | str:
     content = read_json(folder / FILE)
     if content.get("schema_version") != SCHEMA_VERSION:
         return "it is of another version of this program"
-    if content["key"] != spec.key():
+    if content["key"] != (key or spec.key()):
         have, want = content.get("epochs"), sum(phase.epochs for phase in spec.phases[:1])
         if have is not None and have != want:
             return f"it had {counted(have, 'epoch')}, and {want} are asked for"
@@ -352,8 +356,9 @@ def obtain(
     run: Run, spec: TrainSpec, lineage: list[Lineage], about: dict[str, Any], fit: Fit
 ) -> Path | Finding:
     """The folder of the control that was trained by ``spec``, now or before; or why there is none."""
-    folder = store(spec)
-    if isinstance(read(folder, spec), Trained):
+    key = spec.key()
+    folder = store(key)
+    if isinstance(read(folder, spec, key), Trained):
         say(f"{run.name}: the student alone was trained before, by the same values: that one is taken")
         return folder
     remove(folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
 
@@ -14,6 +15,7 @@ from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
 from components.training import (
     advice,
+    budget,
     cluster,
     committee,
     control,
@@ -101,52 +103,72 @@ def _method(run: Run, params: DistillParams, base: TrainSpec, margin: Margin) ->
     return how
 
 
+@dataclass
+class _Job:
+    """One training. ``key`` names it: to work it out reads the networks that it starts from."""
+
+    spec: TrainSpec
+    net: str
+    key: str
+    done: Trained | None = None
+    failed: bool = False
+
+    @staticmethod
+    def of(spec: TrainSpec, net: str) -> _Job:
+        """With what an earlier run of this step, or the check on this machine, has finished."""
+        job = _Job(spec, net, spec.key())
+        job.look(job.folder)
+        return job
+
+    @property
+    def folder(self) -> Path:
+        """Where what came of it is kept."""
+        return control.store(self.key)
+
+    @property
+    def left(self) -> bool:
+        return self.done is None and not self.failed
+
+    def look(self, folder: Path) -> str:
+        """Take what a folder holds of exactly this training; else why not, in words."""
+        found = control.read(folder, self.spec, self.key)
+        if isinstance(found, str):
+            return found
+        self.done = found
+        return ""
+
+
 class _Jobs:
     """The trainings of student and control, with each seed; one Ray cluster for those that are not done."""
 
     def __init__(
         self, run: Run, params: DistillParams, spec: TrainSpec, alone: TrainSpec, weights: Path, check: Path
     ) -> None:
-        self._run, self._params, self._check = run, params, check
+        self._run, self._params = run, params
         self._lineage = driver.start_lineage(weights, "student", params.student)
-        self._students = [_seeded(spec, spec.seed + n) for n in range(params.distill.seeds)]
-        self._controls = [_seeded(alone, one.seed) for one in self._students] * params.distill.control
-        self._done: dict[str, Trained] = {}
-        self._failed: set[str] = set()
-        for one in self._students:
-            self._look(one)
-        for one in self._controls:
-            self._look(one)
-        if self._controls:
-            self._take_from_check(self._controls[0])
+        seeds = [spec.seed + number for number in range(params.distill.seeds)]
+        self._students = [_Job.of(_seeded(spec, seed), "student") for seed in seeds]
+        self._controls: list[_Job] = []
+        if params.distill.control:
+            self._controls = [_Job.of(_seeded(alone, seed), CONTROL) for seed in seeds]
+            self._take_from_check(self._controls[0], check)
 
-    def _look(self, spec: TrainSpec) -> None:
-        """Whether it was finished by an earlier run of this step, or by the check on this machine."""
-        found = control.read(control.store(spec), spec)
-        if isinstance(found, Trained):
-            self._done[spec.key()] = found
-
-    def _take_from_check(self, spec: TrainSpec) -> None:
+    def _take_from_check(self, job: _Job, check: Path) -> None:
         name = self._run.name
-        if Margin.read(self._check).failed == spec.key():
-            self._failed.add(spec.key())
+        if Margin.read(check).failed == job.key:
+            job.failed = True
             say(f"{name}: the student alone was stopped in the check, so there is nothing to compare with")
             return
-        found = control.read(self._check / control.FOLDER, spec)
-        if isinstance(found, Trained):
-            self._done[spec.key()] = found
+        fault = job.look(check / control.FOLDER)
+        if not fault:
             say(f"{name}: the student alone is the one that the check trained")
-        elif spec.key() not in self._done:
-            say(f"{name}: the student alone is trained here: of the check's, {found}")
+        elif job.left:
+            say(f"{name}: the student alone is trained here: of the check's, {fault}")
 
-    def _to_do(self) -> list[tuple[TrainSpec, str]]:
+    def _to_do(self) -> list[_Job]:
         """Seed by seed, so that what is broken off has compared something."""
-        jobs = []
-        for n, student in enumerate(self._students):
-            jobs.append((student, "student"))
-            if self._controls:
-                jobs.append((self._controls[n], CONTROL))
-        return [job for job in jobs if job[0].key() not in self._done and job[0].key() not in self._failed]
+        each = zip_longest(self._students, self._controls)
+        return [job for pair in each for job in pair if job is not None and job.left]
 
     def left(self) -> int:
         """How many trainings are to be done."""
@@ -154,50 +176,50 @@ class _Jobs:
 
     def run_all(self) -> list[Pair]:
         """Train what is left; a control that is stopped ends nothing."""
-        jobs = self._to_do()
+        jobs, ray = self._to_do(), self._params.ray
         if jobs:
-            ray = self._params.ray
+            started = monotonic()
             at("starting Ray" if not ray.address else f"connecting to Ray at {ray.address}")
             with cluster.running(ray):
-                for number, (spec, net) in enumerate(jobs):
-                    started = monotonic()
-                    self._train(spec, net)
-                    if number == 0 and len(jobs) > 1:
+                for number, job in enumerate(jobs):
+                    self._train(job, started)
+                    left = len(jobs) - number - 1
+                    if number == 0 and left:
                         taken = listener.duration(monotonic() - started)
-                        say(
-                            f"{self._run.name}: it took {taken}; {counted(len(jobs) - 1, 'training')} "
-                            "like it to go"
-                        )
-        controls = [self._done.get(one.key()) for one in self._controls] or [None] * len(self._students)
-        return [
-            Pair(one.seed, self._done[one.key()], alone)
-            for one, alone in zip(self._students, controls, strict=True)
-        ]
+                        say(f"{self._run.name}: it took {taken}; {counted(left, 'training')} like it to go")
+                    started = monotonic()
+        pairs = []
+        for student, alone in zip_longest(self._students, self._controls):
+            assert student.done is not None
+            pairs.append(Pair(student.spec.seed, student.done, None if alone is None else alone.done))
+        return pairs
 
-    def _train(self, spec: TrainSpec, net: str) -> None:
+    def _train(self, job: _Job, started: float) -> None:
+        ray, heard = self._params.ray, listener.Listener(self._run)
+        checkpoints = driver.checkpoints(job.net, job.spec)
+
         def fit(run: Run, spec: TrainSpec) -> TrainResult:
-            return driver.fit(run, spec, self._params.ray, driver.checkpoints(net, spec))
+            return driver.fit(run, spec, ray, checkpoints, heard)
 
-        if net == CONTROL:
-            result = control.attempt(self._run, spec, fit)
+        if job.net == CONTROL:
+            result = control.attempt(self._run, job.spec, fit)
             if isinstance(result, Finding):
-                self._failed.add(spec.key())
+                job.failed = True
                 say(f"{self._run.name}: the student alone was stopped: {result.message}")
                 return
         else:
-            result = fit(self._run, spec)
-        trained = Trained.of(result, net)
-        folder = control.store(spec)
-        control.write(folder, trained, spec, self._lineage, {"epochs": spec.phases[0].epochs})
-        driver.forget(driver.checkpoints(net, spec))
-        kept = control.read(folder, spec)
-        assert isinstance(kept, Trained), kept
-        self._done[spec.key()] = kept
+            result = fit(self._run, job.spec)
+            budget.learn(self._run, job.spec, ray, heard, monotonic() - started)
+        about = {"epochs": job.spec.phases[0].epochs}
+        control.write(job.folder, Trained.of(result, job.net), job.spec, self._lineage, about)
+        driver.forget(checkpoints)
+        fault = job.look(job.folder)
+        assert not fault, fault
 
     def forget(self) -> None:
         """The step is done: only the check's control may be asked for again."""
-        for spec in [*self._students, *self._controls[1:]]:
-            remove(control.store(spec))
+        for job in [*self._students, *self._controls[1:]]:
+            remove(job.folder)
 
 
 def _seeded(spec: TrainSpec, seed: int) -> TrainSpec:
@@ -216,7 +238,8 @@ def _say_disk(run: Run, params: DistillParams, spec: TrainSpec) -> None:
         return
     assert spec.soft_labels is not None
     splits = manifests.read(spec.manifest, ["split"])["split"].to_pylist()
-    count = splits.count("train") * params.distill.crops + splits.count("unlabeled")
+    views = params.distill.crops * params.distill.seeds
+    count = splits.count("train") * views + splits.count("unlabeled")
     wanted = soft_labels.stored_bytes(count, len(spec.class_names), params.distill.top_k_labels)
     need_disk(spec.soft_labels, wanted, "soft labels")
     say(

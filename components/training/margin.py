@@ -109,7 +109,8 @@ def judge(
     at("comparing teacher and student alone")
     said = ask(params, manifest, [teacher, *student.teachers], found)
     learnt = agreeing(params, manifest, [teacher, *student.teachers], student)
-    _find(run, params, student, spec, said, learnt, epochs / planned, out)
+    chosen = read_json(found / control.FILE)["chosen"]
+    _find(run, params, student, said, learnt, chosen, epochs / planned, out)
 
 
 def ask(params: CheckParams, manifest: Path, teachers: list[Path], alone: Path) -> Said:
@@ -180,7 +181,7 @@ def _answers(
 def _unknown(run: Run, out: Path, why: str, advice: str, failed: str = "") -> None:
     """Nothing is known of the teacher's worth: that is said, and stops nothing."""
     run.find(
-        RULE, "warning", "teacher",
+        RULE, "warning" if failed else "info", "teacher",  # switched off: a person knows
         f"whether the teacher is worth distilling is unknown: {why}",
         row=ROW, advice=advice,
     )  # fmt: skip
@@ -193,9 +194,9 @@ def _find(
     run: Run,
     params: CheckParams,
     student: TrainSpec,
-    spec: TrainSpec,
     said: Said,
     learnt: float,
+    chosen: int,
     done: float,
     out: Path,
 ) -> None:
@@ -208,7 +209,6 @@ def _find(
     recall = paired.macro_recall(said.actual, said.teacher, said.alone)
     labelled = len(training_rows(index, student.plan))
     pool = index.count("unlabeled") if params.distill.unlabeled_per_class else 0
-    chosen = read_json(control.store(spec) / control.FILE)["chosen"]
     how = method.choose(
         params.distill,
         control.known(params, student, chosen, images, tops["teacher"]["top1"], tops["alone"]["top1"]),

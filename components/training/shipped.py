@@ -10,7 +10,7 @@ import numpy as np
 
 from components.common.progress import counted, say
 from components.common.step import Run
-from components.training import paired
+from components.training import optim, paired
 from components.training.control import NET as CONTROL
 from components.training.control import Trained
 from components.training.metrics import evaluate, macro_recall
@@ -153,6 +153,13 @@ def unequal(params: DistillParams, spec: TrainSpec, pair: Pair) -> str:
         parts.append(
             f"the student saw {counted(settings.crops, 'view')} of each image again and again, the control a "
             "fresh one in each epoch"
+        )
+    phase = spec.phases[0]
+    scale = optim.loss_scale(spec.optimizer_of(phase), phase.task, len(spec.class_names), spec.distill)
+    if abs(scale - 1) > 0.01:
+        parts.append(
+            f"the student's rate was {1 / scale:.2g} times the control's, for the gradient of its loss is "
+            f"{scale:.2g} times as large"
         )
     if pair.control is not None and pair.control.chosen != pair.student.chosen:
         parts.append(
