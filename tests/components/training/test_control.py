@@ -83,7 +83,7 @@ def test_the_check_trains_the_student_alone_and_compares_the_teacher(
     assert 4 <= margin["chosen"] <= 8
 
     module, card = checkpoint.load(OUT / control.FOLDER)
-    assert card.lineage[-1].source == "start.safetensors", "no teacher had a part in it"
+    assert card.lineage[-1].source.endswith("start.safetensors"), "no teacher had a part in it"
     kept = control.read(OUT / control.FOLDER, spec_of(wanted, data, 3))
     assert isinstance(kept, Trained)
     assert len(kept.predictions["val"]) == 32
