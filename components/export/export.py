@@ -26,6 +26,7 @@ CALIBRATION_IMAGES = 128
 INT8_DROP = 0.01  # top-1 that int8 may cost before it is advised against
 LOOSE = 0.05  # scores from int8, or from resizing in the graph, move; a lead below this is a tie
 DRIFT = 0.005  # top-1 by which training's own measurement may differ (other batch sizes round differently)
+ANOTHER = 0.1  # top-1 below training's own from which on it is another network, or other images
 
 
 def export(
@@ -377,14 +378,18 @@ def _judge(
             row="1.1",
         )
     if trained is not None and abs(trained - proof.top1) > DRIFT:
+        far = trained - proof.top1 > ANOTHER
         run.find(
             "export.accuracy",
-            "warning",
+            "error" if far else "warning",
             f"{role}, training against export",
             f"Training wrote {trained:.2%} for this checkpoint, export measures {proof.top1:.2%}.",
             measured=proof.top1,
             limit=trained,
-            advice="The data or the preprocessing changed since training; train again.",
+            advice="It is not the network that was trained (parts of it may be random: never fill one with "
+            "strict=False), or the data or the preprocessing changed since; train again."
+            if far
+            else "The data or the preprocessing changed since training; train again.",
             row="1.1",
         )
 
