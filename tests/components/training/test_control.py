@@ -122,7 +122,8 @@ def test_the_teacher_decides_only_how_many_steps_it_takes(
     result = local.run(beside).result
     assert result.chosen > 0
     labels = Path(".retort/cache/soft_labels")
-    assert len(list(labels.iterdir())) == 1, "the pool is asked about, no view for training is"
+    # the pool, and the training and validation images that it is compared with
+    assert len(list(labels.iterdir())) == 3, "no view that is trained on is asked about"
 
 
 def test_a_control_that_goes_wrong_ends_nothing(
