@@ -71,7 +71,7 @@ class Distill(Section):
         4, ge=1, description="augmented views per image whose soft labels are cached; epochs take turns"
     )
     top_k_labels: int | None = Field(
-        None, ge=1, description="classes kept of each cached soft label; null: all up to 1,000 classes"
+        None, ge=1, description="classes kept of each cached soft label; null: all up to 128 classes, else 20"
     )
     unlabeled_per_class: int = Field(
         100, ge=0, description="unlabelled images kept per class, the teacher's most confident first"
