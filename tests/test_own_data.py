@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnxruntime
@@ -24,6 +25,7 @@ from components.common.step import Run
 from components.dataset import s3
 from components.models.card import read_card
 from components.training import budget, driver, preflight
+from components.training import cluster as cluster_of_ray
 from components.training.params import Ray
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
@@ -178,10 +180,12 @@ def test_own_data_through_dvc(made: tuple[Data, Project], cluster: None) -> None
 def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings run in this process: what is tested is what the steps hand to one another."""
 
-    def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
+    def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path, *_: object) -> TrainResult:
         return local.run(spec).result
 
     monkeypatch.setattr(driver, "train", train)
+    monkeypatch.setattr(driver, "fit", train)
+    monkeypatch.setattr(cluster_of_ray, "running", lambda *_: nullcontext())
     monkeypatch.setattr(preflight, "preflight", lambda *_: None)
     monkeypatch.setattr(budget, "expected", lambda *_: None)
 
