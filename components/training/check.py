@@ -36,8 +36,10 @@ def check(
     with step("check", params, out, inputs=files) as run:
         need(manifest, "validate")
         rules(run, params, manifest=manifest, teacher=teacher, weights=weights)
-        margin.judge(run, params, manifest=manifest, plan=plan, teacher=teacher, weights=weights, out=out)
-        gate.write(run.product(out / gate.FILE), params, files)
+        found = margin.judge(
+            run, params, manifest=manifest, plan=plan, teacher=teacher, weights=weights, out=out
+        )
+        gate.write(run.product(out / gate.FILE), params, files, found)
 
 
 def rules(run: Run, params: CheckParams, *, manifest: Path, teacher: Path, weights: Path) -> None:

@@ -11,67 +11,50 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from components.common.findings import Finding
 from components.common.progress import at, counted, say
 from components.common.step import Run
 from components.common.storage import remove, state_dir
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
-from components.training import control, driver, margin
+from components.training import control, driver, margin, preflight
 from components.training.control import Trained
-from components.training.inputs.index import open_index
 from components.training.params import DistillParams
-from components.training.sampling import training_rows
-from components.training.spec import Phase, TrainSpec
+from components.training.spec import TrainSpec
 
-MEMBERS = 4  # beside the teacher: each further one adds less
 RULE = "distill.committee"
 
 
-def size(params: DistillParams, student: TrainSpec, epochs: int) -> int:
-    """How many members there are, where ``distill.committee`` leaves it open.
-
-    None, unless more unlabelled images than labelled ones are learnt from; else as many as learn from no more
-    images than the student will, and ``MEMBERS`` at most.
-
-    Args:
-        epochs: of the student.
-    """
-    asked = params.distill.committee
-    if asked is not None:
-        return asked
-    index = open_index(student.manifest)
-    labelled = len(training_rows(index, student.plan))
-    most = params.distill.unlabeled_per_class * len(student.class_names)
-    pool = min(index.count("unlabeled"), most)
-    if pool <= labelled:
-        return 0
-    return min(MEMBERS, epochs * (labelled + pool) // (params.teacher.train.epochs * labelled))
-
-
-def join(run: Run, params: DistillParams, student: TrainSpec, epochs: int) -> tuple[Path, ...]:
+def join(
+    run: Run, params: DistillParams, student: TrainSpec, epochs: int, chosen: int | None
+) -> tuple[Path, ...]:
     """The folders of the members, trained now or before; none where the teacher alone is more often right.
 
     Members are networks of the student's kind, trained as the teacher was: its epochs, batch and
-    augmentation, with the student's rate and optimizer. Validation images tell whether they help.
+    augmentation, with the student's rate and optimizer. Validation images tell whether they help. Members
+    that a finding of training stops are done without: the teacher needs none.
+
+    Args:
+        epochs: of the student.
+        chosen: unlabelled images that it will learn from; None: as many as may be.
 
     Raises:
-        FindingsError: train.finite or train.learns.
+        FindingsError: something is missing that training needs.
         RetortError: Ray or a worker is at fault.
     """
-    count = size(params, student, epochs)
+    count = control.members(params, student, epochs, chosen)
     if not count or student.teacher is None:
         return ()
-    phases = tuple(
-        Phase(
-            f"committee {n}", f"member {n}", params.teacher.train.epochs, params.student.lr, stream=n
-        )
-        for n in range(1, count + 1)
-    )  # fmt: skip
     spec = replace(
-        student, phases=phases, train=params.teacher.train, teacher=None, teachers=(), distill=None,
-        soft_labels=None,
+        student, phases=control.committee_phases(params, count), train=params.teacher.train, teacher=None,
+        teachers=(), distill=None, soft_labels=None,
     )  # fmt: skip
     folders = _trained(run, params, spec)
+    if isinstance(folders, Finding):
+        message = f"the teacher teaches alone: its committee was stopped by {folders.rule}: {folders.message}"
+        say(f"{run.name}: {message}")
+        run.find(RULE, "warning", "teacher", message, row="2.3", advice=folders.advice)
+        return ()
     at("asking the committee")
     images, alone = margin.recognised(params, student.manifest, [student.teacher, *student.teachers])
     _, together = margin.recognised(
@@ -89,7 +72,7 @@ def join(run: Run, params: DistillParams, student: TrainSpec, epochs: int) -> tu
     return folders if helps else ()
 
 
-def _trained(run: Run, params: DistillParams, spec: TrainSpec) -> tuple[Path, ...]:
+def _trained(run: Run, params: DistillParams, spec: TrainSpec) -> tuple[Path, ...] | Finding:
     """All members in one job, each kept in a folder of its own."""
     folders = tuple(
         state_dir("cache", "trained").resolve() / f"{spec.key()[:32]}-{n}"
@@ -99,7 +82,11 @@ def _trained(run: Run, params: DistillParams, spec: TrainSpec) -> tuple[Path, ..
         say(f"{run.name}: the committee was trained before, by the same values: it is taken")
         return folders
     place = driver.checkpoints("committee", spec)
-    result = driver.train(run, spec, params.ray, place)
+    preflight.preflight(run, spec, params.ray, "student")
+    result = control.attempt(run, spec, lambda own, spec: driver.train(own, spec, params.ray, place))
+    if isinstance(result, Finding):
+        driver.forget(place)
+        return result
     for phase, folder in zip(spec.phases, folders, strict=True):
         remove(folder)
         rows = [row for row in result.history if row["phase"] == phase.name]

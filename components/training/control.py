@@ -37,11 +37,12 @@ SCHEMA_VERSION = 1
 ASKED = "asked-"  # before a name in PREDICTIONS
 MINUTES = 10.0  # a control that is expected to take longer is a short one at first
 PART = 5  # ... of one epoch in so many
+MEMBERS = 4  # of a committee, beside the teacher: each further one adds less
 # keys of ``distill`` that decide nothing of a network that is trained without a teacher
 TEACHERS = (
     "method", "label_share", "temperature", "keep", "seeds", "teacher_labels", "crops", "top_k_labels",
     "epochs", "finetune_epochs", "finetune_lr", "finetune_size", "min_teacher_accuracy", "reference_lr",
-    "reference_batch", "control", "control_epochs", "committee",
+    "reference_batch", "reference_optimizer", "control", "control_epochs", "committee",
 )  # fmt: skip
 
 
@@ -122,6 +123,35 @@ def control_phases(params: CheckParams, epochs: int) -> tuple[Phase, ...]:
     return tuple(phase for phase in phases if phase.epochs)
 
 
+def members(params: CheckParams, student: TrainSpec, epochs: int, chosen: int | None = None) -> int:
+    """How many networks the committee has beside the teacher, where ``distill.committee`` leaves it open.
+
+    None, unless more unlabelled images than labelled ones are learnt from; else as many as learn from no more
+    images than the student will, and ``MEMBERS`` at most.
+
+    Args:
+        epochs: of the student.
+        chosen: unlabelled images that will be learnt from; None: as many as may be.
+    """
+    asked = params.distill.committee
+    if asked is not None:
+        return asked
+    index = open_index(student.manifest)
+    labelled = len(training_rows(index, student.plan))
+    if chosen is None:
+        most = params.distill.unlabeled_per_class * len(student.class_names)
+        chosen = min(index.count("unlabeled"), most)
+    if chosen <= labelled:
+        return 0
+    return min(MEMBERS, epochs * (labelled + chosen) // (params.teacher.train.epochs * labelled))
+
+
+def committee_phases(params: CheckParams, count: int) -> tuple[Phase, ...]:
+    """One network each, from labels alone, for as many epochs as the teacher had."""
+    epochs, rate = params.teacher.train.epochs, params.student.lr
+    return tuple(Phase(f"committee {n}", f"member {n}", epochs, rate, stream=n) for n in range(1, count + 1))
+
+
 def labelled(params: CheckParams, name: str, net: str) -> Phase:
     """The short finetune on labels.
 
@@ -178,7 +208,7 @@ def whole(params: CheckParams, student: TrainSpec, epochs: int) -> TrainSpec:
     phases = student_phases(params, epochs, "ssld")
     if params.distill.control:
         phases += control_phases(params, epochs)
-    return replace(student, phases=phases)
+    return replace(student, phases=(*phases, *committee_phases(params, members(params, student, epochs))))
 
 
 def planned(run: Run, params: CheckParams, student: TrainSpec, check: Path | None = None) -> int:
@@ -223,7 +253,8 @@ def control_epochs(run: Run, params: CheckParams, student: TrainSpec, planned: i
             return planned
         epochs = budget.fit_epochs(60 * MINUTES, fixed, each, max(1, planned // PART))
         why = f"all of them would take {(fixed + planned * each) / 60:.0f} min"
-    write_json(kept, {"epochs": epochs})
+    if one is not None:  # else the next run knows the speed
+        write_json(kept, {"epochs": epochs})
     if epochs < planned:
         say(
             f"{run.name}: a short control of {counted(epochs, 'epoch')} of {planned} comes first, since "

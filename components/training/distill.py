@@ -78,7 +78,7 @@ def distill(
         epochs = control.planned(run, params, base, check / control.FOLDER)
         margin = Margin.read(check)
         how = _method(run, params, base, margin)
-        members = committee.join(run, params, base, epochs)
+        members = committee.join(run, params, base, epochs, margin.chosen)
         spec = replace(
             base,
             teachers=(*base.teachers, *members),
@@ -95,9 +95,11 @@ def distill(
 
 def _method(run: Run, params: DistillParams, base: TrainSpec, margin: Margin) -> method.Chosen:
     """What the student will learn of the teacher; said, with the reason."""
-    pool = open_index(base.manifest).count("unlabeled")
-    most = min(pool, params.distill.unlabeled_per_class * len(base.class_names))
-    known = control.known(params, base, most, margin.images, margin.teacher, margin.alone)
+    chosen = margin.chosen
+    if chosen is None:
+        pool = open_index(base.manifest).count("unlabeled")
+        chosen = min(pool, params.distill.unlabeled_per_class * len(base.class_names))
+    known = control.known(params, base, chosen, margin.images, margin.teacher, margin.alone)
     how = method.choose(params.distill, known)
     say(f"{run.name}: {how.why}")
     return how

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from components.common.errors import RetortError
 from components.common.findings import Finding
 from components.common.page import Page
 from components.common.progress import at, counted, say, track
 from components.common.step import Run
-from components.common.storage import read_json, write_json
+from components.common.storage import need, read_json, write_json
 from components.models.params import Train
 from components.training import control, driver, forecast, method, paired, preflight
 from components.training.augmentation import PLAIN, Augment
@@ -33,7 +34,7 @@ from components.training.teacher import Teacher, Teachers
 RULE = "distill.teacher_margin"
 ROW = "2.3"
 FILE = "margin.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: which share of its epochs the control had, by a key of its own
 LEARNT = 1_000  # training images that the teacher is asked about
 JUDGED = 10_000  # validation images, evenly over them: more make the interval no narrower than a point
 WAYS_OUT = (
@@ -46,7 +47,10 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Margin:
-    """What ``margin.json`` holds: top-1 of both networks, 0..1; None: there was no control."""
+    """What ``margin.json`` holds: top-1 of both networks, 0..1; None: there was no (whole) control.
+
+    ``chosen``: unlabelled images that are learnt from; None: they were not chosen yet.
+    """
 
     images: int
     teacher: float | None = None
@@ -54,37 +58,53 @@ class Margin:
     why: str = ""
     failed: str = ""  # the key of the control that was stopped
     teacher_recall: float | None = None  # its macro recall
+    chosen: int | None = None
 
     @staticmethod
     def read(folder: Path) -> Margin:
-        """Of a passed check; without the file nothing is known."""
-        if not (folder / FILE).exists():
-            return Margin(0, why="the check has not compared them")
-        found = read_json(folder / FILE)
-        tops = {who: found[who]["top1"] for who in ("teacher", "alone") if who in found}
-        recall = found.get("teacher", {}).get("macro_recall")
+        """Of a passed check, whose gate vouches for the file.
+
+        Raises:
+            RetortError: the file is missing, or of another version of this program.
+        """
+        path = folder / FILE
+        found = read_json(need(path, "check"))
+        if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
+            raise RetortError(f"{path}: not of this program; run 'retort check' again")
+        teacher, alone = found.get("teacher", {}), found.get("alone", {})
         return Margin(
-            found["images"], **tops, why=found["why"], failed=found["failed"], teacher_recall=recall
+            found["images"],
+            teacher.get("top1"),
+            alone.get("top1") if found.get("control_share") == 1 else None,
+            why=found["why"],
+            failed=found["failed"],
+            teacher_recall=teacher.get("macro_recall"),
+            chosen=found.get("chosen"),
         )
 
 
 def judge(
     run: Run, params: CheckParams, *, manifest: Path, plan: Path, teacher: Path, weights: Path, out: Path
-) -> None:
+) -> dict[str, Path]:
     """Train the control, compare the teacher with it, and find ``distill.teacher_margin``.
 
     Writes ``margin.json``, and the control into ``control/``. Nothing is trained where a rule has failed.
+
+    Returns:
+        What the gate has to vouch for, by its path in ``out``, and where it lies until the step has passed.
 
     Raises:
         FindingsError: an earlier rule failed, or something that training needs is missing.
         RetortError: the plan, Ray or a worker is at fault.
     """
     run.stop_on_errors()
+    student = control.student_spec(params, manifest, driver.audited(run, plan), teacher, weights)
+    method.choose(
+        params.distill, control.known(params, student, 0, 0, None, None)
+    )  # refused before the hours
     if not params.distill.control:
         why = "distill.control is false, so there is no student alone to compare the teacher with"
-        _unknown(run, out, why, "Set distill.control to true.")
-        return
-    student = control.student_spec(params, manifest, driver.audited(run, plan), teacher, weights)
+        return _unknown(run, out, why, "Set distill.control to true.")
     planned = control.planned(run, params, student)
     epochs = control.control_epochs(run, params, student, planned)
     spec = control.control_spec(params, student, epochs)
@@ -103,14 +123,15 @@ def judge(
     found = control.obtain(run, spec, lineage, about, fit)
     if isinstance(found, Finding):
         why = f"the student alone was stopped by {found.rule}: {found.message}"
-        _unknown(run, out, why, found.advice, failed=spec.key())
-        return
-    control.hand_on(found, run.product(out / control.FOLDER))
+        return _unknown(run, out, why, found.advice, failed=spec.key())
+    kept = run.product(out / control.FOLDER)
+    control.hand_on(found, kept)
     at("comparing teacher and student alone")
     said = ask(params, manifest, [teacher, *student.teachers], found)
     learnt = agreeing(params, manifest, [teacher, *student.teachers], student)
     chosen = read_json(found / control.FILE)["chosen"]
-    _find(run, params, student, said, learnt, chosen, epochs / planned, out)
+    file = _find(run, params, student, said, learnt, chosen, epochs / planned, out)
+    return {FILE: file, f"{control.FOLDER}/{control.SEAL}": kept / control.SEAL}
 
 
 def ask(params: CheckParams, manifest: Path, teachers: list[Path], alone: Path) -> Said:
@@ -178,16 +199,16 @@ def _answers(
 # --- the verdict --------------------------------------------------------------------------------------------
 
 
-def _unknown(run: Run, out: Path, why: str, advice: str, failed: str = "") -> None:
+def _unknown(run: Run, out: Path, why: str, advice: str, failed: str = "") -> dict[str, Path]:
     """Nothing is known of the teacher's worth: that is said, and stops nothing."""
     run.find(
         RULE, "warning" if failed else "info", "teacher",  # switched off: a person knows
         f"whether the teacher is worth distilling is unknown: {why}",
         row=ROW, advice=advice,
     )  # fmt: skip
-    write_json(
-        run.product(out / FILE), {"schema_version": SCHEMA_VERSION, "images": 0, "why": why, "failed": failed}
-    )
+    file = run.product(out / FILE)
+    write_json(file, {"schema_version": SCHEMA_VERSION, "images": 0, "why": why, "failed": failed})
+    return {FILE: file}
 
 
 def _find(
@@ -199,7 +220,7 @@ def _find(
     chosen: int,
     done: float,
     out: Path,
-) -> None:
+) -> Path:
     index = open_index(student.manifest)
     images = len(said.actual)
     tops = {
@@ -211,7 +232,14 @@ def _find(
     pool = index.count("unlabeled") if params.distill.unlabeled_per_class else 0
     how = method.choose(
         params.distill,
-        control.known(params, student, chosen, images, tops["teacher"]["top1"], tops["alone"]["top1"]),
+        control.known(
+            params,
+            student,
+            chosen,
+            images,
+            tops["teacher"]["top1"],
+            tops["alone"]["top1"] if done == 1 else None,
+        ),
     )
     setting = Setting(len(student.class_names), labelled, pool, chosen, how.label_share, learnt, done)
     gain = forecast.forecast(said, setting)
@@ -230,18 +258,20 @@ def _find(
     )  # fmt: skip
     say(f"{run.name}: {message}")
     content = {who: {name: round(tops[who][name], 6) for name in ("top1", "macro_recall")} for who in tops}
+    file = run.product(out / FILE)
     write_json(
-        run.product(out / FILE),
+        file,
         {
             "schema_version": SCHEMA_VERSION, "images": images, "why": "", "failed": "", **content,
             "top1": top1.rounded(), "macro_recall": recall.rounded(), "forecast": gain.rounded(),
             "label_share": how.label_share, "method": how.method, "labelled": labelled, "chosen": chosen,
             "learnt": round(learnt, 6),
-            "control_epochs": {"share": round(done, 6)},
+            "control_share": round(done, 6),
         },
     )  # fmt: skip
     run.tracker.summary({"teacher_margin": top1.value, "forecast_gain": gain.value})
     _show(run.page, tops, top1, recall, gain)
+    return file
 
 
 def _level(top1: Difference, recall: Difference, gain: Difference) -> Any:

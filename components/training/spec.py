@@ -20,6 +20,12 @@ from components.training.remote import Storage
 
 # they decide no byte of the weights
 OTHERWISE = {"num_workers", "time_budget_minutes", "checkpoint_minutes"}
+# of distillation: what is kept and judged, and what the phases and teachers say already
+OUTSIDE = {
+    "keep", "seeds", "control", "control_epochs", "committee", "teachers", "epochs", "finetune_epochs",
+    "finetune_lr", "finetune_size", "min_teacher_accuracy", "reference_lr", "reference_batch",
+    "reference_optimizer",
+}  # fmt: skip
 VERSION = 3  # of what the trainer computes: checkpoints of another number are not gone on with
 
 
@@ -134,7 +140,9 @@ class TrainSpec:
                 "teachers": teachers,
                 "plan": self.plan.model_dump(mode="json"),
                 "sections": [
-                    None if part is None else part.model_dump(mode="json", exclude=OTHERWISE)
+                    None
+                    if part is None
+                    else part.model_dump(mode="json", exclude=OUTSIDE if part is self.distill else OTHERWISE)
                     for part in (self.arch, self.optimizer, self.train, self.valid, self.distill)
                 ],
                 "phases": [

@@ -11,7 +11,7 @@ from components.common.findings import read_report
 from components.common.storage import need, read_json, sha256_file, write_json
 from components.training.params import CheckParams
 
-SCHEMA_VERSION = 2  # 2: all settings that decide what is trained, the records of the weights, the plan
+SCHEMA_VERSION = 3  # 3: what the check has found, beside what it was given
 FILE = "gate.json"
 # what changes neither what is trained nor what was judged: where and how fast the work is done, what is kept
 FREE = {
@@ -77,9 +77,16 @@ def _hashes(files: dict[str, Path]) -> dict[str, str]:
     return {label: sha256_file(path) for label, path in files.items() if path.is_file()}
 
 
-def write(path: Path, params: CheckParams, files: dict[str, Path]) -> None:
-    """Write down what passed."""
-    write_json(path, {"schema_version": SCHEMA_VERSION, "inputs": _hashes(files), "judged": judged(params)})
+def write(
+    path: Path, params: CheckParams, files: dict[str, Path], found: Mapping[str, Path] | None = None
+) -> None:
+    """Write down what passed.
+
+    Args:
+        found: what the check has made beside it, by its path there, and where that lies now.
+    """
+    content = {"inputs": _hashes(files), "found": _hashes(dict(found or {})), "judged": judged(params)}
+    write_json(path, {"schema_version": SCHEMA_VERSION, **content})
 
 
 def demand(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
@@ -95,6 +102,10 @@ def demand(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
     for label in sorted({*now, *gate["inputs"]}):
         if now.get(label) != gate["inputs"].get(label):
             raise RetortError(f"{label}: not the file that passed the check before distillation; {again}")
+    made = _hashes({name: folder / name for name in gate["found"]})
+    for name, sha256 in gate["found"].items():
+        if made.get(name) != sha256:
+            raise RetortError(f"{folder / name}: not the file that the check has written; {again}")
     values = judged(params)
     for key in [*values, *(key for key in gate["judged"] if key not in values)]:
         if gate["judged"].get(key) != values.get(key):

@@ -130,7 +130,12 @@ def _values(run: Run, params: CheckParams, path: Path, images: Judged, proved: b
             RULE, "error", "student", f"{FILE}: {fault}", measured=measured, limit=limit, row=ROW,
             advice="Run 'retort weights' with weights made for this architecture.",
         )  # fmt: skip
-    if not faults and proved:
+    for doubt in evidence.doubts:
+        run.find(
+            RULE, "warning", "student", f"{FILE}: {doubt}", measured=measured, limit=limit, row=ROW,
+            advice="Look at its source: where that was read again, and is what you meant, go on.",
+        )  # fmt: skip
+    if not faults and not evidence.doubts and proved:
         run.find(
             RULE, "info", "student",
             f"all {len(loaded)} tensors of the student's backbone hold the values of its weights file, and "

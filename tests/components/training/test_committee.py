@@ -11,7 +11,7 @@ from components.audit.plan import read_plan
 from components.common.findings import read_report
 from components.common.storage import read_json
 from components.models.card import read_card
-from components.training import committee, control
+from components.training import control
 from components.training.params import DistillParams
 from components.training.spec import Phase, TrainSpec
 from tests.components.training import local
@@ -38,19 +38,19 @@ def test_few_unlabelled_images_need_no_committee(
     data: SimpleNamespace, params: DistillParams, unlabelled: int, epochs: int, members: int
 ) -> None:
     some = changed(params, unlabeled_per_class=unlabelled)
-    assert committee.size(some, student(some, data), epochs) == members
+    assert control.members(some, student(some, data), epochs) == members
 
 
 def test_a_pool_larger_than_the_labelled_images_has_one(
     data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = student(params, data)
-    monkeypatch.setattr(committee, "training_rows", lambda index, plan: index.rows("train")[:5])
+    monkeypatch.setattr(control, "training_rows", lambda index, plan: index.rows("train")[:5])
     # 8 unlabelled images may be chosen: the student learns from 3 x (5 + 8), a member from 3 x 5
-    assert committee.size(params, spec, 3) == 2
-    assert committee.size(params, spec, 30) == committee.MEMBERS
-    assert committee.size(changed(params, committee=1), spec, 30) == 1
-    assert committee.size(changed(params, committee=0), spec, 30) == 0
+    assert control.members(params, spec, 3) == 2
+    assert control.members(params, spec, 30) == control.MEMBERS
+    assert control.members(changed(params, committee=1), spec, 30) == 1
+    assert control.members(changed(params, committee=0), spec, 30) == 0
 
 
 def test_networks_of_other_streams_are_others(data: SimpleNamespace, params: DistillParams) -> None:

@@ -83,8 +83,8 @@ def test_the_control_of_the_check_is_taken(
 def test_where_the_budgets_are_not_equal_it_is_said(
     steps: Callable[..., dict[str, Finding]], trained: list[tuple[str, int]]
 ) -> None:
-    """SGD learns from symmetric KL / 2 at a higher rate; one cached view serves two epochs."""
-    found = steps(epochs=2, method="ssld", label_share=0.0)
+    """SGD learns from JS at a higher rate; one cached view serves two epochs."""
+    found = steps(epochs=2, method="js", label_share=0.0)
     said = found["distill.gain"].message
     assert "the student saw 1 view of each image again and again" in said
     assert "times the control's, for the gradient of its loss is" in said

@@ -6,7 +6,7 @@ import torch
 from components.common.errors import ConfigError
 from components.models.params import LearningRate, Optimizer
 from components.training import optim
-from components.training.distill import labelled_rate
+from components.training.control import labelled_rate
 from components.training.params import Distill
 
 
