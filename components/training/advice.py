@@ -76,6 +76,8 @@ class Facts:
         balanced: whether the plan draws rare classes more often.
         pool, used: unlabelled images that are there, and those that were learnt from.
         teacher: the teacher's macro recall on the same validation images; None: there was none.
+        finetuned: how many of ``rows``, at their end, are the short finetune's.
+        epochs_key: of params.yaml, that says how many epochs the others are; empty: ``train.epochs``.
     """
 
     who: str
@@ -93,6 +95,8 @@ class Facts:
     pool: int = 0
     used: int = 0
     teacher: float | None = None
+    finetuned: int = 0
+    epochs_key: str = ""
 
     # what most causes ask for
     recalls: np.ndarray = field(init=False)
@@ -105,6 +109,11 @@ class Facts:
         object.__setattr__(self, "recalls", recalls)
         object.__setattr__(self, "reached", float(np.nanmean(recalls)))
         object.__setattr__(self, "fitted", float(np.nanmean(self.learnt.recall(classes))))
+
+    @property
+    def main(self) -> Sequence[dict[str, Any]]:
+        """The rows without those of the short finetune."""
+        return self.rows[: len(self.rows) - self.finetuned]
 
     @property
     def gap(self) -> float:
@@ -153,7 +162,7 @@ def tell(run: Run, facts: Facts) -> list[Advice]:
     run.find(
         "train.advice", "info", facts.who,
         f"macro recall {facts.reached:.1%} on validation, {facts.fitted:.1%} on images it learnt from; what "
-        f" would help most: {first}",
+        f"would help most: {first}",
         measured={advice.cause: round(advice.gain, 4) for advice in found}, row="2.3",
     )  # fmt: skip
     run.page.table(
@@ -184,7 +193,8 @@ def facts(spec: TrainSpec, result: TrainResult, net: str, who: str, teacher: flo
     labels = index.labels
     labelled = training_rows(index, spec.plan)
     rows = [row for row in result.history if row["phase"] in names]
-    main = max(phases, key=lambda phase: phase.epochs)
+    main = phases[0]  # a short finetune may follow
+    own = spec.distill is not None and spec.distill.epochs is not None
     batch = spec.train.batch_size * spec.workers
     return Facts(
         who=who,
@@ -207,6 +217,8 @@ def facts(spec: TrainSpec, result: TrainResult, net: str, who: str, teacher: flo
         pool=len(index.rows("unlabeled")),
         used=result.chosen,
         teacher=teacher,
+        finetuned=sum(row["phase"] != main.name for row in rows),
+        epochs_key="distill.epochs" if own else "",
     )  # fmt: skip
 
 
@@ -325,8 +337,8 @@ def low_rate(known: Facts) -> Advice | None:
 
 
 def _late(known: Facts) -> tuple[float, float]:
-    """Macro recall at half of the epochs, and at their end, the best so far each."""
-    recalls = np.maximum.accumulate([row["val_macro_recall"] for row in known.rows])
+    """Macro recall at half of the epochs, and at their end, the best so far each; the finetune aside."""
+    recalls = np.maximum.accumulate([row["val_macro_recall"] for row in known.main])
     return float(recalls[max(0, len(recalls) // 2 - 1)]), float(recalls[-1])
 
 
@@ -335,7 +347,7 @@ def more_epochs(known: Facts) -> Advice | None:
     unfit = max(0.0, FITTED - known.fitted)
     if unfit < 0.01:
         return None
-    epochs = len(known.rows)
+    epochs = len(known.main)
     if epochs > 1:
         half, end = _late(known)
         gain = min(end - half, 1 - end) * 0.6
@@ -345,16 +357,16 @@ def more_epochs(known: Facts) -> Advice | None:
     return Advice(
         "more epochs",
         min(unfit, gain) + known.gap * 0.1 * (gain > 0.02),
-        f"{told}, after {epochs} epochs of {known.steps // max(1, epochs):,} steps; training images are "
-        f"recognised to {known.fitted:.0%}",
-        f"more epochs ({known.who}.train.epochs: {2 * epochs} or more)",
+        f"{told}, after {epochs} epochs of {known.steps // max(1, len(known.rows)):,} steps; training images "
+        f"are recognised to {known.fitted:.0%}",
+        f"more epochs ({known.epochs_key or f'{known.who}.train.epochs'}: {2 * epochs} or more)",
     )
 
 
 def larger_network(known: Facts) -> Advice | None:
     """It stopped getting better, and does not know even what it has learnt from."""
     unfit = max(0.0, UNFIT - known.fitted)
-    if len(known.rows) < 3 or unfit == 0.0:
+    if len(known.main) < 3 or unfit == 0.0:
         return None
     half, end = _late(known)
     return Advice(

@@ -64,6 +64,15 @@ def test_the_first_advice_is_what_the_numbers_say(facts: Facts, cause: str) -> N
     assert first(facts) == cause
 
 
+def test_epochs_are_those_of_the_long_phase_and_of_the_key_that_sets_them() -> None:
+    recalls = [0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.1]
+    found = {one.cause: one for one in advice.advise(known(0.5, 0.5, recalls, finetuned=1))}
+    assert "teacher.train.epochs: 12 or more" in str(found["more epochs"])
+    assert "from 30% to 50% in the second half, after 6 epochs" in str(found["more epochs"])
+    own = known(0.5, 0.5, recalls, finetuned=1, epochs_key="distill.epochs")
+    assert any("(distill.epochs: 12 or more)" in str(one) for one in advice.advise(own))
+
+
 def test_it_is_said_in_the_report_on_the_page_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     found: list[dict[str, Any]] = []
     page = Page()
@@ -75,6 +84,7 @@ def test_it_is_said_in_the_report_on_the_page_and_on_the_terminal(capsys: pytest
     advice.tell(run, known(0.6, 1.0))
     assert found[0]["rule"] == "train.advice"
     assert found[0]["level"] == "info"
+    assert "  " not in found[0]["message"]
     assert "macro recall 60.0% on validation, 100.0% on images it learnt from" in found[0]["message"]
     assert "more labels, twice as many first of class" in capsys.readouterr().err
     assert page.sections[0]["title"] == "What would help the teacher most"
