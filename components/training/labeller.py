@@ -83,7 +83,7 @@ def ask_teacher(
         now = monotonic()
         if not first:  # it warms up
             started, first = now, done
-        elif done > first and now - started >= TIMED_SECONDS:
+        elif first < done < wanted and now - started >= TIMED_SECONDS:
             left = (now - started) / (done - first) * (wanted - done)
             reporter.promise(left, f"soft labels of {wanted:,} images")
 
@@ -123,6 +123,9 @@ def ask_teacher(
     crops, mixer = [], None
     if cached:
         everything = np.sort(np.concatenate([labelled, unlabelled]))
+        if len(unlabelled):  # how many, was not known before
+            wanted += distill.crops * len(unlabelled)
+            reporter.begin("soft labels", wanted, "images", done=done)
         if augment.recipe.mixup or augment.recipe.cutmix:
             mixer = Mixer(augment.recipe, spec.seed, augment.size, everything, index.labels)
         crops = [ask(everything, crop, form, mixer) for crop in range(distill.crops)]

@@ -13,7 +13,7 @@ import torch
 from components.audit.plan import read_plan
 from components.common.errors import RetortError
 from components.models.params import Arch, LearningRate, Optimizer
-from components.training import driver, health, learner, precision, trainer, watch
+from components.training import advice, driver, health, labeller, learner, pace, precision, trainer, watch
 from components.training.params import DistillParams
 from components.training.spec import Phase, TrainSpec
 from components.training.tasks import Learnt, Setup
@@ -80,7 +80,17 @@ def test_a_distillation_with_cached_labels_gives_the_same_bytes_again(distilling
     assert bytes_of(first, "student") == bytes_of(again, "student")
     assert bytes_of(first, "control") == bytes_of(again, "control")
     assert first.result.chosen == 8
+    total = [event["total"] for event in first.said("phase") if event["name"] == "soft labels"][-1]
+    assert total == sum(len(np.load(path)) for path in Path("labels").glob("*/rows.npy")), "all views"
     assert len(list(Path("labels").iterdir())) == 5, "two views, the pool, and two by which it is chosen"
+
+
+def test_no_time_below_nothing_is_promised(distilling: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labeller, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(pace.Promise, "renew", lambda self, now, left: True)
+    told = [event for event in local.run(distilling).said("estimate") if "soft labels" in event["name"]]
+    assert told
+    assert min(event["seconds"] for event in told) > 0
 
 
 @pytest.mark.parametrize("augment", ["standard", "deit"])
