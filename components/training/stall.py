@@ -32,6 +32,9 @@ class Stall:
     Workers take each step together: where one stalls, the others wait for it within the same step. The one
     that is to blame is the one that has got least far.
 
+    Where nobody knows how long it takes, as while images are decoded, one may wait for as long as another
+    gets on: for that one's pictures, or for a node that has more of them.
+
     Args:
         minutes: without a step; longer where steps take long, or where nobody knows how long it takes.
     """
@@ -60,7 +63,12 @@ class Stall:
         now = self._clock()
         if all(now - beat.heard > HEARD_SECONDS for beat in self._beats.values()):
             return
-        late = [rank for rank, beat in self._beats.items() if now - beat.since > self._patience(beat)]
+        moved = max(beat.since for beat in self._beats.values())  # when any of them did
+        late = [
+            rank
+            for rank, beat in self._beats.items()
+            if now - (moved if beat.usual is None else beat.since) > self._patience(beat)
+        ]
         if not late:
             return
         behind = min(self._beats[rank].count for rank in late)

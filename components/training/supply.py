@@ -23,10 +23,16 @@ class Supply:
     Args:
         device: where batches go.
         say: told how images are fed, once for each way.
+        alive: told now and then how many of how many pictures are decoded.
     """
 
     def __init__(
-        self, spec: TrainSpec, index: Index, device: torch.device, say: Callable[[str], None]
+        self,
+        spec: TrainSpec,
+        index: Index,
+        device: torch.device,
+        say: Callable[[str], None],
+        alive: Callable[[int, int], None],
     ) -> None:
         self._spec, self._device, self._say = spec, device, say
         contents = None if spec.shards is None else Shards(spec.shards, index)
@@ -36,7 +42,7 @@ class Supply:
             size, recipe = spec.size_of(phase), spec.recipe(phase)
             if (size, recipe.source) not in self._stores:
                 self._stores[size, recipe.source] = open_store(
-                    index, spec.root, size, recipe.source, contents=contents
+                    index, spec.root, size, recipe.source, contents=contents, alive=alive
                 )
         self._feeds: dict[tuple[object, ...], Feed] = {}
         self._said: set[str] = set()

@@ -78,7 +78,7 @@ class Trainer:
     def __init__(self, context: Context, spec: TrainSpec) -> None:
         self.context, self.spec = context, spec
         # without a shared disk each node has a state folder of its own, and one worker that looks after it
-        context.at("reading the data, decoding images")
+        context.at("reading the data; decoding images, or waiting for a worker that does")
         leads = (context.rank if context.exchange is None else context.local_rank) == 0
         self.group = Group(context.rank, context.world, leads)
         self.precision = Precision.of(spec.train, context.device)
@@ -87,7 +87,7 @@ class Trainer:
         self.labelled = sampling.training_rows(self.index, spec.plan)
         sampling.need_rows(len(self.labelled), context.world)
         self.reporter = Reporter(context)
-        self.supply = Supply(spec, self.index, context.device, self.reporter.note)
+        self.supply = Supply(spec, self.index, context.device, self.reporter.note, self._decoded)
         self.normalise = Normalise(*build.preprocessing(spec.arch), context.device)
         self.state = State()
         self._saved = monotonic()  # when the last checkpoint was
@@ -128,6 +128,9 @@ class Trainer:
         state.asked[net] = {name: torch.from_numpy(values) for name, values in asked.items()}
 
     # --- what the job works with --------------------------------------------------------------------------
+    def _decoded(self, done: int, of: int) -> None:
+        self.context.at(f"decoding images, {done:,} of {of:,}")
+
 
     def _network(self, net: str) -> nn.Module:
         """The network as it stands: all of a job start alike, but for those of other streams."""

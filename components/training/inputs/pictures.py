@@ -198,6 +198,7 @@ def open_store(
     limit: int | None = None,
     contents: Contents | None = None,
     splits: Sequence[str] = (*LEARN, *JUDGE),
+    alive: Callable[[int, int], None] | None = None,
 ) -> Store:
     """The pictures of a manifest's rows, decoded once into files that later steps and runs find again.
 
@@ -209,6 +210,7 @@ def open_store(
         limit: bytes that each file may take; None: half of what the disk has free.
         contents: where image files come from; None: from ``root``.
         splits: those whose pictures will be asked for; no others are decoded.
+        alive: told now and then how many of how many pictures of a file are decoded.
 
     Raises:
         ChangedError: an image is not the manifest's any more; a few of them are named.
@@ -223,20 +225,25 @@ def open_store(
         part = Part(index, names, of, contents, root)
         if not any(name in splits for name in names):
             return part
-        return Part(index, names, of, contents, root, decode(part, limit, said.append))
+        return Part(index, names, of, contents, root, decode(part, limit, said.append, alive=alive))
 
     learn, judge = opened(LEARN, form), opened(JUDGE, square)
     return Store(index, size, learn, judge, tuple(said))
 
 
 def decode(
-    part: Part, limit: int | None, why: Callable[[str], None], processes: int | None = None
+    part: Part,
+    limit: int | None,
+    why: Callable[[str], None],
+    processes: int | None = None,
+    alive: Callable[[int, int], None] | None = None,
 ) -> Path | None:
     """Decode every picture of a part once, into a file that later steps and runs find again.
 
     Args:
         why: told why nothing is decoded, where that is so.
         processes: None: one a core, where there are enough pictures; 0: threads.
+        alive: as ``open_store`` has it.
 
     Returns:
         The file, uint8 [rows, side, side, 3], or None when it would be larger than ``limit``.
@@ -264,11 +271,11 @@ def decode(
             why(f"{too_much} half of the {human_bytes(free)} free at {folder}")
             return None
         need_disk(folder, wanted, "decoded images")
-        _fill(part, target, processes)
+        _fill(part, target, processes, alive)
     return target
 
 
-def _fill(part: Part, target: Path, processes: int | None) -> None:
+def _fill(part: Part, target: Path, processes: int | None, alive: Callable[[int, int], None] | None) -> None:
     """Decode a part's pictures into ``target``, seal them."""
     rows, side = part.rows, part.form.side
     files = [target]
@@ -293,6 +300,8 @@ def _fill(part: Part, target: Path, processes: int | None) -> None:
                         raise images.ChangedError(*changed)
                     aspects[start : start + CHUNK] = of_chunk
                     task.advance(len(of_chunk))
+                    if alive is not None:
+                        alive(start + len(of_chunk), len(rows))
             finally:
                 pool.shutdown(cancel_futures=True)
         array.flush()

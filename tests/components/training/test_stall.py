@@ -70,6 +70,17 @@ def test_slow_steps_are_no_stall_and_neither_is_what_may_take_long() -> None:
         job.pass_time(1000)
 
 
+def test_those_that_wait_while_another_decodes_have_not_stalled() -> None:
+    """Worker 1 waits for the pictures that worker 0 decodes, for hours."""
+    job = Job()
+    for part in range(30):
+        job.at(0, f"decoding images, {256 * part:,} of 20,000,000")
+        job.pass_time(600)
+    job.pass_time(3000)
+    with pytest.raises(RetortError, match=r"stalled: .*\(ray.stall_minutes: 10\)"):
+        job.pass_time(1000)  # now nobody gets on
+
+
 def test_a_worker_that_is_frozen_says_nothing() -> None:
     job = Job()
     for rank in (0, 1):

@@ -125,8 +125,13 @@ def test_processes_decode_the_same_as_threads(data: SimpleNamespace, monkeypatch
     by_threads, rows = store.learn.decoded.read_bytes(), store.learn.rows.astype(np.int64)
     aspects = store.learn.take(rows)[1]
     store.learn.decoded.unlink()
-    file = pictures.decode(store.learn, None, pytest.fail, processes=2)
+    signs: list[tuple[int, int]] = []
+    file = pictures.decode(
+        store.learn, None, pytest.fail, processes=2, alive=lambda done, of: signs.append((done, of))
+    )
     assert file == store.learn.decoded
+    assert [done for done, _ in signs] == [*range(16, len(rows), 16), len(rows)], "a sign of life each chunk"
+    assert {of for _, of in signs} == {len(rows)}
     assert file.read_bytes() == by_threads
     again = opened(data, source="canvas").learn.take(rows)[1]
     assert np.array_equal(again, aspects)
