@@ -29,6 +29,8 @@ class State:
             probability that it gives to its prediction of each validation image; of some training images,
             as they are, their ``rows``, ``classes`` and ``sure``.
         chosen: unlabelled images used.
+        astray: whether the phase that has begun ends with its epoch: it learns nothing, and the network was
+            good before it.
     """
 
     phase: int = 0
@@ -45,6 +47,7 @@ class State:
     predictions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     asked: dict[str, Tensors] = field(default_factory=dict)
     chosen: int = 0
+    astray: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {part.name: getattr(self, part.name) for part in fields(self)}

@@ -128,9 +128,9 @@ class Trainer:
         state.asked[net] = {name: torch.from_numpy(values) for name, values in asked.items()}
 
     # --- what the job works with --------------------------------------------------------------------------
+
     def _decoded(self, done: int, of: int) -> None:
         self.context.at(f"decoding images, {done:,} of {of:,}")
-
 
     def _network(self, net: str) -> nn.Module:
         """The network as it stands: all of a job start alike, but for those of other streams."""
@@ -287,7 +287,7 @@ class Trainer:
             self.reporter.send("epoch", row=row)
             rows = [past for past in state.history if past["phase"] == phase.name]
             early = choice.ends(rows) and state.epoch < phase.epochs
-            if early or state.epoch == phase.epochs:
+            if early or state.astray or state.epoch == phase.epochs:
                 self._finish(phase, early)
             else:
                 state.learner = learner.state_dict()
@@ -325,7 +325,8 @@ class Trainer:
                 f"{kept['val_macro_recall']:.2%}; the last one had {last['val_macro_recall']:.2%})"
             )
         earlier = state.scores.get(phase.net)
-        if self.spec.train.keep == "last" or health.Choice.better(kept, earlier):
+        last_one = self.spec.train.keep == "last" and not state.astray
+        if last_one or health.Choice.better(kept, earlier):
             state.nets[phase.net], state.scores[phase.net] = state.best_tensors, kept
             state.sizes[phase.net] = self.spec.size_of(phase)
         else:
@@ -335,6 +336,7 @@ class Trainer:
                 f"{earlier['val_macro_recall']:.2%}): it stays as it was"
             )
         state.best = state.best_tensors = state.learner = None
+        state.astray = False
         state.phase, state.epoch = state.phase + 1, 0
 
     def _number(self, phase: Phase) -> int:
@@ -415,7 +417,9 @@ class Trainer:
         self._estimate(pace)
         self.reporter.progress(done, f"epoch {state.epoch + 1}/{phase.epochs}, loss {mean:.3f}")
         if self._pulse is not None and (what := self._pulse(watch.looked, watch.lately)) is not None:
-            self._stop(health.astray(phase.name, state.epoch + 1, what, self._setting(phase), self._kept()))
+            self._stop(
+                health.astray(phase.name, state.epoch + 1, what, self._setting(phase), self._kept()), phase
+            )
         if watch.stop:
             self._leave_off(learner, watch)
         if watch.save:
@@ -464,25 +468,35 @@ class Trainer:
 
     def _need_progress(self, phase: Phase, row: dict[str, Any], steps: int, actual: np.ndarray) -> None:
         rows = [*(past for past in self.state.history if past["phase"] == phase.name), row]
-        if self.spec.patient:
+        if self.spec.patient or self.state.astray:
             return
         setting, kept = self._setting(phase), self._kept()
         slowly = self._pulse is not None and self._pulse.learns
         if not slowly and health.learns_nothing(rows, phase.epochs, steps, actual):
-            self._stop(health.flat(phase.name, rows, steps, setting, kept))
+            self._stop(health.flat(phase.name, rows, steps, setting, kept), phase)
         elif (
             self._pulse is not None
             and len(rows) == 1
             and (what := self._pulse.stuck(row, actual)) is not None
         ):
-            self._stop(health.astray(phase.name, self.state.epoch + 1, what, setting, kept))
+            self._stop(health.astray(phase.name, self.state.epoch + 1, what, setting, kept), phase)
 
-    def _stop(self, stop: health.Stop) -> None:
-        """End the job, unless a person wants it trained to its end all the same."""
-        if not self.spec.waived:
+    def _stop(self, stop: health.Stop, phase: Phase) -> None:
+        """End the job, unless a person wants it trained to its end all the same.
+
+        A network that was good before this phase stays as it was then: the phase alone ends, with its epoch.
+        """
+        earlier = self.state.scores.get(phase.net)
+        labels = np.asarray(self.index.labels[self.index.rows("val")], dtype=np.int64)
+        good = earlier is not None and not health.looks_flat(earlier["val_loss"], earlier, labels)
+        if not self.spec.waived and not good:
             raise stop
         self._pulse = None  # it was said
-        self.reporter.send("stopped", **stop.told)
+        if self.spec.waived:
+            self.reporter.send("stopped", **stop.told)
+            return
+        self.state.astray = True
+        self.reporter.note(f"{stop} The phase ends with this epoch. {stop.told['advice']}")
 
     def _need_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -539,7 +553,7 @@ class Trainer:
 
     def _watched(self, phase: Phase, learner: Learner, steps: int) -> health.Pulse | None:
         """What looks for a network that goes astray; None: a loss that stays flat is a result."""
-        if self.spec.patient:
+        if self.spec.patient or self.state.astray:
             return None
         criterion = learner.task.setup.criterion if phase.task == "labels" else None
         before = self.state.epoch * steps + self.state.step
