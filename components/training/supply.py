@@ -63,8 +63,11 @@ class Supply:
 
     def judge(self, size: int) -> Feed:
         """Batches of the images of validation and test, plain, at a size of one of the phases."""
-        store = next(store for (side, _), store in self._stores.items() if side == size)
-        return self._feed(("valid", size), store, Augment("none", self._spec.seed, size))
+        return self._feed(("valid", size), *self._plain(size))
+
+    def learnt(self, size: int) -> Feed:
+        """Batches of the images that are learnt from, plain, at a size of one of the phases."""
+        return self._feed(("train", size, "plain"), *self._plain(size))
 
     def close(self) -> None:
         """End all feeds."""
@@ -77,6 +80,10 @@ class Supply:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _plain(self, size: int) -> tuple[Store, Augment]:
+        store = next(store for (side, _), store in self._stores.items() if side == size)
+        return store, Augment("none", self._spec.seed, size)
 
     def _feed(self, key: tuple[object, ...], store: Store, augment: Augment) -> Feed:
         if key not in self._feeds:

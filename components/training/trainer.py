@@ -120,8 +120,7 @@ class Trainer:
         rows = sampling.some(self.labelled, JUDGED_ROWS, self.spec.seed)
         feed = self.supply.judge(state.sizes[net])
         val, test = (self._answers(module, self.index.rows(split), feed) for split in ("val", "test"))
-        last = [phase for phase in self.spec.phases if phase.net == net][-1]
-        learnt = self._answers(module, rows, self.supply.learn(last))
+        learnt = self._answers(module, rows, self.supply.learnt(state.sizes[net]))
         classes = {"val": val.classes, "test": test.classes}
         state.predictions[net] = {split: torch.from_numpy(said) for split, said in classes.items()}
         asked = {"val_sure": val.sure, "rows": rows, "classes": learnt.classes, "sure": learnt.sure}

@@ -150,6 +150,48 @@ def test_a_larger_size_that_is_no_better_is_not_kept(distilling: TrainSpec) -> N
     outcome = local.run(spec)
     assert outcome.result.sizes == {"student": spec.size}
     assert any("stays as it was" in event["said"] for event in outcome.said("note"))
+    same = local.run(replace(spec, phases=(distil, replace(last, size=None))))
+    assert bytes_of(same, "student") == bytes_of(outcome, "student")
+    asked, expected = (one.result.asked["student"] for one in (outcome, same))
+    assert np.array_equal(asked["rows"], expected["rows"])
+    assert np.array_equal(asked["sure"], expected["sure"]), "asked at the size that it is made for"
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_later_phase_at_chance_ends_alone_and_the_network_stays_as_it_was(
+    distilling: TrainSpec, keep: str
+) -> None:
+    distil, labelled, _ = distilling.phases
+    wild = replace(labelled, lr=LearningRate(initial=1.0, warmup_epochs=0))
+    outcome = local.run(changed(replace(distilling, phases=(distil, wild)), keep=keep))
+    assert not outcome.said("stopped")
+    assert outcome.state["scores"]["student"]["phase"] == "distil"
+    notes = [event["said"] for event in outcome.said("note")]
+    assert any("as by guessing" in said and "The phase ends" in said for said in notes)
+    assert any("it stays as it was" in said for said in notes)
+    assert not outcome.state["astray"], "of that phase alone"
+    assert distilling.distill is not None
+    own = replace(distilling, distill=distilling.distill.model_copy(update={"epochs": 2}))
+    known = advice.facts(replace(own, phases=(distil, wild)), outcome.result, "student", "student")
+    assert [row["phase"] for row in known.main] == ["distil"] * 2
+    assert known.epochs_key == "distill.epochs"
+
+
+def test_a_later_phase_that_goes_astray_within_an_epoch_ends_with_it(
+    distilling: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil, labelled, control = distilling.phases
+    steps = iter(range(1000))
+
+    def seen(self: health.Pulse, count: int, sums: Any) -> str | None:
+        return "as planted" if next(steps) == 24 else None  # in the first epoch after the first phase
+
+    monkeypatch.setattr(health.Pulse, "__call__", seen)
+    outcome = local.run(replace(distilling, phases=(distil, replace(labelled, epochs=3), control)))
+    assert not outcome.said("stopped")
+    assert [row["phase"] for row in outcome.result.history].count("labelled") == 1
+    assert [row["phase"] for row in outcome.result.history].count("control") == 2
+    assert any("went astray" in event["said"] for event in outcome.said("note"))
 
 
 # --- several workers --------------------------------------------------------------------------------------
