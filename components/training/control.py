@@ -100,6 +100,7 @@ def student_spec(params: CheckParams, manifest: Path, plan: Plan, teacher: Path,
         teachers=tuple(Path(folder).resolve() for folder in params.distill.teachers),
         distill=params.distill,
         soft_labels=state_dir("cache", "soft_labels").resolve(),
+        who="student",
     )
 
 

@@ -77,6 +77,7 @@ class TrainSpec:
     whole: bool = False  # ``start`` holds every tensor of the network, its head and blocks too
     patient: bool = False  # a loss that stays flat is a result, not a reason to stop
     waived: bool = False  # ... is said, and training goes on
+    who: str = "teacher"  # section of params.yaml that says all this: teacher, student; it decides no byte
     teacher: Path | None = None
     teachers: tuple[Path, ...] = ()  # more of them, averaged with it
     distill: Distill | None = None

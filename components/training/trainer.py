@@ -536,9 +536,11 @@ class Trainer:
         optimizer, images = spec.optimizer_of(phase), spec.train.batch_size * self.group.world
         usual = health.usual_rate(optimizer.name, images)
         if distill is not None and distill.reference_lr and distill.reference_batch:
-            usual = distill.reference_lr * images / distill.reference_batch
+            used = distill.reference_optimizer or spec.optimizer.name
+            if used == optimizer.name:  # the rate of another says nothing of this one's
+                usual = distill.reference_lr * images / distill.reference_batch
         return health.Setting(
-            who="student" if spec.teacher is not None else "teacher",
+            who=spec.who,
             optimizer=optimizer.name,
             rate=phase.lr.initial,
             usual=usual,

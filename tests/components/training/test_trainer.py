@@ -334,6 +334,31 @@ def test_a_loss_that_stays_flat_stops_the_run_unless_that_is_waived_or_a_result(
     assert not local.run(replace(flat, patient=True)).said("stopped")
 
 
+@pytest.mark.parametrize(
+    ("change", "usual"),
+    [
+        ({}, 0.5),
+        ({"reference_optimizer": "sgd"}, 0.5),
+        ({"reference_optimizer": "adamw"}, 0.1),
+        ({"reference_lr": None, "reference_batch": None}, 0.1),
+    ],
+)
+def test_advice_names_the_section_and_the_rate_of_the_optimizer_that_is_used(
+    distilling: TrainSpec, change: dict[str, Any], usual: float
+) -> None:
+    """0.5 at 256 images a step, as the user says, or 0.1, as is published for sgd; here 64 are taken."""
+    assert distilling.distill is not None
+    told = {"reference_lr": 0.5, "reference_batch": 256, **change}
+    spec = changed(replace(distilling, distill=distilling.distill.model_copy(update=told)), batch_size=64)
+    spec = replace(spec, who="student")
+    setting = trainer.Trainer(local.LocalContext(), spec)._setting(spec.phases[0])
+    assert setting.usual == pytest.approx(usual * 64 / 256)
+    alone = replace(spec, teacher=None, distill=None, soft_labels=None, phases=spec.phases[2:])
+    setting = trainer.Trainer(local.LocalContext(), alone)._setting(alone.phases[0])
+    assert setting.who == "student"
+    assert spec.key() == replace(spec, who="teacher").key(), "it decides no byte"
+
+
 def test_the_guard_of_a_gpu_skips_the_update_and_stops_with_the_step(
     spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
