@@ -4,9 +4,9 @@ A teacher can be surer of rubbish than of images: one that knew ten signs of han
 photographs of anything else 1.00 at the median, noise 0.97 and the signs 0.71; their energies (Liu et al.,
 2020) say the same. What it reads from them gives them away: no noise, no flat colour, no other photograph was
 as near to training images as 95 % of the validation images are, and 6 % of the signs were lost (five nearest
-neighbours; Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022, sec. 4). What a weak
-teacher reads tells less: of one that was right about 57 % of photographs of four classes, 83 % of smooth noise
-and 65 % of photographs of other classes were as near, and 11 % of its own kind were lost.
+neighbours; Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022, sec. 4). What a
+weak teacher reads tells less: of one that was right about 57 % of photographs of four classes, 83 % of smooth
+noise and 65 % of photographs of other classes were as near, and 11 % of its own kind were lost.
 """
 
 from __future__ import annotations
