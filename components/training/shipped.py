@@ -77,7 +77,7 @@ def choose(keep: Literal["better", "student"], actual: np.ndarray, pairs: Sequen
     tops = [float((said == actual).mean()) for said in (ours, other)]
     numbers = f"{tops[0]:.2%} top-1 with the teacher, {tops[1]:.2%} without it"
     net = CONTROL if means[1] > means[0] else "student"
-    ahead = "no lower" if net == "student" else "higher"
+    ahead = "higher" if means[0] != means[1] else "the same"
     if better == 0:
         told = f"the noise does not tell them apart ({numbers}), and its score on validation is {ahead}"
     elif (better > 0) == (net == "student"):
