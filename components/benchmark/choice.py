@@ -48,7 +48,7 @@ class Result:
 def fastest(results: Iterable[Result]) -> Result:
     """The lowest p50; where noise cannot tell, the smaller file, fewer threads, the simpler engine."""
     results = list(results)
-    best = min(results, key=lambda result: result.p50_ms)
+    best = min(results, key=lambda result: (result.p50_ms, -result.noise))
     as_fast = [
         r for r in results if r.p50_ms <= best.p50_ms * (1 + min(max(r.noise, best.noise), NOISE_BELIEVED))
     ]
@@ -62,6 +62,8 @@ def _plainness(result: Result) -> tuple[Any, ...]:
         ENGINES.index(result.engine),
         PRECISIONS.index(result.precision),
         result.p50_ms,
+        -result.val_top1,
+        result.model,
     )
 
 

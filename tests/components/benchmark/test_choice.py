@@ -78,6 +78,11 @@ def test_the_order_of_measuring_decides_nothing(measured: list[Result], budget: 
     assert forwards["latency_budget"]["fitting"] == backwards["latency_budget"]["fitting"]
 
 
+def test_of_equals_the_more_accurate_one_is_taken() -> None:
+    better = replace(PLAIN, val_top1=PLAIN.val_top1 + 0.0078125)
+    assert fastest([PLAIN, better]) == fastest([better, PLAIN]) == better
+
+
 def test_a_difference_below_the_noise_is_no_reason_for_more_threads() -> None:
     one = replace(PLAIN, p50_ms=1.05, noise=0.1)
     two = replace(PLAIN, threads=2, p50_ms=1.0, noise=0.1)
