@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,7 +20,7 @@ from components.training.finetune import finetune
 from components.training.params import ExpandParams, FinetuneParams
 from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
-from tests.benchmarks.measure import Row
+from tests.benchmarks.measure import Row, inside
 
 KNOWN = 8
 SUBSET = ["digit 0", "digit 1", "digit 2", "digit 3"]
@@ -112,18 +109,6 @@ def _write_data() -> None:
     for name, kept in (("clean", rows), ("known", [row for row in rows if row["label"] < KNOWN])):
         manifest.write(pa.Table.from_pylist(kept, schema=manifest.SCHEMA), Path(f"{name}.parquet"))
     Plan().write(Path("plan.json"))
-
-
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in ``folder``, with its own ``.retort``."""
-    before = os.environ.pop("RETORT_STATE", None)
-    try:
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        if before is not None:
-            os.environ["RETORT_STATE"] = before
 
 
 def _row(name: str, values: list[float]) -> Row:

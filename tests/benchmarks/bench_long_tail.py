@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -30,7 +28,7 @@ from components.training.spec import Phase, TrainSpec
 from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
 from tests.benchmarks import fashion
-from tests.benchmarks.measure import Row, at_least
+from tests.benchmarks.measure import Row, at_least, inside
 from tests.components.training import local
 
 CLASSES = 10
@@ -55,7 +53,7 @@ def measure(seeds: int) -> list[Row]:
     if not fashion.there("long_tail"):
         return []
     found: dict[str, list[Found]] = {"no plan": [], "plan": []}
-    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, _inside(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, inside(Path(folder)):
         start = _start_weights()
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             order = write_data(Path(), seed)
@@ -154,18 +152,6 @@ def _start_weights() -> Path:
     given = {"global": {"image_size": SIZE}, "teacher": net, "student": net, "registry": {"name": "bench"}}
     prepare(WeightsParams.model_validate(given), out=Path("weights"))
     return Path("weights/student.safetensors").resolve()
-
-
-@contextlib.contextmanager
-def _inside(folder: Path):  # type: ignore[no-untyped-def]
-    """Work in ``folder``, with its own ``.retort``."""
-    before = os.environ.pop("RETORT_STATE", None)
-    try:
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        if before is not None:
-            os.environ["RETORT_STATE"] = before
 
 
 def _row(name: str, values: list[float]) -> Row:

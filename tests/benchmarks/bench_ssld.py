@@ -31,8 +31,7 @@ from components.training.params import CheckParams, DistillParams, FinetuneParam
 from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
 from tests.benchmarks import fashion
-from tests.benchmarks.bench_expand import inside
-from tests.benchmarks.measure import Row, at_least
+from tests.benchmarks.measure import Row, at_least, inside
 
 PHOTOGRAPHS = os.environ.get("RETORT_BENCH_PHOTOGRAPHS", "")
 ONLY = os.environ.get("RETORT_BENCH_ONLY", "")  # the name of the one case that is wanted; empty: all

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,18 @@ def at_most(name: str, measured: float, limit: float, unit: str, note: str = "")
 
 def at_least(name: str, measured: float, limit: float, unit: str, note: str = "") -> Row:
     return Row(name, measured, unit, f">= {limit:g}", measured >= limit, note)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in ``folder``, with its own ``.retort``."""
+    before = os.environ.pop("RETORT_STATE", None)
+    try:
+        with chdir(folder):
+            yield
+    finally:
+        if before is not None:
+            os.environ["RETORT_STATE"] = before
 
 
 @dataclass
