@@ -13,8 +13,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from components.dataset import manifest as manifests
 from components.weights.params import WeightsParams
 from components.weights.prepare import prepare
 from tests.benchmarks import fashion
-from tests.benchmarks.measure import Row, at_least, at_most
+from tests.benchmarks.measure import Row, at_least, at_most, inside
 
 NAMES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
 REAL = 8_000
@@ -166,7 +164,7 @@ def _photographs(seeds: int) -> list[Row]:
         )
         return []
     names, places = np.unique([path.parent.name for path in paths], return_inverse=True)
-    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, _inside(Path(name)):
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, inside(Path(name)):
         weights = {"global": {"image_size": PHOTO_SIZE}, "teacher": LITE1, "student": LITE1}
         prepare(WeightsParams.model_validate(weights), out=Path("outputs/weights"))
         relative = [path.relative_to(folder).as_posix() for path in paths]
@@ -186,7 +184,7 @@ def _fashion(seeds: int) -> list[Row]:
     pixels, labels = (part[: fashion.TRAIN] for part in fashion.read())
     found: dict[str, list[float]] = {}
     for seed in range(1, seeds + 1):
-        with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, _inside(Path(name)):
+        with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, inside(Path(name)):
             for key, value in _planted(seed, pixels, labels).items():
                 found.setdefault(key, []).append(value)
     note = f"worst of {seeds} seeds; {REAL:,} real images, {FLIPPED:.0%} flipped"
@@ -202,16 +200,6 @@ def _fashion(seeds: int) -> list[Row]:
     rows.append(Row("audit synthetic, first time", max(found["seconds"]), "s"))
     rows.append(Row("audit synthetic, again", max(found["again"]), "s", note="features come from the cache"))
     return rows
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def synthesised(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
