@@ -570,7 +570,7 @@ def rollback() -> None:
 @app.command()
 def sync() -> None:
     """Send to MLflow what was spooled while it was away; may be repeated."""
-    from components.common.tracking import sync as send
+    from components.tracking.replay import sync as send
 
     counts = send(params().registry)
     running = f"; {counts['running']} belong to steps that still run" if counts["running"] else ""

@@ -15,7 +15,7 @@ from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.progress import say
 from components.common.storage import state_dir
-from components.common.tracking import public_uri, tracking_uri
+from components.tracking.client import public_uri, tracking_uri
 
 HOST = "127.0.0.1"
 PORTS = 100  # that are tried, one after the other

@@ -21,9 +21,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from components.common.step import Run
 from components.dataset import s3
 from components.models.card import read_card
+from components.step import Run
 from components.training import budget, driver, preflight
 from components.training import cluster as cluster_of_ray
 from components.training.params import Ray

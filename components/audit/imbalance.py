@@ -15,8 +15,8 @@ from components.audit.params import AuditParams
 from components.audit.part import FILE, ImbalancePart
 from components.audit.plan import Sampling
 from components.common.progress import counted
-from components.common.step import Run, step
 from components.common.storage import need
+from components.step import Run, step
 
 WORST = 10  # classes that a report names one by one
 MIN_VALIDATION = 10  # below it one image is more than ten points of recall

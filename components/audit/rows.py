@@ -13,8 +13,8 @@ from components.audit.counts import Counts, view
 from components.audit.features import Backbone, extract, gradients
 from components.audit.params import AuditParams
 from components.audit.probe import compressed, standardised
-from components.common.step import Run
 from components.dataset.database import database
+from components.step import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

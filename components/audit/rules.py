@@ -14,7 +14,7 @@ from components.audit.probe import Discriminant, Folded, Moments, standardised
 from components.audit.rows import Rows
 from components.audit.suspects import Sample, sample
 from components.common.findings import Level
-from components.common.step import Run
+from components.step import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

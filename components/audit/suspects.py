@@ -16,7 +16,7 @@ from components.audit.counts import Counts
 from components.audit.probe import Calibration
 from components.audit.rows import Rows
 from components.common.progress import counted
-from components.common.step import Run
+from components.step import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

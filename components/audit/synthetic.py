@@ -19,8 +19,8 @@ from components.audit.rows import Rows, look
 from components.audit.rules import Class
 from components.audit.suspects import Sample, judge, suspects
 from components.common.sheet import write_csv
-from components.common.step import Run, step
 from components.common.storage import need
+from components.step import Run, step
 
 
 def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out: Path) -> None:

@@ -19,10 +19,10 @@ from components.benchmark.products import main_pair, metrics, write
 from components.benchmark.sweep import Config, Sweep, ratio, sweep
 from components.common.errors import RetortError
 from components.common.progress import at
-from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file
 from components.export import exported
 from components.models.card import names_finding
+from components.step import Run, step
 
 PROOF_IMAGES = 16  # on which an engine must agree before it is timed
 SAMPLE = 1024  # validation images on which bf16's accuracy is measured

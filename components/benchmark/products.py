@@ -12,8 +12,8 @@ from components.benchmark.choice import Result
 from components.benchmark.params import BenchmarkParams
 from components.common.page import Page, render
 from components.common.sheet import write_csv
-from components.common.step import Run
 from components.common.storage import human_bytes, write_json, write_text
+from components.step import Run
 
 
 def write(

@@ -1,1 +1,1 @@
-"""What every room needs: findings, storage, tracking, progress. Knows no step."""
+"""What every room needs: findings, storage, parameters, progress. Knows no step."""

@@ -94,6 +94,15 @@ def read_json(path: Path) -> Any:
         raise RetortError(f"{path}: not valid JSON ({error})") from None
 
 
+def read_own_json(path: Path) -> dict[str, Any]:
+    """A JSON object that we keep for ourselves; empty when it is missing or damaged: it can be remade."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def need(path: Path, made_by: str) -> Path:
     """``path`` if it exists, else a RetortError that names the step which makes it."""
     if not path.exists():

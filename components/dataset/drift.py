@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
 from components.common.progress import counted
-from components.common.step import Run
 from components.common.storage import atomic_path
 from components.dataset import manifest as manifests
+from components.step import Run
 
 if TYPE_CHECKING:
     import duckdb

@@ -19,7 +19,6 @@ from components.common import sheet
 from components.common.errors import ConfigError, RetortError
 from components.common.progress import counted
 from components.common.sheet import write_csv
-from components.common.step import Run, step
 from components.common.storage import state_dir, write_json
 from components.dataset import manifest as manifests
 from components.dataset import places, s3, sources
@@ -31,6 +30,7 @@ from components.dataset.names import name_classes, numbers
 from components.dataset.params import Data, IngestParams
 from components.dataset.sources import Found
 from components.dataset.splits import splits_of
+from components.step import Run, step
 
 WORST = 10  # subjects that a report names one by one
 SURVEYED = ("path", "below", "label", "class_name", "split", "group")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from components.common.errors import FindingsError, RetortError
 from components.common.progress import counted
-from components.common.step import Run, summary
 from components.dataset.params import Data
+from components.step import Run, summary
 
 NUMBERED = re.compile(r"(\d{1,9})(?:\s*[,:;]\s*|\s+)(\S.*)")  # '1 dress', as PaddleClas's label files have it
 NO_CLASS = ("background", "ignore", "void")  # what line 1 says where label 0 is no class

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from components.common.step import Run
 from components.dataset import s3
 from components.dataset.images import ImageError
 from components.dataset.manifest import image_path
 from components.dataset.params import Data
 from components.dataset.sources import Found
+from components.step import Run
 
 TRIED = 64  # images of a list, spread over it
 MANY = 0.5  # share that is missing beyond which data.root, or the list, must be wrong

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from components.common.step import Run
 from components.dataset.images import thumbnail
 from components.dataset.params import ValidateParams
+from components.step import Run
 
 if TYPE_CHECKING:
     import duckdb

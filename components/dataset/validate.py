@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
 from components.common.progress import counted
-from components.common.step import Run, step
 from components.common.storage import human_bytes
 from components.dataset import drift, s3, show
 from components.dataset import manifest as manifests
@@ -24,6 +23,7 @@ from components.dataset.manifest import image_path
 from components.dataset.near import SURE_ROUNDING, SURE_WORST, near_duplicates, same_everywhere
 from components.dataset.params import ValidateParams
 from components.dataset.quality import report as quality
+from components.step import Run, step
 
 if TYPE_CHECKING:
     import duckdb

@@ -11,12 +11,12 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.progress import at, track
-from components.common.step import Run, step
 from components.common.storage import human_bytes, read_json, sha256_file, write_json, write_text
 from components.export import exported
 from components.export.params import ExportParams
 from components.export.parity import ROUNDING, Comparison, Proof, prove, rounding, run_into
 from components.models.card import ModelCard, first_difference, names_finding, read_card
+from components.step import Run, step
 
 if TYPE_CHECKING:
     from torch import nn

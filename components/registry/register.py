@@ -15,13 +15,13 @@ import numpy as np
 from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.common.progress import at, say, track
-from components.common.step import Run, step
 from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
 from components.models.card import ModelCard, names_finding, read_card
 from components.registry.compare import FIRST, MIN_IMAGES, Comparison, compare, reason, verdict
 from components.registry.params import RegisterParams
 from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
+from components.step import Run, step
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.params import Registry
-from components.common.tracking import client_settings, connect, first_line, public_uri, reach, tracking_uri
+from components.tracking.client import client_settings, connect, first_line, public_uri, reach, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

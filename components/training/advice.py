@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from components.common.progress import say
-from components.common.step import Run
+from components.step import Run
 from components.training import health
 from components.training.inputs.index import open_index
 from components.training.sampling import training_rows

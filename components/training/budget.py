@@ -15,12 +15,12 @@ import torch
 
 from components.common import progress
 from components.common.progress import counted, say
-from components.common.step import Run
 from components.common.storage import human_bytes, read_json, sha256_json, state_dir, write_json
 from components.dataset import manifest as manifests
 from components.models.card import read_card
 from components.models.checkpoint import CARD
 from components.models.params import Arch
+from components.step import Run
 from components.training import estimate
 from components.training.estimate import GPU_START_SECONDS, START_SECONDS, Speed
 from components.training.inputs.index import open_index

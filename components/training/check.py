@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.common.progress import at
-from components.common.step import Run, step
 from components.common.storage import need
+from components.step import Run, step
 from components.training import driver, gate, margin
 from components.training.gate import images, rate, report, student
 from components.training.gate import teacher as teachers

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from components.common.findings import Finding
 from components.common.progress import at, counted, say
-from components.common.step import Run
 from components.common.storage import remove, state_dir
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
+from components.step import Run
 from components.training import control, driver, margin, preflight
 from components.training.control import Trained
 from components.training.params import DistillParams

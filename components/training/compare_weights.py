@@ -15,7 +15,6 @@ from components.common.errors import RetortError
 from components.common.page import Page
 from components.common.progress import say
 from components.common.signals import stopped_by
-from components.common.step import Run, step
 from components.common.storage import (
     human_bytes,
     need,
@@ -25,11 +24,12 @@ from components.common.storage import (
     state_dir,
     write_json,
 )
-from components.common.tracking import Tracker
 from components.dataset import manifest as manifests
 from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
+from components.step import Run, step
+from components.tracking.tracker import Tracker
 from components.training import cluster, driver, listener, preflight, results
 from components.training.metrics import evaluate
 from components.training.paired import gain, interval

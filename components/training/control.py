@@ -18,11 +18,11 @@ from components.audit.plan import Plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding
 from components.common.progress import counted, say
-from components.common.step import Run
 from components.common.storage import atomic_path, read_json, remove, state_dir, write_json
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
 from components.models.params import LearningRate
+from components.step import Run
 from components.training import budget, driver, method, results, seals
 from components.training.inputs.index import open_index
 from components.training.params import CheckParams, Distill

@@ -9,10 +9,10 @@ from time import monotonic
 
 from components.common.findings import Finding
 from components.common.progress import at, counted, say
-from components.common.step import Run, step
 from components.common.storage import human_bytes, need, need_disk, remove, write_json
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
+from components.step import Run, step
 from components.training import (
     advice,
     budget,

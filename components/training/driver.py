@@ -14,13 +14,13 @@ from components.audit.plan import Plan, read_plan
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.params import StepParams
-from components.common.step import Run
 from components.common.storage import need, read_json, state_dir
 from components.dataset import manifest as manifests
 from components.dataset.params import Data
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net, Optimizer
+from components.step import Run
 from components.training import budget, cluster, nodes, optim, remote, trainer
 from components.training.inputs import shards
 from components.training.inputs.index import known_fingerprint, open_index

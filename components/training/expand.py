@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from components.audit.plan import Plan
 from components.common import progress
 from components.common.errors import RetortError
-from components.common.step import Run, step
 from components.common.storage import atomic_path, need, remove, state_dir, write_json
 from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
+from components.step import Run, step
 from components.training import driver, preflight, results, rows, sampling
 from components.training.augmentation import PLAIN, Augment
 from components.training.inputs.feed import open_feed

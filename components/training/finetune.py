@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from components.common.step import step
 from components.common.storage import need, write_json
+from components.step import step
 from components.training import advice, budget, driver, preflight, results
 from components.training.metrics import evaluate
 from components.training.params import FinetuneParams

@@ -7,7 +7,7 @@ from typing import Any
 
 from components.common import progress
 from components.common.progress import say
-from components.common.step import Run
+from components.step import Run
 from components.training.context import Event
 
 

@@ -14,9 +14,9 @@ from components.common.errors import RetortError
 from components.common.findings import Finding
 from components.common.page import Page
 from components.common.progress import at, counted, say, track
-from components.common.step import Run
 from components.common.storage import need, read_json, write_json
 from components.models.params import Train
+from components.step import Run
 from components.training import control, driver, forecast, method, paired, preflight
 from components.training.augmentation import PLAIN, Augment
 from components.training.forecast import Said, Setting

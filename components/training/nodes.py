@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.progress import counted, say
-from components.common.step import Run
 from components.common.storage import state_dir
 from components.dataset import manifest as manifests
 from components.dataset import s3
 from components.models import build, checkpoint, cost
+from components.step import Run
 from components.training import cluster, node, remote
 from components.training.node import Ask, Node
 from components.training.params import Ray

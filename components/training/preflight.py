@@ -17,10 +17,10 @@ from components.common import progress
 from components.common.errors import RetortError
 from components.common.findings import Level
 from components.common.progress import counted, say
-from components.common.step import Run
 from components.common.storage import human_bytes, state_dir
 from components.dataset import manifest as manifests
 from components.models import build, cost, heads
+from components.step import Run
 from components.training import budget, machine
 from components.training.augmentation import canvas_size
 from components.training.inputs.feed import shm_needed

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from components.common.progress import counted, say
-from components.common.step import Run
+from components.step import Run
 from components.training import optim, paired
 from components.training.control import NET as CONTROL
 from components.training.control import Trained

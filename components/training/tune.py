@@ -14,7 +14,6 @@ import numpy as np
 from components.common import progress
 from components.common.progress import counted, say, say_if_due
 from components.common.signals import stopped_by
-from components.common.step import Run, step
 from components.common.storage import (
     need,
     read_json,
@@ -23,8 +22,9 @@ from components.common.storage import (
     state_dir,
     write_json,
 )
-from components.common.tracking import Tracker
 from components.models.params import Net
+from components.step import Run, step
+from components.tracking.tracker import Tracker
 from components.training import cluster, driver, listener, metrics, preflight, results, trials, tune_report
 from components.training.context import Event
 from components.training.params import TuneParams

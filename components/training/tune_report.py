@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from components.common.progress import say
-from components.common.step import Run
 from components.common.storage import write_json, write_text
 from components.models.params import Net
+from components.step import Run
 from components.training import metrics, results
 from components.training.paired import interval
 from components.training.params import Tune

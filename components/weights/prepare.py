@@ -15,12 +15,12 @@ import torch
 
 from components.common.errors import RetortError
 from components.common.progress import at
-from components.common.step import Run, step
 from components.common.storage import atomic_path, sha256_file, write_json
 from components.dataset.params import S3
 from components.models import build, features, heads
 from components.models.dataflow import made_for
 from components.models.params import Net
+from components.step import Run, step
 from components.weights import download, write
 from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, Shape, compare, shapes, some

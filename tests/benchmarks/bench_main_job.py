@@ -149,7 +149,7 @@ FRAME = """
 import time
 from pathlib import Path
 from components.common.params import StepParams
-from components.common.step import step
+from components.step import step
 import mlflow, matplotlib.figure  # imports are not what is measured
 for turn in range(4):
     started = time.perf_counter()

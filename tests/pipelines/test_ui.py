@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.common.tracking import connect
+from components.tracking.client import connect
 from pipelines import cli, ui
 from tests.conftest import alive
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.common.step import Run
 from components.dataset.images import thumbnail
 from components.dataset.quality import CHECKS
 from components.dataset.quality.check import Check
 from components.dataset.quality.judge import SMALL, Verdict, judge
+from components.step import Run
 
 if TYPE_CHECKING:
     import duckdb

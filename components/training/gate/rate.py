@@ -20,8 +20,8 @@ from typing import Any
 
 from components.common.errors import RetortError
 from components.common.findings import Level
-from components.common.step import Run
 from components.common.storage import read_json
+from components.step import Run
 from components.training.params import CheckParams
 
 RULE, ROW = "distill.initial_lr", "2.3"

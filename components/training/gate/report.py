@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.common.findings import Finding
-from components.common.step import Run
+from components.step import Run
 
 if TYPE_CHECKING:
     from components.weights.fit import Fit

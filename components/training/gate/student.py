@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from components.common.errors import RetortError
-from components.common.step import Run
 from components.models import build, checkpoint
+from components.step import Run
 from components.training.gate import source
 from components.training.gate.evidence import Evidence, examine
 from components.training.gate.images import Judged

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from components.common.errors import RetortError
 from components.common.progress import track
-from components.common.step import Run
 from components.common.storage import need, read_json, sha256_file
 from components.dataset import manifest as manifests
 from components.models import checkpoint
 from components.models.card import ModelCard, names_finding, read_card
 from components.models.params import Arch, Train
+from components.step import Run
 from components.training.gate.evidence import UNTRAINED, constant_share
 from components.training.gate.images import Judged
 from components.training.gate.student import judge_source

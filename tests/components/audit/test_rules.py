@@ -13,8 +13,8 @@ from components.audit.features import SIDE
 from components.audit.params import AuditParams
 from components.audit.probe import Folded
 from components.audit.rows import Rows
-from components.common.step import Run
-from components.common.tracking import Tracker
+from components.step import Run
+from components.tracking.tracker import Tracker
 
 CLASSES, EACH, MADE = 6, 200, 600
 

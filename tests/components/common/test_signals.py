@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 from components.common import signals
 from components.common.params import StepParams
-from components.common.step import step
+from components.step import step
 signals.catch()
 try:
     with step("query", StepParams(), Path("outputs/query")) as run:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from components.common.errors import FindingsError, RetortError
-from components.common.step import Run
-from components.common.tracking import Tracker
 from components.dataset.names import name_classes, numbers
 from components.dataset.params import IngestParams
+from components.step import Run
+from components.tracking.tracker import Tracker
 from tests.components.dataset.conftest import Steps, put
 
 

@@ -19,7 +19,6 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from components.audit.plan import Plan
-from components.common import tracking
 from components.common.findings import Report
 from components.common.storage import read_json, sha256_file, write_json
 from components.dataset import manifest as manifests
@@ -28,6 +27,7 @@ from components.models.card import Lineage, ModelCard
 from components.models.params import Arch
 from components.registry.params import RegisterParams
 from components.registry.register import register
+from components.tracking.client import connect
 
 SIZE = 16
 NAMES = [f"digit {label}" for label in range(10)]
@@ -158,7 +158,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Report(step="check").write(project.folder / "check/report.json")
     write_json(project.folder / "check/gate.json", {"inputs": {}})
     (project.folder / ".retort/mlflow").mkdir(parents=True)
-    tracking.connect(f"sqlite:///{project.folder}/.retort/mlflow/mlflow.db")
+    connect(f"sqlite:///{project.folder}/.retort/mlflow/mlflow.db")
     return project.folder
 
 

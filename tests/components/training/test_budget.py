@@ -10,9 +10,9 @@ import pytest
 
 from components.audit.plan import read_plan
 from components.common.findings import Finding
-from components.common.step import Run
-from components.common.tracking import Tracker
 from components.models.params import LearningRate
+from components.step import Run
+from components.tracking.tracker import Tracker
 from components.training import budget, driver, estimate, preflight
 from components.training.budget import Forecast, fed, fit_epochs, forecast, reading, within
 from components.training.estimate import START_SECONDS, Speed

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Report, read_report
-from components.common.step import Run
 from components.common.storage import sha256_file
-from components.common.tracking import Tracker
 from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
+from components.step import Run
+from components.tracking.tracker import Tracker
 from components.training import driver, gate, margin
 from components.training.check import check, rules
 from components.training.gate.evidence import constant_share

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
-from components.common.step import Run
-from components.common.tracking import Tracker, connect, tracking_uri
 from components.models.card import read_card
+from components.step import Run
+from components.tracking.client import connect, tracking_uri
+from components.tracking.tracker import Tracker
 from components.training import compare_weights as module
 from components.training.compare_weights import choose, compare_weights
 from components.training.paired import gain, interval

@@ -14,10 +14,10 @@ import pytest
 from components.audit.plan import read_plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding, read_report
-from components.common.step import Run
 from components.common.storage import sha256_file
-from components.common.tracking import Tracker
 from components.models import checkpoint
+from components.step import Run
+from components.tracking.tracker import Tracker
 from components.training import budget, control, driver, gate, preflight
 from components.training.budget import Forecast
 from components.training.check import check

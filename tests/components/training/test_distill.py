@@ -13,8 +13,8 @@ import pytest
 
 from components.common.errors import RetortError
 from components.common.findings import Finding, read_report
-from components.common.step import Run
 from components.models import checkpoint
+from components.step import Run
 from components.training import budget, cluster, control, driver, preflight, shipped
 from components.training.budget import Forecast
 from components.training.check import check

@@ -10,9 +10,9 @@ import pytest
 from components.audit.plan import read_plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding
-from components.common.step import step
 from components.models import build, cost
 from components.models.params import Arch
+from components.step import step
 from components.training import driver, preflight
 from components.training.augmentation import RECIPES
 from components.training.machine import Machine

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from components.common.params import StepParams
-from components.common.step import Run
-from components.common.tracking import Tracker
+from components.step import Run
+from components.tracking.tracker import Tracker
 from components.training import shipped
 from components.training.control import Trained
 from components.training.shipped import Pair, choose, find_gain

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from components.common.errors import RetortError
 from components.common.findings import read_report
-from components.common.step import Run
-from components.common.tracking import Tracker, connect, tracking_uri
 from components.models.params import Net
+from components.step import Run
+from components.tracking.client import connect, tracking_uri
+from components.tracking.tracker import Tracker
 from components.training import tune_report
 from components.training.params import DistillParams, Tune, TuneParams
 from components.training.spec import TrainSpec

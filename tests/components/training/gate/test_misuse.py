@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
-from components.common.step import Run
 from components.common.storage import read_json, sha256_file, write_json
-from components.common.tracking import Tracker
 from components.models import build, checkpoint
 from components.models.card import Lineage, read_card
+from components.step import Run
+from components.tracking.tracker import Tracker
 from components.training import gate
 from components.training.check import check, rules
 from components.training.params import CheckParams, DistillParams

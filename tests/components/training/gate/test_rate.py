@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from components.common.errors import RetortError
-from components.common.step import Run
-from components.common.tracking import Tracker
+from components.step import Run
+from components.tracking.tracker import Tracker
 from components.training.gate import rate
 from components.training.params import CheckParams
 

@@ -11,7 +11,7 @@ import pytest
 from components.common.errors import FindingsError, RetortError, Terminated
 from components.common.findings import read_report
 from components.common.params import StepParams
-from components.common.step import step
+from components.step import step
 
 
 @pytest.fixture(autouse=True)

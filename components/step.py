@@ -16,7 +16,7 @@ from components.common.params import StepParams
 from components.common.progress import at, counted, doing, say
 from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
-from components.common.tracking import Tracker
+from components.tracking.tracker import Tracker
 
 
 class Run:

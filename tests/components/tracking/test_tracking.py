@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from components.common import tracking
 from components.common.errors import FindingsError, RetortError
 from components.common.params import Registry, StepParams
-from components.common.step import read_run_id, step
+from components.step import read_run_id, step
+from components.tracking import tracker
+from components.tracking.client import connect, first_line, tracking_uri
+from components.tracking.replay import sync
 
 HOUSE = Path(__file__).resolve().parents[3]
 SQLITE = "sqlite:///.retort/mlflow/mlflow.db"
@@ -32,7 +34,7 @@ SQLITE = "sqlite:///.retort/mlflow/mlflow.db"
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's SQLite file without any runs: its migrations take seconds, a copy does not."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}")
+    connect(f"sqlite:///{path}")
     return path
 
 
@@ -46,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
     monkeypatch.setenv("RETORT_RUN", tmp_path.name)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(tracker, "EVERY_SECONDS", 0.0)
     return folder
 
 
@@ -71,7 +73,7 @@ def run_step(
 
 
 def client(uri: str = SQLITE) -> Any:
-    return tracking.connect(tracking.tracking_uri(Registry(tracking_uri=uri)))
+    return connect(tracking_uri(Registry(tracking_uri=uri)))
 
 
 def runs(uri: str = SQLITE, name: str = "demo") -> dict[str, Any]:
@@ -161,7 +163,7 @@ def test_a_parameter_that_changes_within_a_run_keeps_its_first_value_on_the_pare
 def test_a_large_file_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     with step("benchmark", params(), Path("outputs/benchmark")) as run:
         path = Path("outputs/benchmark/results.csv")
-        path.write_bytes(b"0" * (tracking.MAX_ARTIFACT_BYTES + 1))
+        path.write_bytes(b"0" * (tracker.MAX_ARTIFACT_BYTES + 1))
         assert run.name == "benchmark"
     assert "outputs/benchmark/results.csv is 10.0 MB: not copied into MLflow" in capsys.readouterr().err
     artifacts = [item.path for item in client().list_artifacts(runs()["benchmark"].info.run_id)]
@@ -184,13 +186,13 @@ def test_what_a_killed_server_missed_is_synced_and_never_doubled(
     assert capsys.readouterr().err.count("tracking:") == 1
     assert len(spooled()) == 1
     with pytest.raises(RetortError, match="did not take 1 steps"):
-        tracking.sync(p.registry)
+        sync(p.registry)
 
     mlflow_server.start()
     spool = tmp_path / "spool"
     shutil.copytree(".retort/spool", spool)
-    assert tracking.sync(p.registry) == {"sent": 1, "running": 0}
-    assert tracking.sync(p.registry) == {"sent": 0, "running": 0}
+    assert sync(p.registry) == {"sent": 1, "running": 0}
+    assert sync(p.registry) == {"sent": 0, "running": 0}
 
     def check() -> None:
         found = runs(uri, name)
@@ -204,7 +206,7 @@ def test_what_a_killed_server_missed_is_synced_and_never_doubled(
     # the same events again, as after a sync that was killed before it could note what it had sent
     shutil.copytree(spool, ".retort/spool", dirs_exist_ok=True)
     next(Path(".retort/spool").glob("*/cursor.json")).unlink()
-    assert tracking.sync(p.registry)["sent"] == 1
+    assert sync(p.registry)["sent"] == 1
     check()
 
 
@@ -221,7 +223,7 @@ def test_a_port_that_does_not_answer_costs_a_line_and_the_spool(
     assert left["run_id"] == ""
     assert json.loads(Path("outputs/teacher/report.json").read_text())["passed"] is True
     # the address was wrong: with the right one, everything is sent
-    assert tracking.sync(params().registry) == {"sent": 1, "running": 0}
+    assert sync(params().registry) == {"sent": 1, "running": 0}
     found = runs()
     assert history(found["finetune"], "val_top1") == [(0, 0.5), (1, 0.75)]
     assert found["finetune"].data.tags["retort.id"] == left["id"]
@@ -263,7 +265,7 @@ def test_a_store_that_fails_costs_a_line_that_names_the_cause(
     reason = (
         "(raised as a result of autoflush)\n(sqlite3.OperationalError) database or disk is full\n[SQL: x]"
     )
-    assert tracking.first_line(RuntimeError(reason)).endswith("database or disk is full")
+    assert first_line(RuntimeError(reason)).endswith("database or disk is full")
 
 
 def test_a_server_that_answers_500_counts_as_away(
@@ -280,7 +282,7 @@ def test_a_server_that_answers_500_counts_as_away(
 def test_a_server_that_never_answers_holds_nothing_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "BUDGET_SECONDS", 1.0)
+    monkeypatch.setattr(tracker, "BUDGET_SECONDS", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()  # connections are taken, requests are never answered
@@ -291,7 +293,7 @@ def test_a_server_that_never_answers_holds_nothing_up(
 
 @pytest.mark.parametrize("nested", [False, True], ids=["the pipeline's run", "the task's run"])
 def test_a_run_that_kfp_opened_is_adopted(nested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = tracking.tracking_uri(Registry(tracking_uri="sqlite:///kfp.db"))
+    uri = tracking_uri(Registry(tracking_uri="sqlite:///kfp.db"))
     kfp = client(uri)
     experiment = kfp.create_experiment("pipelines")
     pipeline = kfp.create_run(experiment, run_name="kfp's run")
@@ -312,7 +314,7 @@ STEP_SCRIPT = """
 import os, sys
 from pathlib import Path
 from components.common.params import StepParams
-from components.common.step import step
+from components.step import step
 
 name, out, reads, makes = sys.argv[1:5]
 inputs = {label: Path(label) for label in reads.split(",") if label}
@@ -418,8 +420,8 @@ def test_a_database_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None
     made.commit()
     made.close()
     (database.parent / "mlflow.db.making-0").touch()
-    assert tracking.connect(f"sqlite:///{database}").search_experiments()
+    assert connect(f"sqlite:///{database}").search_experiments()
     assert not list(database.parent.glob("*.making-*"))
-    tracking.connect.cache_clear()
-    tracking.connect(f"sqlite:///{database}").create_experiment("kept")
-    assert tracking.connect(f"sqlite:///{database}").get_experiment_by_name("kept")
+    connect.cache_clear()
+    connect(f"sqlite:///{database}").create_experiment("kept")
+    assert connect(f"sqlite:///{database}").get_experiment_by_name("kept")

@@ -1,0 +1,199 @@
+"""What a step works with: it records parameters, numbers, tags, data sets and files of the step's run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.common.params import Registry
+from components.common.progress import say
+from components.common.storage import human_bytes, state_dir
+from components.tracking.client import (
+    StuckError,
+    bounded,
+    client_settings,
+    connect,
+    first_line,
+    public_uri,
+    reach,
+    tracking_uri,
+)
+from components.tracking.replay import Replay, send_leftovers
+from components.tracking.run_identity import pipeline_run, reused_steps
+from components.tracking.spool import Entry
+
+BUDGET_SECONDS = 10.0  # a step waits for a server no longer than this in all
+REQUEST_SECONDS = 3  # ... and for one answer no longer than this
+EVERY_SECONDS = 2.0  # between two replays while a step runs
+MAX_ARTIFACT_BYTES = 10_000_000
+ARTIFACTS = (".json", ".html", ".csv", ".png", ".svg")
+NOT_ARTIFACTS = ("page.json", "run.json")  # the page's sections are in report.html; run.json comes later
+
+
+class Tracker:
+    """Records what one step does as a child run of the pipeline's run."""
+
+    def __init__(self, step: str, registry: Registry) -> None:
+        self.step = step
+        self.registry = registry
+        self.id = uuid.uuid4().hex
+        self._uri = tracking_uri(registry)
+        self._parent: dict[str, Any] = {}
+        self._inputs: Mapping[str, str] = {}
+        self._entry: Entry | None = None
+        self._replay: Replay | None = None
+        self._left = BUDGET_SECONDS
+        self._next = 0.0
+        self._away = self._stuck = self._warned = False
+
+    def start(self, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Open the run: ``params`` are the step's sections, ``inputs`` file names and their sha256."""
+        self._inputs = dict(inputs)
+        try:
+            self._parent = pipeline_run(self.step, self._uri, self.registry.name)
+            entry = Entry(state_dir("spool").absolute() / self.id)
+            entry.make()
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._entry = entry
+        self._replay = Replay(entry, self._uri)
+        self._append(
+            "start",
+            id=self.id,
+            step=self.step,
+            uri=self._uri,
+            experiment=self.registry.name,
+            parent=self._parent,
+            params=dict(_flatten(params)),
+            tags={f"input.{label}": digest for label, digest in inputs.items()},
+        )
+        self._flush()
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers; ``step`` is the epoch."""
+        self._append("metrics", values=_numbers(values), epoch=step or 0)
+        self._flush()
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        """Record a step's headline numbers on the parent too, as ``<step>.<name>``, to compare runs by."""
+        self._append("summary", values=_numbers(values))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record facts that are not numbers."""
+        self._append("tags", values={key: str(value) for key, value in values.items()})
+
+    def dataset(self, name: str, fingerprint: str, path: Path, counts: Mapping[str, int]) -> None:
+        """Record the data set that the step read: its fingerprint as MLflow's digest, rows per split.
+
+        MLflow cuts a digest at 36 characters; the whole fingerprint is the tag ``data.fingerprint``.
+        """
+        self._append("dataset", name=name, fingerprint=fingerprint, source=str(path), counts=dict(counts))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file. Reports and plots in the step's folder are recorded by the step's frame."""
+        if self._entry is None:
+            return
+        try:
+            size = path.stat().st_size
+            if size > MAX_ARTIFACT_BYTES:
+                say(f"tracking: {path} is {human_bytes(size)}: not copied into MLflow")
+                return
+            file = self._entry.copy(path)
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._append("artifact", file=file, folder=folder)
+
+    def finish(self, status: str, seconds: float, out: Path) -> None:
+        """Close the run: FINISHED, FAILED or KILLED; the report files in ``out`` go along."""
+        for path in sorted(out.iterdir()) if out.is_dir() else []:
+            if path.is_file() and path.suffix in ARTIFACTS and path.name not in NOT_ARTIFACTS:
+                self.artifact(path)
+        self._append("metrics", values={"seconds": round(seconds, 3)}, epoch=0)
+        self._append(
+            "finish", status=status, reused=reused_steps(self._inputs, out, self._parent.get("id", ""))
+        )
+        self._flush(final=True)
+        if self._entry is not None and not self._stuck:  # a thread that is stuck still works on it
+            self._entry.release()
+
+    def identity(self) -> dict[str, str]:
+        """What ``run.json`` says: ``id`` (ours, stable), ``run_id`` and ``parent_run_id`` (MLflow's).
+
+        MLflow's are empty as long as the tracker did not answer; a run is found by its tag ``retort.id``.
+        """
+        return {
+            "step": self.step,
+            "id": self.id,
+            "parent_id": self._parent.get("id", ""),
+            "run_id": self._replay.run_id if self._replay else "",
+            "parent_run_id": self._replay.parent_run_id if self._replay else "",
+        }
+
+    def _append(self, kind: str, **values: Any) -> None:
+        if self._entry is None:
+            return
+        try:
+            self._entry.append(kind, **values)
+        except OSError as error:  # a full disk: the work will say so, if it needs the disk too
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._entry = None
+        self._warn(f"tracking: {error.strerror or error}; this step is not recorded")
+
+    def _flush(self, final: bool = False) -> None:
+        """Replay what is spooled. While the step runs: now and then, and not after the server failed."""
+        if self._entry is None or self._replay is None or self._stuck:
+            return
+        if not final and (self._away or time.monotonic() < self._next):
+            return
+        started = time.monotonic()
+        try:
+            reach(self._uri)
+            imports = time.monotonic()
+            with client_settings(REQUEST_SECONDS, retries=0):
+                connect(self._uri)
+                started += time.monotonic() - imports  # they are no server's fault
+                left = max(self._left - (time.monotonic() - started), 1.0)
+                bounded(self._uri, left, functools.partial(self._send, final))
+        except Exception as error:  # noqa: BLE001 - whatever a tracker does, the run goes on
+            self._away = True
+            self._stuck = isinstance(error, StuckError)
+            self._warn(
+                f"tracking: {public_uri(self._uri)}: {first_line(error)}; the run goes on, "
+                "'retort sync' sends later what was spooled"
+            )
+        self._left -= time.monotonic() - started
+        self._next = time.monotonic() + EVERY_SECONDS
+
+    def _send(self, final: bool) -> None:
+        if self._entry is None or self._replay is None:
+            return
+        self._replay.advance()
+        if final:
+            self._entry.remove()
+            send_leftovers(self._uri)
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            say(message)
+        self._warned = True
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items()}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) and value else json.dumps(value)
