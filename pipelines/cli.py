@@ -183,7 +183,7 @@ def _validate(p: Params) -> None:
 
 def _weights(p: Params) -> None:
     from components.weights.params import WeightsParams
-    from components.weights.prepare import prepare as step
+    from components.weights.weights import weights as step
 
     step(p.of(WeightsParams), out=WEIGHTS)
 
@@ -203,8 +203,8 @@ def _audit_synthetic(p: Params) -> None:
 
 
 def _plan(p: Params) -> None:
-    from components.audit.make_plan import make_plan as step
     from components.audit.params import AuditParams
+    from components.audit.plan import plan as step
 
     step(p.of(AuditParams), imbalance=AUDIT / "imbalance", synthetic=AUDIT / "synthetic", out=AUDIT)
 
@@ -214,7 +214,7 @@ def _up_to_date(p: Params, command: str) -> None:
 
     Whether the source itself has changed is not looked at: that takes reading it.
     """
-    from components.audit.plan import read_plan
+    from components.audit.plan_schema import read_plan
     from components.common.findings import read_report
     from components.common.progress import say
     from components.common.storage import sha256_file

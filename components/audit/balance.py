@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.audit.params import Audit
-from components.audit.plan import Loss
+from components.audit.plan_schema import Loss
 from components.common.errors import RetortError
 
 if TYPE_CHECKING:

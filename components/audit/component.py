@@ -114,8 +114,8 @@ def plan(
     """
     from pathlib import Path
 
-    from components.audit.make_plan import make_plan as step
     from components.audit.params import AuditParams
+    from components.audit.plan import plan as step
     from components.common.face import show
 
     params = AuditParams.model_validate(

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.audit import show
+from components.audit import report
 from components.audit.balance import Balance, balance, by_label, effective_number, ratio
 from components.audit.counts import SOURCES, Counts, count
 from components.audit.params import AuditParams
 from components.audit.part import FILE, ImbalancePart
-from components.audit.plan import Sampling
+from components.audit.plan_schema import Sampling
 from components.common.progress import counted
 from components.common.storage import need
 from components.step import Run, step
@@ -57,7 +57,7 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
         )
         part.write(run.product(out / FILE))
         run.tracker.summary({"imbalance_ratio": ratio(total), "classes": len(total)})
-        show.imbalance(run.page, counts, found, params.audit)
+        report.imbalance(run.page, counts, found, params.audit)
 
 
 def _ratio(run: Run, counts: Counts, limit: float) -> bool:

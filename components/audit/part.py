@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.audit.plan import LeaveOut, Loss, Sampling
+from components.audit.plan_schema import LeaveOut, Loss, Sampling
 from components.common.errors import RetortError
 from components.common.findings import Finding
 from components.common.storage import need, read_json, write_json

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.audit import rules, show
+from components.audit import report, rules
 from components.audit.counts import SOURCES, Counts, count
 from components.audit.neighbours import closeness
 from components.audit.params import AuditParams
@@ -70,7 +70,7 @@ def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: l
     judged = judge(scores, near, rows.place[real], trained)
     run.tracker.summary({"probe_top1": float((by_others.argmax(axis=1) == rows.place[real[trained]]).mean())})
     if judged is not None:
-        show.labels(run.page, rows.split[real], judged)
+        report.labels(run.page, rows.split[real], judged)
     samples = suspects(run, counts, rows, real, judged)
     if not rows.real.all():
         judging = Folded(rows.vectors[rows.judging], rows.place[rows.judging], number, seed)
@@ -118,4 +118,4 @@ def _write(
             [("path", "label", "split"), *((one.path, one.suggested, one.split) for one in found)],
         )
     run.tracker.summary({"suspect_labels": len(found), "classes_with_synthetic": len(classes)})
-    show.synthetic(run.page, counts, classes, samples, params)
+    report.synthetic(run.page, counts, classes, samples, params)

@@ -15,7 +15,7 @@ import numpy as np
 from components.benchmark import engines
 from components.benchmark.choice import Result, choose
 from components.benchmark.params import BenchmarkParams
-from components.benchmark.products import main_pair, metrics, write
+from components.benchmark.report import main_pair, metrics, write
 from components.benchmark.sweep import Config, Sweep, ratio, sweep
 from components.common.errors import RetortError
 from components.common.progress import at

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from components.common.errors import RetortError
 from components.common.progress import counted
 from components.common.storage import human_bytes
-from components.dataset import drift, s3, show
+from components.dataset import drift, report, s3
 from components.dataset import manifest as manifests
 from components.dataset.database import database
 from components.dataset.inspection import FLAT, inspect_all
@@ -103,7 +103,7 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
             drift.report(run, db, baseline, before, clean_counts.to_pandas(), out)
         _expect(run, db, params, counts, out)
         _write_findings(db, out)
-        show.sections(run, db, params, counts, looked)
+        report.sections(run, db, params, counts, looked)
         if show_quality:
             show_quality(params.data.root)
         _write_rows(run, db, manifest, clean, quarantine)

@@ -35,8 +35,8 @@ from components.training.metrics import evaluate
 from components.training.paired import gain, interval
 from components.training.params import CompareWeights, CompareWeightsParams
 from components.training.spec import Phase, TrainSpec
-from components.weights.prepare import prepare_net
 from components.weights.source import public
+from components.weights.weights import prepare_net
 
 CONFIGURED, RANDOM, CHAMPION = "configured", "random", "champion"
 STATE = "compare-weights"  # below .retort: finished runs, by the hash of their spec

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding
 from components.common.progress import counted, say

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from components.audit.plan import Plan, read_plan
+from components.audit.plan_schema import Plan, read_plan
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.params import StepParams

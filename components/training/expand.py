@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.storage import atomic_path, need, remove, state_dir, write_json

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.errors import RetortError
 
 

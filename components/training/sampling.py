@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.errors import RetortError
 
 BLOCK = 1_000_000  # rows that are drawn and put in order at once: 0.4 s, however many rows there are

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.storage import sha256_file, sha256_json
 from components.dataset import images
 from components.models import checkpoint

@@ -28,7 +28,7 @@ def weights(
 
     from components.common.face import show
     from components.weights.params import WeightsParams
-    from components.weights.prepare import prepare as step
+    from components.weights.weights import weights as step
 
     params = WeightsParams.model_validate(
         {

@@ -30,7 +30,7 @@ from components.audit.synthetic import audit_synthetic
 from components.common.findings import read_report
 from components.dataset import manifest as manifests
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.benchmarks import fashion
 from tests.benchmarks.measure import Row, at_least, at_most, inside
 
@@ -166,7 +166,7 @@ def _photographs(seeds: int) -> list[Row]:
     names, places = np.unique([path.parent.name for path in paths], return_inverse=True)
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as name, inside(Path(name)):
         weights = {"global": {"image_size": PHOTO_SIZE}, "teacher": LITE1, "student": LITE1}
-        prepare(WeightsParams.model_validate(weights), out=Path("outputs/weights"))
+        prepare_weights(WeightsParams.model_validate(weights), out=Path("outputs/weights"))
         relative = [path.relative_to(folder).as_posix() for path in paths]
         backbone = Backbone(Path("outputs/weights/features.onnx"))
         found = extract(backbone, str(folder), relative, [None] * len(paths))
@@ -250,7 +250,7 @@ def _planted(seed: int, pixels: np.ndarray, labels: np.ndarray) -> dict[str, flo
     weights = WeightsParams.model_validate(
         {"global": {"image_size": SIZE}, "teacher": LITE1, "student": LITE1}
     )
-    prepare(weights, out=Path("outputs/weights"))
+    prepare_weights(weights, out=Path("outputs/weights"))
     found: dict[str, float] = {"seconds": _audit(rows), "again": _audit(rows)}
     suspects = _suspects()
     bad = set(paths[flipped])

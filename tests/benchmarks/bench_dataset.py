@@ -111,7 +111,7 @@ import json, resource, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.training import sampling
 
 def peak():

@@ -12,14 +12,14 @@ import pyarrow as pa
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.storage import read_json, sha256_file
 from components.dataset import manifest
 from components.training.expand import expand
 from components.training.finetune import finetune
 from components.training.params import ExpandParams, FinetuneParams
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.benchmarks.measure import Row, inside
 
 KNOWN = 8
@@ -41,7 +41,7 @@ def measure(seeds: int) -> list[Row]:
     }
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, inside(Path(folder)):
         _write_data()
-        prepare(WeightsParams.model_validate(_params(0)), out=Path("weights"))
+        prepare_weights(WeightsParams.model_validate(_params(0)), out=Path("weights"))
         for seed in range(7, 7 + seeds):
             _once(seed, found)
     rows = []

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.dataset import manifest
 from components.models import build, checkpoint
 from components.models.card import ModelCard

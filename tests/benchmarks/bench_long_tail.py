@@ -15,10 +15,10 @@ import pyarrow as pa
 from PIL import Image
 
 from components.audit.imbalance import audit_imbalance
-from components.audit.make_plan import make_plan
 from components.audit.params import AuditParams
 from components.audit.part import FILE, SyntheticPart
-from components.audit.plan import Plan, read_plan
+from components.audit.plan import plan as make_plan
+from components.audit.plan_schema import Plan, read_plan
 from components.common.storage import sha256_file
 from components.dataset import manifest
 from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
@@ -26,7 +26,7 @@ from components.training.inputs.index import open_index
 from components.training.metrics import macro_recall
 from components.training.spec import Phase, TrainSpec
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.benchmarks import fashion
 from tests.benchmarks.measure import Row, at_least, inside
 from tests.components.training import local
@@ -150,7 +150,7 @@ def trained(seed: int, plan: Plan, start: Path, order: list[int]) -> Found:
 def _start_weights() -> Path:
     net = {"arch": {"name": NETWORK}, "weights": PACKAGE}
     given = {"global": {"image_size": SIZE}, "teacher": net, "student": net, "registry": {"name": "bench"}}
-    prepare(WeightsParams.model_validate(given), out=Path("weights"))
+    prepare_weights(WeightsParams.model_validate(given), out=Path("weights"))
     return Path("weights/student.safetensors").resolve()
 
 

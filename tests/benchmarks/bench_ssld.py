@@ -21,7 +21,7 @@ import pyarrow as pa
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.storage import read_json, sha256_file
 from components.dataset import manifest
 from components.training.check import check
@@ -29,7 +29,7 @@ from components.training.distill import distill
 from components.training.finetune import finetune
 from components.training.params import CheckParams, DistillParams, FinetuneParams
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.benchmarks import fashion
 from tests.benchmarks.measure import Row, at_least, inside
 
@@ -74,7 +74,7 @@ def measure(seeds: int) -> list[Row]:
         with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, inside(Path(folder)):
             names, pictures = case.read(Path(folder) / "images")
             if not case.small:
-                prepare(WeightsParams.model_validate(_params(case, 0)), out=Path("weights"))
+                prepare_weights(WeightsParams.model_validate(_params(case, 0)), out=Path("weights"))
             found = [_once(case, names, pictures, seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)]
         rows += list(_rows(case, found))
     return rows

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
-from components.audit.plan import Plan, Sampling
+from components.audit.plan_schema import Plan, Sampling
 from components.dataset import manifest
 from components.training import sampling
 from components.training.augmentation import Augment

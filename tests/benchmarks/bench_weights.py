@@ -53,7 +53,7 @@ READ = (
 import torch
 from components.models import build, heads
 from components.models.params import Arch
-from components.weights import prepare as step
+from components.weights import weights as step
 from components.weights.convert import Target, convert
 from components.weights.coverage import compare, shapes
 from components.weights.readers import read

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.storage import state_dir
 from components.models import build, checkpoint
 from components.models.card import ModelCard

@@ -35,10 +35,10 @@ STAGES: dict[str, dict[str, Any]] = DVC["stages"]
 CODE: dict[str, tuple[type[StepParams], str]] = {
     "ingest": (IngestParams, "dataset.ingest"),
     "validate": (ValidateParams, "dataset.validate"),
-    "weights": (WeightsParams, "weights.prepare"),
+    "weights": (WeightsParams, "weights.weights"),
     "audit-imbalance": (AuditParams, "audit.imbalance"),
     "audit-synthetic": (AuditParams, "audit.synthetic"),
-    "plan": (AuditParams, "audit.make_plan"),
+    "plan": (AuditParams, "audit.plan"),
     "finetune": (FinetuneParams, "training.finetune"),
     "check": (CheckParams, "training.check"),
     "distill": (DistillParams, "training.distill"),

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.audit.imbalance import audit_imbalance
-from components.audit.make_plan import make_plan
 from components.audit.params import AuditParams
-from components.audit.plan import Plan, read_plan
+from components.audit.plan import plan as make_plan
+from components.audit.plan_schema import Plan, read_plan
 from components.audit.synthetic import audit_synthetic
 from components.common.findings import Finding, read_report
 from components.dataset import manifest as manifests

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.audit.part import LeftOut, SyntheticPart
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.errors import RetortError
 from components.common.storage import sha256_file
 from components.training import sampling

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from components.audit.neighbours import closeness
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.audit.probe import Folded, compressed, standardised
 from components.audit.suspects import FEWEST, Judgement, judge
 from tests.components.audit.conftest import Audits

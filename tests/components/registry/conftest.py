@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.findings import Report
 from components.common.storage import read_json, sha256_file, write_json
 from components.dataset import manifest as manifests

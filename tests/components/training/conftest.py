@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.audit.plan import Plan, Sampling
+from components.audit.plan_schema import Plan, Sampling
 from components.common.storage import read_json, sha256_file, write_json
 from components.dataset import images, manifest
 from components.models.params import Arch

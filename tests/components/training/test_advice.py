@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.page import Page
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests

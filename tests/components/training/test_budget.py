@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.findings import Finding
 from components.models.params import LearningRate
 from components.step import Run

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.findings import read_report
 from components.common.storage import read_json
 from components.models.card import read_card

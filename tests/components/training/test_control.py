@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.audit.plan import Loss, Plan, Sampling
+from components.audit.plan_schema import Loss, Plan, Sampling
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file

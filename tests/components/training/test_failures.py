@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.common.storage import sha256_file
@@ -35,7 +35,7 @@ from components.training import driver, trainer
 from components.training.params import DistillParams
 from components.training.spec import Phase, TrainSpec
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.components.training import local
 
 EPOCHS = 10
@@ -127,7 +127,7 @@ def test_it_goes_on_where_a_person_asked_for_that(hundred: Make) -> None:
 def prepared(student: Path, out: Path) -> None:
     net = {"arch": {"name": "test_efficientnet"}, "weights": str(student)}
     sections = {"global": {"image_size": 32}, "teacher": net, "student": net}
-    prepare(WeightsParams.model_validate(sections), out=out)
+    prepare_weights(WeightsParams.model_validate(sections), out=out)
 
 
 @pytest.mark.parametrize("prefix", ["student.", "module.", "module.student.backbone."])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from components.audit.plan import Loss, Plan, Sampling
+from components.audit.plan_schema import Loss, Plan, Sampling
 from components.common.errors import RetortError
 from components.training import losses
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding
 from components.models import build, cost

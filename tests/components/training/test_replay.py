@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.models.params import Train
 from components.training import augmentation, driver, health, replay, seals, soft_labels
 from components.training.group import Group

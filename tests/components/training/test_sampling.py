@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.audit.plan import LeaveOut, Plan, Sampling
+from components.audit.plan_schema import LeaveOut, Plan, Sampling
 from components.common.errors import RetortError
 from components.dataset import manifest
 from components.training import sampling

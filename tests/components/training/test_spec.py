@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from components.audit.plan import Plan, read_plan
+from components.audit.plan_schema import Plan, read_plan
 from components.common.storage import read_json, write_json
 from components.models.params import Optimizer
 from components.training import augmentation, driver

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.errors import RetortError
 from components.models.params import Arch, LearningRate, Optimizer
 from components.training import advice, driver, health, labeller, learner, pace, precision, trainer, watch

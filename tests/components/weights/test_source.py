@@ -19,8 +19,8 @@ from components.common.storage import sha256_file
 from components.dataset.params import S3
 from components.weights import download
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
 from components.weights.source import locate, public
+from components.weights.weights import weights as prepare_weights
 
 CONTENT = random.Random(1).randbytes(300_000)
 
@@ -189,7 +189,7 @@ def test_a_web_page_in_place_of_weights_is_not_kept(server: Server) -> None:
     server.content = page
     params = WeightsParams.model_validate({"student": {"weights": server.url}})
     with pytest.raises(RetortError, match=r"/models/net\.pdparams: .*a web page.*not kept"):
-        prepare(params, out=Path("out"))
+        prepare_weights(params, out=Path("out"))
     server.content = CONTENT
     path = locate(server.url, None, S3()).path
     assert path.read_bytes() == CONTENT

@@ -12,7 +12,7 @@ import pytest
 import torch
 import webdataset
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.common.errors import RetortError
 from components.dataset import s3
 from components.dataset.images import ChangedError

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from components.audit.plan import read_plan
+from components.audit.plan_schema import read_plan
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch, LearningRate, Optimizer

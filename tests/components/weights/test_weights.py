@@ -22,7 +22,7 @@ from components.models import build
 from components.models.params import Arch
 from components.weights.load import load_backbone
 from components.weights.params import WeightsParams
-from components.weights.prepare import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.components.weights.conftest import reference
 
 ARCH = "test_efficientnet"  # timm's own network for tests: a third of a million parameters
@@ -43,7 +43,7 @@ def run(teacher: dict[str, Any], student: dict[str, Any] | None = None, **sectio
     for net in nets.values():
         net.setdefault("arch", {"name": ARCH})
     params = {"global": {"image_size": 32, "seed": 5}, **nets, **sections}
-    prepare(WeightsParams.model_validate(params), out=OUT)
+    prepare_weights(WeightsParams.model_validate(params), out=OUT)
     return read_report(OUT / "report.json").findings
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from components.audit.balance import Balance, effective_number, ratio
 from components.audit.counts import SOURCES, Counts
 from components.audit.params import Audit, AuditParams
-from components.audit.plan import Plan
+from components.audit.plan_schema import Plan
 from components.common.page import Page
 from components.dataset.images import thumbnail
 

@@ -62,7 +62,7 @@ class Prepared:
     path: Path | None = None
 
 
-def prepare(params: WeightsParams, *, out: Path) -> None:
+def weights(params: WeightsParams, *, out: Path) -> None:
     """Fetch, convert and prove the weights of both networks.
 
     Writes ``{teacher,student}.safetensors`` (where there are weights) with the tensor names of
