@@ -15,7 +15,7 @@ from components.audit.part import FILE, ImbalancePart, SyntheticPart, read_part
 from components.audit.plan_schema import LeaveOut, Plan, Sampling
 from components.common.errors import RetortError
 from components.common.progress import counted
-from components.common.step import Run, step
+from components.step import Run, step
 
 
 def plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Path) -> None:
