@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from components.common.environment import bound_threads
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Level, Report
 from components.common.page import Page
@@ -130,6 +131,7 @@ def _framed(
     keep: tuple[str, ...],
     products: Sequence[Path],
 ) -> Iterator[Run]:
+    bound_threads()
     _refuse_to_empty(out, inputs, keep, products)
     out.mkdir(parents=True, exist_ok=True)
     for old in [*(entry for entry in out.iterdir() if entry.name not in keep), *products]:

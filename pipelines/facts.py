@@ -17,6 +17,7 @@ from statistics import median
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.common.environment import cores
 from components.common.errors import RetortError
 from components.common.progress import counted, say
 from components.dataset import images, manifest, sources
@@ -98,9 +99,7 @@ def look(data: Data) -> DataFacts:
 
 def machine() -> MachineFacts:
     """Cores by the scheduler's and the container's limits; GPUs that this PyTorch can use."""
-    import joblib  # type: ignore[import-untyped]
-
-    return MachineFacts(joblib.cpu_count(), _gpus() if shutil.which("nvidia-smi") else 0)
+    return MachineFacts(cores(), _gpus() if shutil.which("nvidia-smi") else 0)
 
 
 def _gpus() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.common.environment import cores
 from components.common.errors import RetortError
 from components.common.progress import task
 from components.common.storage import sha256_file, state_dir
@@ -38,7 +38,7 @@ class Backbone:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = cores()
         options.log_severity_level = 3
         # idle threads must not spin: numpy's are at work between two batches
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -182,7 +182,7 @@ def _batches(
         except images.ImageError:
             return None  # validate names such images, or was told not to open them
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
             read = [

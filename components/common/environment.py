@@ -1,4 +1,4 @@
-"""The process around the work: its environment variables, its garbage collector."""
+"""The process around the work: its environment variables, its processors, its garbage collector."""
 
 from __future__ import annotations
 
@@ -21,6 +21,30 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def cores() -> int:
+    """Processors that this process may use: by its affinity, and by the CPU quota of its container.
+
+    Threads beyond a quota are stopped and started by the kernel: a pod of 4 CPUs on a node of 64 has 4.
+    """
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def bound_threads() -> None:
+    """Hold the libraries that count the machine's processors themselves to ``cores()``.
+
+    BLAS and OpenMP (numpy, scipy, torch) know no quota. ``OMP_NUM_THREADS`` is for those that are loaded
+    later, and for processes below this one; where it is set, it stays.
+    """
+    import threadpoolctl
+
+    count = cores()
+    if count < len(os.sched_getaffinity(0)) and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        threadpoolctl.threadpool_limits(count)
 
 
 def collect_less_often() -> None:

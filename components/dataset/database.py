@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.common.environment import cores
 from components.common.errors import RetortError
 from components.common.signals import stopped_by
 from components.common.storage import disk_full, state_dir
@@ -27,7 +27,7 @@ def database(reads: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
     with duckdb.connect() as db:
-        db.execute(f"set threads = {len(os.sched_getaffinity(0))}")
+        db.execute(f"set threads = {cores()}")
         db.execute("set memory_limit = '2GB'")
         db.execute(f"set temp_directory = '{state_dir('cache', 'duckdb')}'")
         db.execute("set enable_progress_bar = false")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from components.common.environment import cores
 from components.common.progress import track
 from components.common.storage import state_dir
 from components.dataset import images, quality, s3
@@ -134,9 +135,8 @@ def inspect_all(
     Raises:
         RetortError: when a store cannot be reached. A bad image only has its ``rule`` set.
     """
-    cores = len(os.sched_getaffinity(0))
     remote = any("://" in path for path in paths)
-    threads = s3.CONNECTIONS if remote else cores
+    threads = s3.CONNECTIONS if remote else cores()
     real = os.path.realpath(root)
     keys = [_key(real, path, etags or {}) for path in paths]
     made: dict[int, Inspection] = {}

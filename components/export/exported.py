@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.common.environment import cores
 from components.common.errors import RetortError
 from components.models.card import ModelCard
 
@@ -112,7 +113,7 @@ def need_numbers(path: Path) -> None:
 
 
 def session(path: Path, threads: int = 0, **free_dimensions: int) -> onnxruntime.InferenceSession:
-    """Open an ONNX file on the CPU. ``threads`` 0 leaves the number to ONNX Runtime.
+    """Open an ONNX file on the CPU. ``threads`` 0: one for each processor that is ours.
 
     ``free_dimensions`` fixes symbolic sizes of the input (``N=16``), which lets the runtime plan ahead.
 
@@ -125,7 +126,7 @@ def session(path: Path, threads: int = 0, **free_dimensions: int) -> onnxruntime
         raise RetortError(f"{path}: no such file; run 'retort export' first")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     # threads that spin after a run would take the cores from whatever is measured next
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from components.common import progress
+from components.common.environment import cores
 from components.common.progress import counted, say
 from components.common.storage import human_bytes, read_json, sha256_json, state_dir, write_json
 from components.dataset import manifest as manifests
@@ -267,7 +268,7 @@ def beside_others(work: Callable[[], Speed]) -> tuple[Speed, float]:
 
 def _kept(arch: Arch, spec: TrainSpec, ray: Ray) -> Path:
     """Where a speed is kept: by the machine, or the cluster's address, and all that makes it another one."""
-    place: Any = ray.address or [platform.node(), _processor(), _cores()]
+    place: Any = ray.address or [platform.node(), _processor(), cores()]
     size = spec.train.image_size or spec.size
     what = [
         VERSION, place, torch.__version__, arch.model_dump(), spec.size, size, spec.train.batch_size,
@@ -283,8 +284,8 @@ def _measured(arch: Arch, spec: TrainSpec, ray: Ray) -> Speed:
     One process with the threads of all would be no measure of them: where other work shares the cores, the
     threads of one process wait for the slowest at every operator, and it takes many times as long.
     """
-    gpu, cores, workers = ray.gpus_per_worker > 0, _cores(), spec.workers
-    threads, loaders = min(cores, spec.threads), spec.train.num_workers
+    gpu, ours, workers = ray.gpus_per_worker > 0, cores(), spec.workers
+    threads, loaders = min(ours, spec.threads), spec.train.num_workers
     settings: dict[str, Any] = {
         "augment": spec.recipe(), "optimizer": spec.optimizer, "train": spec.train,
         "learn_size": spec.train.image_size, "budget": MEASURE_SECONDS,
@@ -297,19 +298,19 @@ def _measured(arch: Arch, spec: TrainSpec, ray: Ray) -> Speed:
             ).result()
     else:
         batch = min(spec.train.batch_size, max(8, MEASURED_PIXELS // (spec.size * spec.size)))
-        beside = min(workers, cores / threads)
+        beside = min(workers, ours / threads)
         beside *= SHARED if beside > 1 else 1.0
-        apart = loaders if cores >= workers * (threads + loaders) else 0  # else they take the step's cores
+        apart = loaders if ours >= workers * (threads + loaders) else 0  # else they take the step's cores
         one = estimate.measure(arch, spec.size, batch, threads, loaders=apart, **settings)
     speed = one * beside
     if spec.shards is not None or ray.storage:
         return speed
     store = open_store(open_index(spec.manifest), spec.root, spec.size, spec.recipe().source)
     makers = workers * (loaders or threads)
-    busy = 0 if gpu else min(cores, workers * threads)
+    busy = 0 if gpu else min(ours, workers * threads)
     return Speed(
-        fed(speed.training, reading(store.learn), makers, busy, cores),
-        fed(speed.inference, reading(store.judge), makers, busy, cores),
+        fed(speed.training, reading(store.learn), makers, busy, ours),
+        fed(speed.inference, reading(store.judge), makers, busy, ours),
     )
 
 
@@ -333,12 +334,6 @@ def reading(part: Part) -> float:
     started = perf_counter()
     part.take(rows)
     return (perf_counter() - started) / len(rows)
-
-
-def _cores() -> int:
-    import joblib  # type: ignore[import-untyped]
-
-    return joblib.cpu_count()
 
 
 def _processor() -> str:

@@ -56,7 +56,7 @@ def look(disk: Path, ports: int = 0) -> Machine:
         disk: a folder, made if missing, on the disk that counts.
         ports: how many to try to listen on at one time.
     """
-    import joblib  # type: ignore[import-untyped]
+    import joblib
     import psutil
 
     disk.mkdir(parents=True, exist_ok=True)

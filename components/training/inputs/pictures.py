@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from components.common import progress
+from components.common.environment import cores
 from components.common.errors import RetortError
 from components.common.storage import atomic_path, human_bytes, need_disk, remove, sha256_json, state_dir
 from components.dataset import images, manifest, s3
@@ -283,7 +283,7 @@ def _fill(part: Part, target: Path, processes: int | None, alive: Callable[[int,
     remote = len(rows) > 0 and "://" in part.index.path(int(rows[0]))
     if processes is None:
         enough = len(rows) >= PROCESSES_FROM and not remote
-        processes = len(os.sched_getaffinity(0)) if enough else 0
+        processes = cores() if enough else 0
     with atomic_path(target) as partial, progress.task("decoding images", len(rows)) as task:
         array = np.lib.format.open_memmap(
             partial, mode="w+", dtype=np.uint8, shape=(len(rows), side, side, 3)
@@ -334,7 +334,7 @@ def _pool(part: Part, partial: Path, processes: int, remote: bool) -> Executor:
         # forked: they need nothing that a thread of ours may hold, and start at once
         context = multiprocessing.get_context("fork")
         return ProcessPoolExecutor(processes, context, _begin, (part, partial))
-    return ThreadPoolExecutor(s3.CONNECTIONS if remote else os.cpu_count())
+    return ThreadPoolExecutor(s3.CONNECTIONS if remote else cores())
 
 
 _here: tuple[Part, Pixels]  # of a decoding process: what it decodes, and where to

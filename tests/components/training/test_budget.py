@@ -195,7 +195,7 @@ def test_a_speed_is_measured_once_and_corrected_by_what_was_trained(
         return Speed(50.0, 200.0)
 
     monkeypatch.setattr(estimate, "measure", measure)
-    monkeypatch.setattr(budget, "_cores", lambda: 2)
+    monkeypatch.setattr(budget, "cores", lambda: 2)
     monkeypatch.setattr("psutil.cpu_percent", lambda: 50.0)
     first = budget.expected(spec, params.ray)
     assert first is not None

@@ -17,7 +17,7 @@ from components.common.storage import atomic_path
 from components.dataset import named
 from components.dataset.images import central_square
 from components.export import exported
-from components.tools.unfit import why_no_model
+from components.weights.unfit import why_no_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +50,7 @@ def predict(
         model: an exported ``model.onnx`` (or the folder it lies in).
         images: files, folders that are searched for images, and manifests.
         root: the folder that a manifest's paths are relative to.
-        threads: of ONNX Runtime; 0: as many as it thinks right.
+        threads: of ONNX Runtime; 0: one for each processor that is ours.
 
     Files that cannot be read are named, counted, and listed with their reason; the rest goes on.
 
