@@ -356,7 +356,7 @@ def cost(
               retort cost resnet50d --classes 100000 --bottleneck 128
               retort cost outputs/student
     """
-    from components.models.cost_report import report as step
+    from components.tools.cost import report as step
 
     if Options.overrides:  # none is read here, but an unknown key is refused everywhere
         params()
@@ -393,7 +393,7 @@ def features(
               retort features --from stages --format onnx
     """
     from components.dataset import named
-    from components.models.embed import extract as step
+    from components.tools.features import extract as step
 
     with working("features") as p:
         found = named.find(images or [], p.data.root)
@@ -420,8 +420,8 @@ def expand(
               retort expand --of teacher -o expand.epochs=4
               retort expand --model champion -o 'expand.old_classes=[cat, dog]'
     """
-    from components.training.expand import expand as step
-    from components.training.params import ExpandParams
+    from components.tools.expand import expand as step
+    from components.tools.params import ExpandParams
 
     models = {"student": STUDENT, "teacher": TEACHER}
     if of not in models:
@@ -452,9 +452,9 @@ def compare_weights(
               retort compare-weights -o 'compare_weights.candidates={100k: ResNet50_vd_10w_pretrained.tar}'
     """
     from components.common.storage import state_dir
-    from components.registry.champion import fetch_champion
-    from components.training.compare_weights import compare_weights as step
-    from components.training.params import CompareWeightsParams
+    from components.tools.champion import fetch_champion
+    from components.tools.compare_weights import compare_weights as step
+    from components.tools.params import CompareWeightsParams
 
     if seeds is not None:
         Options.overrides = [*Options.overrides, f"compare_weights.seeds={seeds}"]
@@ -485,8 +485,8 @@ def tune(
               retort tune --of teacher -o tune.trials=32 -o tune.epochs=8
               retort tune -o 'tune.augment=[standard, strong]' -o tune.weight_decay=[]
     """
-    from components.training.params import TuneParams
-    from components.training.tune import tune as step
+    from components.tools.params import TuneParams
+    from components.tools.tune import tune as step
 
     if of is not None:
         Options.overrides = [*Options.overrides, f"tune.of={of}"]
@@ -516,7 +516,7 @@ def predict(
               retort predict data/clean.parquet
     """
     from components.common.progress import counted
-    from components.export.predict import predict as classify
+    from components.tools.predict import predict as classify
 
     listed = OUTPUTS / "predict" / "predictions.csv"
     root = params().data.root if any(place.suffix == ".parquet" for place in images) else ""
@@ -553,7 +553,7 @@ def promote(version: Annotated[int, typer.Argument(help="Version of the register
     Example: retort promote 7
     """
     from components.registry.params import RegisterParams
-    from components.registry.promote import promote as crown
+    from components.tools.promote import promote as crown
 
     crown(params().of(RegisterParams), version)
 
@@ -562,7 +562,7 @@ def promote(version: Annotated[int, typer.Argument(help="Version of the register
 def rollback() -> None:
     """Make that version champion again which the present champion replaced."""
     from components.registry.params import RegisterParams
-    from components.registry.promote import rollback as back
+    from components.tools.promote import rollback as back
 
     back(params().of(RegisterParams))
 

@@ -24,7 +24,8 @@ from components.common.params import Checks, Global, Registry, ReportSettings, S
 from components.dataset.params import Data, Validate
 from components.export.params import Export
 from components.models.params import Net
-from components.training.params import CompareWeights, Distill, Expand, Ray, Tune
+from components.tools.params import CompareWeights, Expand, Tune
+from components.training.params import Distill, Ray
 
 S = TypeVar("S", bound=BaseModel)
 SHORT = reprlib.Repr()  # of a value at fault: written out, aliases in YAML can fill the memory

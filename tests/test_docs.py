@@ -71,7 +71,7 @@ def test_every_rule_is_documented() -> None:
         for word in re.findall(r"[\"']([a-z]+\.[a-z_0-9]+)[\"']", path.read_text(encoding="utf-8"))
     }
     costs = re.findall(
-        r"^            \"([a-z_]+)\"", (HOUSE / "components/models/cost_report.py").read_text(), re.MULTILINE
+        r"^            \"([a-z_]+)\"", (HOUSE / "components/tools/cost.py").read_text(), re.MULTILINE
     )
     literals |= {f"cost.{name}" for name in costs}
     assert not documented - literals, "no code knows these rules"

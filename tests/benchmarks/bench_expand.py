@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 from components.audit.plan_schema import Plan
 from components.common.storage import read_json, sha256_file
 from components.dataset import manifest
-from components.training.expand import expand
+from components.tools.expand import expand
+from components.tools.params import ExpandParams
 from components.training.finetune import finetune
-from components.training.params import ExpandParams, FinetuneParams
+from components.training.params import FinetuneParams
 from components.weights.params import WeightsParams
 from components.weights.weights import weights as prepare_weights
 from tests.benchmarks.measure import Row, inside

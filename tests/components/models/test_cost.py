@@ -16,8 +16,8 @@ from components.common.errors import ConfigError, RetortError
 from components.common.findings import read_report
 from components.models import build, checkpoint, cost
 from components.models.card import ModelCard
-from components.models.cost_report import report
 from components.models.params import Arch, Head
+from components.tools.cost import report
 
 FLOAT = 4  # bytes
 

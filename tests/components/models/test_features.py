@@ -10,8 +10,8 @@ import torch
 from components.common.errors import RetortError
 from components.common.storage import sha256_file
 from components.models import build, features
-from components.models.backbone import Backbone
 from components.models.params import Arch
+from components.tools.backbone import Backbone
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "tf_efficientnet_lite0", "test_vit"])

@@ -17,7 +17,7 @@ from components.common.params import Registry
 from components.common.storage import read_json, sha256_file, write_json
 from components.export import exported as exports
 from components.models.card import read_card
-from components.registry.promote import promote, rollback
+from components.tools.promote import promote, rollback
 from components.tracking.client import connect, tracking_uri
 
 URI = "sqlite:///.retort/mlflow/mlflow.db"

@@ -17,7 +17,7 @@ from components.common.storage import atomic_path
 from components.dataset import named
 from components.dataset.images import central_square
 from components.export import exported
-from components.weights.unfit import why_no_model
+from components.tools.unfit import why_no_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

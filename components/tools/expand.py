@@ -23,6 +23,7 @@ from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
 from components.step import Run, step
+from components.tools.params import ExpandParams
 from components.training import driver, preflight, results, rows, sampling
 from components.training.augmentation import PLAIN, Augment
 from components.training.inputs.feed import open_feed
@@ -30,7 +31,6 @@ from components.training.inputs.index import Index, open_index
 from components.training.inputs.pictures import open_store
 from components.training.metrics import evaluate
 from components.training.normalise import Normalise
-from components.training.params import ExpandParams
 from components.training.sampling import in_order
 from components.training.spec import Phase, TrainSpec
 from components.training.state import TrainResult

@@ -14,10 +14,10 @@ from components.common.progress import say
 from components.common.storage import write_json, write_text
 from components.models.params import Net
 from components.step import Run
+from components.tools.params import Tune
+from components.tools.tune_space import Tried, described, snippet
 from components.training import metrics, results
 from components.training.paired import interval
-from components.training.params import Tune
-from components.training.tune_space import Tried, described, snippet
 
 FIXED, TUNED = "fixed", "tuned"
 

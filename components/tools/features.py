@@ -16,8 +16,8 @@ from components.common.progress import say, task
 from components.common.sheet import write_csv
 from components.common.storage import atomic_path, human_bytes, need_disk, remove
 from components.models import checkpoint, features
-from components.models.backbone import KINDS, Backbone
 from components.models.card import ModelCard
+from components.tools.backbone import KINDS, Backbone
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +62,7 @@ def extract(
         model: folder of a trained network.
         images: gives, for a size in pixels, each image's path, and its pixels or why there are none.
         count: how many ``images`` will give.
-        kind: what of the backbone; see ``components.models.backbone.Backbone``.
+        kind: what of the backbone; see ``components.tools.backbone.Backbone``.
         form: parquet; or onnx: from pixels to these features, proved equal to torch on the first images,
             or on random ones where there are none.
 

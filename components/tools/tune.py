@@ -24,13 +24,14 @@ from components.common.storage import (
 )
 from components.models.params import Net
 from components.step import Run, step
+from components.tools import trials, tune_report
+from components.tools.params import TuneParams
+from components.tools.tune_report import FIXED, TUNED, Outcome
+from components.tools.tune_space import Tried, Values, applied, axes, choose, described, proposals
 from components.tracking.tracker import Tracker
-from components.training import cluster, driver, listener, metrics, preflight, results, trials, tune_report
+from components.training import cluster, driver, listener, metrics, preflight, results
 from components.training.context import Event
-from components.training.params import TuneParams
 from components.training.spec import Phase, TrainSpec
-from components.training.tune_report import FIXED, TUNED, Outcome
-from components.training.tune_space import Tried, Values, applied, axes, choose, described, proposals
 
 STATE = "tune"  # below .retort: what was tried, by the hash of all of it, and finished trainings
 

@@ -18,15 +18,16 @@ from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.models.params import Net
 from components.step import Run
+from components.tools import tune_report
+from components.tools.params import Tune, TuneParams
+from components.tools.tune import tune
+from components.tools.tune_report import macro_gain
+from components.tools.tune_space import Axis, Tried, applied, axes, choose, proposals, snippet
 from components.tracking.client import connect, tracking_uri
 from components.tracking.tracker import Tracker
-from components.training import tune_report
-from components.training.params import DistillParams, Tune, TuneParams
+from components.training.params import DistillParams
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
-from components.training.tune import tune
-from components.training.tune_report import macro_gain
-from components.training.tune_space import Axis, Tried, applied, axes, choose, proposals, snippet
 from pipelines.params import build
 from tests.components.training import local
 

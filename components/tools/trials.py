@@ -17,9 +17,10 @@ from components.common import signals
 from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.storage import remove
+from components.tools.params import Tune
 from components.training import cluster, remote
 from components.training.context import Event, Exchange
-from components.training.params import Ray, Tune
+from components.training.params import Ray
 from components.training.spec import TrainSpec
 
 METRIC = "macro_recall"  # of the validation split

@@ -17,12 +17,13 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.models.card import read_card
 from components.step import Run
+from components.tools import compare_weights as module
+from components.tools.compare_weights import choose, compare_weights
+from components.tools.params import CompareWeightsParams
 from components.tracking.client import connect, tracking_uri
 from components.tracking.tracker import Tracker
-from components.training import compare_weights as module
-from components.training.compare_weights import choose, compare_weights
 from components.training.paired import gain, interval
-from components.training.params import CompareWeightsParams, DistillParams
+from components.training.params import DistillParams
 
 
 def of(params: DistillParams, data: SimpleNamespace, **settings: object) -> CompareWeightsParams:

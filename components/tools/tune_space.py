@@ -11,7 +11,7 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.models.params import Net
-from components.training.params import Tune
+from components.tools.params import Tune
 
 DIGITS = 3  # of a number that was drawn: more of them say nothing
 

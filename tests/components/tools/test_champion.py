@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from components.common.params import Registry
-from components.registry.champion import fetch_champion
+from components.tools.champion import fetch_champion
 
 
-def test_the_champion_is_fetched_with_its_card(project: Any, tmp_path: Path) -> None:
-    registry = project.params().registry
+def test_the_champion_is_fetched_with_its_card(registered: Any, tmp_path: Path) -> None:
+    registry = registered.params().registry
     folder = tmp_path / "champion"
     assert fetch_champion(registry, folder) is None, "nothing is registered yet"
 
-    project.register()
+    registered.register()
     assert fetch_champion(registry, folder) == folder
     for name in ("model.safetensors", "model.json"):
-        assert (folder / name).read_bytes() == (project.folder / "student" / name).read_bytes()
+        assert (folder / name).read_bytes() == (registered.folder / "student" / name).read_bytes()
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json"}
 
 

@@ -20,10 +20,11 @@ from components.common.errors import ConfigError, RetortError
 from components.common.storage import sha256_file
 from components.dataset import manifest, named
 from components.dataset.images import central_square, decode
-from components.models import build, checkpoint, embed
-from components.models.backbone import Backbone
+from components.models import build, checkpoint
 from components.models.card import ModelCard
 from components.models.params import Arch, Head
+from components.tools import features
+from components.tools.backbone import Backbone
 from pipelines import cli
 
 SIZE = 64
@@ -166,9 +167,9 @@ def seen(photos: Path, numbers: list[int], card: ModelCard) -> torch.Tensor:
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def extract(model: Path, places: list[Path], out: Path, root: str = "", **options: str) -> embed.Extracted:
+def extract(model: Path, places: list[Path], out: Path, root: str = "", **options: str) -> features.Extracted:
     found = named.find(places, root)
-    return embed.extract(model, found.read, found.count, out=out, **options)
+    return features.extract(model, found.read, found.count, out=out, **options)
 
 
 def test_a_folder_becomes_parquet_and_bad_images_are_listed(
@@ -214,7 +215,7 @@ def test_a_name_that_is_no_utf8_is_written_as_a_manifest_writes_it(
 def test_maps_keep_their_shape_and_the_same_images_give_the_same_bytes(
     student: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "GROUP_BYTES", 1)  # a row group as often as it can be
+    monkeypatch.setattr(features, "GROUP_BYTES", 1)  # a row group as often as it can be
     extract(student, [photos / "01.png", photos], tmp_path, kind="stages")
     file = pq.ParquetFile(tmp_path / "stages.parquet")
     assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [32, 8]
@@ -273,7 +274,7 @@ def test_the_backbone_as_onnx_computes_what_torch_does(
         np.testing.assert_allclose(given, own, atol=1e-3 * np.abs(own).max())
 
     before = sha256_file(made.file)
-    embed.extract(model, lambda size: [], 0, kind=kind, form="onnx", out=tmp_path / "out")
+    features.extract(model, lambda size: [], 0, kind=kind, form="onnx", out=tmp_path / "out")
     assert sha256_file(made.file) == before, "needs no images, and does not depend on them"
 
 

@@ -29,11 +29,11 @@ from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
 from components.step import Run, step
+from components.tools.params import CompareWeights, CompareWeightsParams
 from components.tracking.tracker import Tracker
 from components.training import cluster, driver, listener, preflight, results
 from components.training.metrics import evaluate
 from components.training.paired import gain, interval
-from components.training.params import CompareWeights, CompareWeightsParams
 from components.training.spec import Phase, TrainSpec
 from components.weights.source import public
 from components.weights.weights import prepare_net

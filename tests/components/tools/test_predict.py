@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from components.common.errors import RetortError
 from components.export import exported
-from components.export.predict import predict
+from components.tools.predict import predict
 from pipelines import cli
 from tests.components.export.conftest import NAMES, Digits
 

@@ -23,11 +23,12 @@ from components.dataset import manifest
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard, read_card
 from components.models.params import Arch, Head
+from components.tools.expand import Classes, choose, expand, relabel, remap
+from components.tools.params import ExpandParams
 from components.training import rows
-from components.training.expand import Classes, choose, expand, relabel, remap
 from components.training.inputs.index import open_index
 from components.training.normalise import Normalise
-from components.training.params import DistillParams, ExpandParams
+from components.training.params import DistillParams
 from tests.components.training.conftest import ARCH, SIZE, plain
 
 OLD = ["digit 2", "digit 0"]  # not in the manifest's order: classes are told apart by name
