@@ -249,6 +249,6 @@ def _explain(error: ValidationError, path: Path, origin: dict[str, str], in_file
         while len(parts) > 1 and ".".join(parts) not in known:
             parts.pop()
         message = item["msg"][0].lower() + item["msg"][1:]
-        got = "" if item["type"] == "unknown_rule" else f", got {SHORT.repr(item['input'])}"
+        got = "" if item["type"] in ("unknown_rule", "unknown_name") else f", got {SHORT.repr(item['input'])}"
         lines.append(f"{where}: {'.'.join(parts)}: {message}{got}")
     return "\n".join(dict.fromkeys(lines))

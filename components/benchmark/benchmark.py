@@ -6,26 +6,28 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from components.benchmark import engines
-from components.benchmark.choice import Result, choose
+from components.benchmark.choice import Choice, Pair, Result, choose
+from components.benchmark.engines import ENGINES, Job
 from components.benchmark.params import BenchmarkParams
-from components.benchmark.report import main_pair, metrics, write
+from components.benchmark.processors import processors
+from components.benchmark.report import metrics, write
 from components.benchmark.sweep import Config, Sweep, ratio, sweep
 from components.common.errors import RetortError
 from components.common.progress import at
 from components.common.storage import human_bytes, read_json, sha256_file
 from components.export import exported
+from components.export.formats import FORMATS
+from components.export.precisions import PRECISIONS, of_own_file
 from components.models.card import names_finding
 from components.step import Run, step
 
 PROOF_IMAGES = 16  # on which an engine must agree before it is timed
-SAMPLE = 1024  # validation images on which bf16's accuracy is measured
+SAMPLE = 1024  # validation images on which accuracy is measured, where export did not
 PREPROCESSING_SHARE = 0.15  # of the time budget
 MIN_IMAGES = 8  # on which preprocessing is measured, whatever the time
 NETWORK = "network alone"
@@ -83,10 +85,9 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
                 "give more time or other engines"
             )
         results = _results(params, models, done, rows)
-        chosen = choose(results, settings.latency_budget_ms)
-        chosen["student_against_teacher"] = _against(models, results, done)
+        chosen = replace(choose(results, settings.latency_budget_ms), pairs=_against(models, results, done))
         at("measuring the preprocessing")
-        costs = _preprocessing(params, models[chosen["recommended"]["model"]], rows, started)
+        costs = _preprocessing(params, models[chosen.recommended.result.model], rows, started)
         _find(run, params, results, chosen, done, len(rows))
         write(run, params, results, chosen, costs, out)
         _track(run, results, chosen)
@@ -118,6 +119,11 @@ def _label(name: str) -> str:
     return {"student": "outputs/export", "teacher": "outputs/export/teacher"}.get(name, name)
 
 
+def _onnx_files() -> dict[str, str]:
+    """The file of each precision that has one, in an export's folder."""
+    return {precision: FORMATS["onnx"].file(precision) for precision in of_own_file()}
+
+
 class _Model:
     """An exported model: its files by precision, what export measured, and what one image costs."""
 
@@ -127,7 +133,7 @@ class _Model:
         proved = {file: about["sha256"] for file, about in proof.get("files", {}).items()}
         self.files = {
             (name, precision): folder / file
-            for precision, file in exported.FILES.items()
+            for precision, file in _onnx_files().items()
             # an int8 file of another export may have stayed behind: it is no output that DVC restores
             if (folder / file).is_file() and proved.get(file) == sha256_file(folder / file)
         }
@@ -140,7 +146,7 @@ class _Model:
         compared = proof["compared"]
         self.top1 = {
             precision: float(compared[f"{file}, batches"]["top1"])
-            for precision, file in exported.FILES.items()
+            for precision, file in _onnx_files().items()
             if f"{file}, batches" in compared
         }
 
@@ -189,7 +195,7 @@ def cost(path: Path) -> tuple[int, int]:
 
 def _threads(run: Run, wanted: Sequence[int]) -> list[int]:
     """Those that the processors allow; more would measure the scheduler."""
-    have = engines.processors()
+    have = processors()
     kept = sorted({count for count in wanted if 1 <= count <= have.threads})
     left = sorted(set(wanted) - set(kept))
     if left:
@@ -238,13 +244,14 @@ def _say_unmeasured(run: Run, done: Sweep, budget_s: float) -> None:
 def _results(
     params: BenchmarkParams, models: Mapping[str, _Model], done: Sweep, rows: exported.Rows
 ) -> list[Result]:
-    reduced: dict[str, float] = {}
+    reduced: dict[tuple[str, str], float] = {}
     results = []
     for config, timing in done.timings.items():
         model = models[config.model]
-        if config.precision == "bf16" and config.model not in reduced:
-            reduced[config.model] = _bf16_top1(params, model, config, rows)
-        top1 = reduced[config.model] if config.precision == "bf16" else model.top1[config.precision]
+        kind = config.model, config.precision
+        if PRECISIONS[config.precision].convert is None and kind not in reduced:
+            reduced[kind] = _top1_within(params, model, config, rows)
+        top1 = reduced[kind] if kind in reduced else model.top1[config.precision]
         path = model.files.get((config.model, config.precision)) or model.files[config.model, "fp32"]
         results.append(
             Result(
@@ -268,11 +275,11 @@ def _results(
     return results
 
 
-def _bf16_top1(params: BenchmarkParams, model: _Model, config: Config, rows: exported.Rows) -> float:
-    """Top-1 in bf16: on the validation split, or an even sample of it where it is large."""
+def _top1_within(params: BenchmarkParams, model: _Model, config: Config, rows: exported.Rows) -> float:
+    """Top-1 in a precision that the engine computes in: on the validation split, or an even sample of it."""
     some, batch = rows.spread(SAMPLE), 16
     path = model.files[model.name, "fp32"]
-    run = engines.open_model(config.engine, engines.Job(path, "bf16", config.threads, batch))
+    run = ENGINES[config.engine].open(Job(path, config.precision, config.threads, batch))
     right = 0
     for place, pixels in exported.pixel_batches(params.data.root, some, model.about.size, batch):
         filled = pixels[np.arange(batch) % len(pixels)]
@@ -281,7 +288,7 @@ def _bf16_top1(params: BenchmarkParams, model: _Model, config: Config, rows: exp
     return right / len(some)
 
 
-def _against(models: Mapping[str, _Model], results: Sequence[Result], done: Sweep) -> list[dict[str, Any]]:
+def _against(models: Mapping[str, _Model], results: Sequence[Result], done: Sweep) -> list[Pair]:
     """Student over teacher, p50 in the same configuration and the same rounds."""
     pairs = []
     for config, timing in done.timings.items():
@@ -290,18 +297,18 @@ def _against(models: Mapping[str, _Model], results: Sequence[Result], done: Swee
             continue
         middle, low, high = ratio(timing, done.timings[other])
         pairs.append(
-            {
-                "engine": config.engine,
-                "precision": config.precision,
-                "threads": config.threads,
-                "batch": config.batch,
-                "student_p50_ms": round(timing.p50_ms, 4),
-                "teacher_p50_ms": round(done.timings[other].p50_ms, 4),
-                "ratio": round(middle, 4),
-                "ratio_low": round(low, 4),
-                "ratio_high": round(high, 4),
-                "size_ratio": round(_size(results, config) / _size(results, other), 4),
-            }
+            Pair(
+                engine=config.engine,
+                precision=config.precision,
+                threads=config.threads,
+                batch=config.batch,
+                student_p50_ms=round(timing.p50_ms, 4),
+                teacher_p50_ms=round(done.timings[other].p50_ms, 4),
+                ratio=round(middle, 4),
+                ratio_low=round(low, 4),
+                ratio_high=round(high, 4),
+                size_ratio=round(_size(results, config) / _size(results, other), 4),
+            )
         )
     return pairs
 
@@ -363,37 +370,37 @@ def _find(
     run: Run,
     params: BenchmarkParams,
     results: Sequence[Result],
-    chosen: dict[str, Any],
+    chosen: Choice,
     done: Sweep,
     validation_images: int,
 ) -> None:
-    recommended = Result(**{field.name: chosen["recommended"][field.name] for field in fields(Result)})
+    recommended = chosen.recommended.result
     run.find(
         "benchmark.choice",
         "info",
         recommended.name(),
-        f"Recommended: {chosen['recommended']['why']}. p50 {recommended.p50_ms:.3g} ms, p95 "
+        f"Recommended: {chosen.recommended.why}. p50 {recommended.p50_ms:.3g} ms, p95 "
         f"{recommended.p95_ms:.3g} ms, {recommended.throughput:.0f} images/s, top-1 "
         f"{recommended.val_top1:.2%} on {validation_images} validation images, "
         f"{human_bytes(recommended.size_bytes)}.",
         measured=recommended.p50_ms,
         row="2.4",
     )
-    budget = chosen["latency_budget"]
+    budget = chosen.latency_budget
     if budget is not None:
-        fits = budget["chosen"]
-        near = fits is not None and fits["p50_ms"] * (1 + fits["noise"]) > budget["budget_ms"]
+        fits = budget.chosen
+        near = fits is not None and fits.p50_ms * (1 + fits.noise) > budget.budget_ms
         run.find(
             "benchmark.latency_budget",
             "warning" if fits is None or near else "info",
-            f"{budget['budget_ms']:g} ms",
-            f"Nothing fits: the fastest configuration takes {budget['fastest_measured_ms']:.3g} ms."
+            f"{budget.budget_ms:g} ms",
+            f"Nothing fits: the fastest configuration takes {budget.fastest_measured_ms:.3g} ms."
             if fits is None
-            else f"{budget['fitting']} of {budget['of']} configurations keep the budget; the most accurate "
-            f"takes {fits['p50_ms']:.3g} ms"
-            + (f", which is nearer to the budget than its noise of {fits['noise']:.0%}." if near else "."),
-            measured=budget["fastest_measured_ms"] if fits is None else fits["p50_ms"],
-            limit=budget["budget_ms"],
+            else f"{budget.fitting} of {budget.of} configurations keep the budget; the most accurate "
+            f"takes {fits.p50_ms:.3g} ms"
+            + (f", which is nearer to the budget than its noise of {fits.noise:.0%}." if near else "."),
+            measured=budget.fastest_measured_ms if fits is None else fits.p50_ms,
+            limit=budget.budget_ms,
             advice="Take a smaller student, a smaller global.image_size, or int8; or allow more time."
             if fits is None
             else "",
@@ -430,18 +437,18 @@ def _find_noise(run: Run, results: Sequence[Result]) -> None:
     )
 
 
-def _find_pair(run: Run, chosen: dict[str, Any]) -> None:
-    pair = main_pair(chosen)
+def _find_pair(run: Run, chosen: Choice) -> None:
+    pair = chosen.pair
     if pair is None:
         return
-    faster, smaller = pair["ratio_high"] < 1, pair["size_ratio"] < 1
+    faster, smaller = pair.ratio_high < 1, pair.size_ratio < 1
     run.find(
         "benchmark.student",
         "info" if faster and smaller else "warning",
-        f"{pair['engine']} {pair['precision']}, threads {pair['threads']}, batch {pair['batch']}",
-        f"The student takes {pair['ratio']:.2f} x the teacher's time ({pair['ratio_low']:.2f} to "
-        f"{pair['ratio_high']:.2f} over rounds side by side) and has {pair['size_ratio']:.2f} x its size.",
-        measured=pair["ratio"],
+        f"{pair.engine} {pair.precision}, threads {pair.threads}, batch {pair.batch}",
+        f"The student takes {pair.ratio:.2f} x the teacher's time ({pair.ratio_low:.2f} to "
+        f"{pair.ratio_high:.2f} over rounds side by side) and has {pair.size_ratio:.2f} x its size.",
+        measured=pair.ratio,
         limit=1,
         advice=""
         if faster and smaller
@@ -450,13 +457,15 @@ def _find_pair(run: Run, chosen: dict[str, Any]) -> None:
     )
 
 
-def _track(run: Run, results: Sequence[Result], chosen: dict[str, Any]) -> None:
+def _track(run: Run, results: Sequence[Result], chosen: Choice) -> None:
     for model, numbers in metrics(results, chosen).items():
         run.tracker.metrics({f"{model}_{key}": float(value) for key, value in numbers.items()})
-    best = chosen["recommended"]
-    headline = {key: float(best[key]) for key in ("p50_ms", "p95_ms", "throughput", "size_bytes", "val_top1")}
-    pair = main_pair(chosen)
+    best = chosen.recommended.result
+    headline = {
+        key: float(getattr(best, key)) for key in ("p50_ms", "p95_ms", "throughput", "size_bytes", "val_top1")
+    }
+    pair = chosen.pair
     if pair is not None:
-        headline["p50_ratio"] = pair["ratio"]
+        headline["p50_ratio"] = pair.ratio
     run.tracker.summary(headline)
-    run.tracker.tags({"recommended": f"{best['model']} {best['engine']} {best['precision']}"})
+    run.tracker.tags({"recommended": f"{best.model} {best.engine} {best.precision}"})

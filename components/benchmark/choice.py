@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from components.benchmark.engines import ENGINES
 from components.common.progress import counted
+from components.export.precisions import PRECISIONS
 
 ACCURACY_MARGIN = (
     0.01  # top-1: within one point of the best counts as accurate enough where speed or size decides
 )
 NOISE_BELIEVED = 0.25  # a greater spread is the machine's bad day, and would make everything equal
-ENGINES = ("onnxruntime", "openvino", "tensorrt")  # the simpler to deploy first
-PRECISIONS = ("fp32", "int8", "bf16")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,76 @@ class Result:
         return f"{self.model} ({self.arch}), {self.engine} {self.precision}, {threads}, {batch}"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A configuration, and why it is that one."""
+
+    result: Result
+    why: str
+
+    def summary(self) -> dict[str, Any]:
+        return asdict(self.result) | {"why": self.why}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a latency budget was kept: by ``fitting`` of ``of`` configurations; by none: ``chosen`` is None."""
+
+    budget_ms: float
+    fitting: int
+    of: int
+    chosen: Result | None
+    fastest_measured_ms: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher in one configuration, side by side.
+
+    ``ratio`` is the student's p50 to the teacher's; ``ratio_low`` and ``ratio_high`` are its 10th and 90th
+    percentile over rounds.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+    batch: int
+    student_p50_ms: float
+    teacher_p50_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    size_ratio: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is recommended, what answers each need, and what was compared for it."""
+
+    recommended: Answer
+    answers: dict[str, Answer]
+    latency_budget: Budget | None
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def pair(self) -> Pair | None:
+        """Student against teacher in the recommended configuration, or else the first there is."""
+        best = self.recommended.result
+        keys = ("engine", "precision", "threads", "batch")
+        same = [one for one in self.pairs if all(getattr(one, key) == getattr(best, key) for key in keys)]
+        return next(iter([*same, *self.pairs]), None)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``choice.json`` says."""
+        return {
+            "schema_version": 1,
+            "recommended": self.recommended.summary(),
+            "answers": {need: answer.summary() for need, answer in self.answers.items()},
+            "latency_budget": asdict(self.latency_budget) if self.latency_budget else None,
+            "student_against_teacher": [asdict(pair) for pair in self.pairs],
+        }
+
+
 def fastest(results: Iterable[Result]) -> Result:
     """The lowest p50; where noise cannot tell, the smaller file, fewer threads, the simpler engine."""
     results = list(results)
@@ -59,8 +129,8 @@ def _plainness(result: Result) -> tuple[Any, ...]:
     return (
         result.size_bytes,
         result.threads,
-        ENGINES.index(result.engine),
-        PRECISIONS.index(result.precision),
+        list(ENGINES).index(result.engine),
+        list(PRECISIONS).index(result.precision),
         result.p50_ms,
         -result.val_top1,
         result.model,
@@ -82,8 +152,8 @@ def under_budget(results: Iterable[Result], budget_ms: float) -> Result | None:
     return fastest(result for result in fitting if result.val_top1 == best)
 
 
-def choose(results: Sequence[Result], budget_ms: float | None) -> dict[str, Any]:
-    """What ``choice.json`` says: ``recommended``, ``answers`` for each need, ``latency_budget``.
+def choose(results: Sequence[Result], budget_ms: float | None) -> Choice:
+    """Recommend a configuration, and answer each need.
 
     Latency is judged at the smallest batch measured, throughput over all. With a budget, the most accurate
     under it is recommended; without one, or where nothing fits, the fastest of those that are accurate
@@ -97,36 +167,31 @@ def choose(results: Sequence[Result], budget_ms: float | None) -> dict[str, Any]
     threads = min(result.threads for result in good)
     margin = f"within {100 * ACCURACY_MARGIN:g} point of the most accurate"
     answers = {
-        "speed": (speed, f"the fastest {margin}"),
-        "size": (fastest(r for r in good if r.size_bytes == least), f"the smallest file {margin}"),
-        "mobile-like": (
+        "speed": Answer(speed, f"the fastest {margin}"),
+        "size": Answer(fastest(r for r in good if r.size_bytes == least), f"the smallest file {margin}"),
+        "mobile-like": Answer(
             fastest(r for r in good if r.threads == threads),
             f"the fastest {margin} on {counted(threads, 'thread')}, one image at a time",
         ),
-        "server-like": (
+        "server-like": Answer(
             max(accurate_enough(results), key=lambda r: (r.throughput, -r.batch)),
             f"the most images a second {margin}",
         ),
     }
-    recommended, why = answers["speed"]
-    within: dict[str, Any] | None = None
+    recommended, why = speed, answers["speed"].why
+    within = None
     if budget_ms is not None:
         fits = under_budget(single, budget_ms)
         quickest = min(single, key=lambda result: result.p50_ms)
-        within = {
-            "budget_ms": budget_ms,
-            "fitting": sum(result.p50_ms <= budget_ms for result in single),
-            "of": len(single),
-            "chosen": asdict(fits) if fits else None,
-            "fastest_measured_ms": quickest.p50_ms,
-        }
+        within = Budget(
+            budget_ms,
+            fitting=sum(result.p50_ms <= budget_ms for result in single),
+            of=len(single),
+            chosen=fits,
+            fastest_measured_ms=quickest.p50_ms,
+        )
         if fits:
             recommended, why = fits, f"the most accurate with a p50 under {budget_ms:g} ms"
         else:
             why = f"nothing keeps {budget_ms:g} ms; this is {why}"
-    return {
-        "schema_version": 1,
-        "recommended": asdict(recommended) | {"why": why},
-        "answers": {need: asdict(result) | {"why": reason} for need, (result, reason) in answers.items()},
-        "latency_budget": within,
-    }
+    return Choice(Answer(recommended, why), answers, within)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.benchmark.choice import Result, fastest
+from components.export.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, distinct for colour-blind readers; the marker tells families apart without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-FILLS = {"fp32": "full", "int8": "none", "bf16": "left"}
 BUDGET_SHOWN = 3  # a budget beyond this many times the slowest would squeeze all points together
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -93,8 +93,8 @@ def _styles(results: Sequence[Result]) -> dict[str, tuple[str, str]]:
 def _families(
     axes: Any, best: Sequence[Result], styles: dict[str, tuple[str, str]], value: Callable[[Result], float]
 ) -> None:
-    """A line for each family and precision; a hollow marker is int8, a half-filled one bf16."""
-    precisions = sorted({result.precision for result in best}, key=list(FILLS).index)
+    """A line for each family and precision, which the filling of the marker tells."""
+    precisions = sorted({result.precision for result in best}, key=list(PRECISIONS).index)
     for family, (colour, marker) in styles.items():
         for precision in precisions:
             points = sorted(
@@ -103,7 +103,7 @@ def _families(
             if points:
                 axes.plot(
                     *zip(*points, strict=True), marker=marker, color=colour, markersize=8, linewidth=1.2,
-                    fillstyle=FILLS[precision], markerfacecoloralt="white",
+                    fillstyle=PRECISIONS[precision].fill, markerfacecoloralt="white",
                     label=f"{family} {precision}" if len(precisions) > 1 else family,
                 )  # fmt: skip
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from components.common.params import Section, StepParams
+from components.benchmark.engines import ENGINES, UNWRITTEN
+from components.common.params import Section, StepParams, named
 from components.dataset.params import Data
+from components.export.precisions import PRECISIONS
 
 Count = Annotated[int, Field(ge=1)]
 
 
 class Benchmark(Section):
-    engines: list[Literal["onnxruntime", "openvino", "tensorrt"]] = Field(
+    engines: list[Annotated[str, named(ENGINES, unwritten=UNWRITTEN)]] = Field(
         default=["onnxruntime", "openvino"], min_length=1, description="engines to measure"
     )
     threads: list[Count] = Field(default=[1, 2], min_length=1, description="threads per inference")
     batch_sizes: list[Count] = Field(default=[1, 16], min_length=1, description="images per inference")
-    precisions: list[Literal["fp32", "bf16", "int8"]] = Field(
+    precisions: list[Annotated[str, named(PRECISIONS)]] = Field(
         default=["fp32"], min_length=1, description="precisions to measure"
     )
     latency_budget_ms: float | None = Field(

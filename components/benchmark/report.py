@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.benchmark import curves
-from components.benchmark.choice import Result
+from components.benchmark.choice import Choice, Result
 from components.benchmark.params import BenchmarkParams
 from components.common.page import Page, render
 from components.common.sheet import write_csv
@@ -20,7 +20,7 @@ def write(
     run: Run,
     params: BenchmarkParams,
     results: Sequence[Result],
-    chosen: dict[str, Any],
+    chosen: Choice,
     costs: Sequence[tuple[str, float]],
     out: Path,
 ) -> None:
@@ -29,7 +29,7 @@ def write(
 
     columns = [field.name for field in fields(Result)]
     write_csv(run.product(out / "results.csv"), [columns, *(astuple(result) for result in results)])
-    write_json(run.product(out / "choice.json"), chosen | {"preprocessing_ms": dict(costs)})
+    write_json(run.product(out / "choice.json"), chosen.summary() | {"preprocessing_ms": dict(costs)})
     write_json(run.product(out / "metrics.json"), metrics(results, chosen))
 
     budget = params.benchmark.latency_budget_ms
@@ -52,32 +52,30 @@ def write(
 
 
 def _tables(
-    page: Page, results: Sequence[Result], chosen: dict[str, Any], costs: Sequence[tuple[str, float]]
+    page: Page, results: Sequence[Result], chosen: Choice, costs: Sequence[tuple[str, float]]
 ) -> None:
     page.table(
         "What matters",
         ["what", "take", "threads", "batch", "p50, ms", "images/s", "size", "top-1"],
         [
             [
-                need, f"{answer['model']}, {answer['engine']} {answer['precision']}", answer["threads"],
-                answer["batch"], answer["p50_ms"], round(answer["throughput"]),
-                human_bytes(answer["size_bytes"]), f"{answer['val_top1']:.2%}",
+                need, f"{best.model}, {best.engine} {best.precision}", best.threads, best.batch, best.p50_ms,
+                round(best.throughput), human_bytes(best.size_bytes), f"{best.val_top1:.2%}",
             ]
-            for need, answer in chosen["answers"].items()
+            for need, best in ((need, answer.result) for need, answer in chosen.answers.items())
         ],
-        note="; ".join(f"{need}: {answer['why']}" for need, answer in chosen["answers"].items()) + ".",
+        note="; ".join(f"{need}: {answer.why}" for need, answer in chosen.answers.items()) + ".",
     )  # fmt: skip
-    if chosen["student_against_teacher"]:
+    if chosen.pairs:
         page.table(
             "Student against teacher, side by side",
             ["engine", "threads", "batch", "student p50, ms", "teacher p50, ms", "ratio", "from", "to"],
             [
                 [
-                    f"{pair['engine']} {pair['precision']}", pair["threads"], pair["batch"],
-                    pair["student_p50_ms"], pair["teacher_p50_ms"], pair["ratio"], pair["ratio_low"],
-                    pair["ratio_high"],
+                    f"{pair.engine} {pair.precision}", pair.threads, pair.batch, pair.student_p50_ms,
+                    pair.teacher_p50_ms, pair.ratio, pair.ratio_low, pair.ratio_high,
                 ]
-                for pair in chosen["student_against_teacher"]
+                for pair in chosen.pairs
             ],
             note="Ratio of the two in each round; from and to: 10th and 90th percentile of rounds.",
         )  # fmt: skip
@@ -105,26 +103,25 @@ def _tables(
     )
 
 
-def in_words(chosen: dict[str, Any]) -> str:
+def in_words(chosen: Choice) -> str:
     """The recommended configuration in words."""
-    best = chosen["recommended"]
-    result = Result(**{field.name: best[field.name] for field in fields(Result)})
+    result, why = chosen.recommended.result, chosen.recommended.why
     words = (
-        f"Deploy {result.name()}: {best['why']}. It takes {result.p50_ms:.3g} ms (95 % of calls under "
+        f"Deploy {result.name()}: {why}. It takes {result.p50_ms:.3g} ms (95 % of calls under "
         f"{result.p95_ms:.3g} ms), {result.throughput:.0f} images a second, "
         f"{human_bytes(result.size_bytes)}, {result.val_top1:.2%} top-1 on the validation split."
     )
-    pair = main_pair(chosen)
+    pair = chosen.pair
     if pair is not None:
         words += (
-            f" Measured side by side ({pair['engine']} {pair['precision']}, threads {pair['threads']}, batch "
-            f"{pair['batch']}), the student takes {pair['ratio']:.2f} x the teacher's time and has "
-            f"{pair['size_ratio']:.2f} x its size."
+            f" Measured side by side ({pair.engine} {pair.precision}, threads {pair.threads}, batch "
+            f"{pair.batch}), the student takes {pair.ratio:.2f} x the teacher's time and has "
+            f"{pair.size_ratio:.2f} x its size."
         )
     return words
 
 
-def metrics(results: Sequence[Result], chosen: dict[str, Any]) -> dict[str, Any]:
+def metrics(results: Sequence[Result], chosen: Choice) -> dict[str, Any]:
     """Few numbers for comparing runs: each model's fastest configuration, and the pair."""
     numbers: dict[str, Any] = {}
     for result in curves.best_of_each(results):  # fastest first
@@ -138,15 +135,7 @@ def metrics(results: Sequence[Result], chosen: dict[str, Any]) -> dict[str, Any]
                 "val_top1": result.val_top1,
             },
         )
-    pair = main_pair(chosen)
+    pair = chosen.pair
     if pair is not None:
-        numbers["student_to_teacher"] = {"p50_ratio": pair["ratio"], "size_ratio": pair["size_ratio"]}
+        numbers["student_to_teacher"] = {"p50_ratio": pair.ratio, "size_ratio": pair.size_ratio}
     return dict(sorted(numbers.items()))
-
-
-def main_pair(chosen: dict[str, Any]) -> dict[str, Any] | None:
-    """The side-by-side comparison in the recommended configuration, or else the first there is."""
-    pairs = chosen["student_against_teacher"]
-    keys = ("engine", "precision", "threads", "batch")
-    same = [pair for pair in pairs if all(pair[key] == chosen["recommended"][key] for key in keys)]
-    return next(iter([*same, *pairs]), None)

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from components.benchmark import engines
+from components.benchmark.engines import ENGINES, Job, Run
 from components.common.errors import RetortError
 from components.common.progress import task
+from components.export.precisions import PRECISIONS
 
 OPENING_SHARE = 0.5  # of the time budget: opening a model takes OpenVINO longer than many runs
 ROUNDS = 15
 MIN_ROUNDS = 3  # fewer say nothing about noise
 MIN_CALLS = 2  # timed calls in a round
-# Largest difference of a score from ONNX Runtime's on the same images. A lead of less than that is a tie.
-SCORES = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.1}
 
 
 @dataclass(frozen=True, order=True)
@@ -85,7 +84,7 @@ def sweep(
     """Measure ``configs``, the first ones first where time is short.
 
     Args:
-        files: by model and precision; bf16 is run from the float32 file.
+        files: by model and precision; a precision without a file of its own is run from the float32 one.
         images: by model, a few validation images as its graph takes them.
         budget_s: for all of it, from opening the first model to the last round.
 
@@ -105,7 +104,7 @@ def sweep(
             if time.perf_counter() - started > OPENING_SHARE * budget_s or not _room_for(files, config):
                 done.unmeasured.append(config)
                 continue
-            reason = engines.refusal(config.engine, config.precision)
+            reason = ENGINES[config.engine].refusal(config.precision)
             if reason:
                 done.refused[config] = reason
                 continue
@@ -138,18 +137,18 @@ def _open(
 ) -> tuple[Callable[[], object], float] | str:
     """A function that runs one batch, and its seconds when warm; or why it is not measured."""
     path = files.get((config.model, config.precision))
-    if path is None and config.precision == "bf16":
+    if path is None and PRECISIONS[config.precision].convert is None:
         path = files[config.model, "fp32"]
     if path is None:
-        return f"{config.model} was exported without {config.precision} (export.{config.precision}: true)"
+        return (
+            f"{config.model} was exported without {config.precision} "
+            f"(export.precisions: [{config.precision}])"
+        )
     if path not in references:
-        plain = engines.Job(path, "fp32", config.threads, 1)
-        run_one = engines.open_model("onnxruntime", plain)
+        run_one = ENGINES["onnxruntime"].open(Job(path, "fp32", config.threads, 1))
         references[path] = np.concatenate([run_one(images[i : i + 1]) for i in range(len(images))])
     try:
-        run = engines.open_model(
-            config.engine, engines.Job(path, config.precision, config.threads, config.batch)
-        )
+        run = ENGINES[config.engine].open(Job(path, config.precision, config.threads, config.batch))
         reason = _differs(run, images, references[path], config)
     except (RetortError, RuntimeError) as error:
         return " ".join(str(error).split())[:300]
@@ -164,9 +163,12 @@ def _open(
     return (lambda: run(batch)), min(warm)
 
 
-def _differs(run: engines.Run, images: np.ndarray, reference: np.ndarray, config: Config) -> str:
-    """What is wrong with the scores, against ONNX Runtime's on the same file; empty when nothing is."""
-    limit = SCORES[config.precision]
+def _differs(run: Run, images: np.ndarray, reference: np.ndarray, config: Config) -> str:
+    """What is wrong with the scores, against ONNX Runtime's on the same file; empty when nothing is.
+
+    A lead of less than the limit is a tie.
+    """
+    limit = PRECISIONS[config.precision].score_limit
     places = np.arange(-(-len(images) // config.batch) * config.batch) % len(images)
     scores = [
         np.array(run(images[places[i : i + config.batch]])) for i in range(0, len(places), config.batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -26,6 +28,32 @@ def _known(rule: str) -> str:
             "unknown_rule", "unknown rule '{rule}'; {mean}", {"rule": rule, "mean": mean}
         )
     return rule
+
+
+def named(
+    registry: Collection[str], *more: str, unwritten: Mapping[str, str] | None = None
+) -> AfterValidator:
+    """A validator of names: those in ``registry`` when a value is checked, and ``more``.
+
+    Args:
+        unwritten: names that a person may look for, and why they cannot be chosen.
+    """
+
+    def check(name: str) -> str:
+        if name in more or name in registry:
+            return name
+        known = [*more, *registry]
+        near = difflib.get_close_matches(name, known, n=1)
+        reason = (unwritten or {}).get(name, "")
+        if not reason and near:
+            reason = f"did you mean '{near[0]}'?"
+        raise PydanticCustomError(
+            "unknown_name",
+            "'{name}' is none of {known}{reason}",
+            {"name": name, "known": ", ".join(known), "reason": f"; {reason}" if reason else ""},
+        )
+
+    return AfterValidator(check)
 
 
 class Global(Section):

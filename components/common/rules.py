@@ -49,6 +49,7 @@ RULES = (
     "export.class_num",
     "export.int8",
     "export.parity",
+    "export.precision",
     "export.preprocess",
     "export.reparam",
     "head.fc_share",

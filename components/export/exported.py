@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 INPUT = "images"
 OUTPUT = "scores"
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}  # by precision, in an export's folder
 
 
 def metadata(card: ModelCard, in_graph: bool) -> dict[str, str]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from components.export import exported
+from components.export.formats import Format
+from components.export.precisions import PRECISIONS
 
+BATCH = 64
 SINGLES = 256  # images that are also run one by one
 # max|a - b| / max|b| of logits that two correct float32 networks may differ by: they add in another order
 ROUNDING = 1e-5
@@ -97,6 +99,30 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file that export wrote: where it lies, what is in it, and how far its scores may move."""
+
+    path: Path
+    precision: str
+    format: Format
+    tolerance: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether it must answer as the network does; else it is judged by the top-1 that it costs."""
+        return PRECISIONS[self.precision].tolerance is None
+
+    @property
+    def key(self) -> str:
+        """What numbers about it are called: its precision, and its format where that is not ONNX."""
+        return self.precision + ("" if self.format.suffix == ".onnx" else self.format.suffix)
+
+    def open(self) -> Callable[[np.ndarray], np.ndarray]:
+        """See ``Format.open``."""
+        return self.format.open(self.path)
+
+
 @dataclass
 class Proof:
     """The network's own result, and a comparison for each file and way of running it."""
@@ -134,7 +160,7 @@ def rounding(logits: np.ndarray, exact: np.ndarray) -> float:
 
 def prove(
     network: Callable[[np.ndarray], np.ndarray],
-    files: Mapping[str, tuple[Path, float]],
+    files: Mapping[str, Written],
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     allowed: float = ROUNDING,
 ) -> Proof:
@@ -143,45 +169,46 @@ def prove(
     Args:
         network: pixels uint8 [N, size, size, 3] -> logits float32 [N, classes]. It prepares the pixels by
             itself, as training did; a file prepares them as its own metadata says.
-        files: by name, the file and the tolerance of its scores.
+        files: by name.
         batches: pixels as above, and labels int [N].
         allowed: what ``rounding`` gave for this network.
 
     Every file runs in batches as they come and, for the first ``SINGLES`` images, one by one: a graph with
     its batch fixed at 1, or at the size it was traced with, gives itself away.
     """
-    # one thread: on a machine that is busy, threads that wait for each other take several times as long
-    opened = {name: exported.session(path, threads=1) for name, (path, _) in files.items()}
-    abouts = {name: exported.describe(opened[name], path) for name, (path, _) in files.items()}
+    opened = {name: written.open() for name, written in files.items()}
     compared = {
-        name: {way: Comparison(tolerance, allowed) for way in ("batches", "single images")}
-        for name, (_, tolerance) in files.items()
+        name: {way: Comparison(written.tolerance, allowed) for way in ("batches", "single images")}
+        for name, written in files.items()
     }
     images = correct = 0
     for pixels, labels in batches:
         logits = network(pixels)
         alone = max(0, min(len(labels), SINGLES - images))
-        for name, session in opened.items():
-            feed = abouts[name].feed(pixels)
-            run_into(compared[name]["batches"], session, feed, logits, labels)
+        for name, run in opened.items():
+            run_into(compared[name]["batches"], run, pixels, logits, labels)
             for index in range(alone):
                 one = slice(index, index + 1)
-                run_into(compared[name]["single images"], session, feed[one], logits[one], labels[one])
+                run_into(compared[name]["single images"], run, pixels[one], logits[one], labels[one])
         images += len(labels)
         correct += int((logits.argmax(axis=1) == labels).sum())
     return Proof(images, correct, compared)
 
 
 def run_into(
-    comparison: Comparison, session: Any, feed: np.ndarray, logits: np.ndarray, labels: np.ndarray
+    comparison: Comparison,
+    run: Callable[[np.ndarray], np.ndarray],
+    pixels: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
 ) -> None:
     """Run one batch and add it; a runtime that refuses the batch is what the comparison says."""
     if comparison.failure:
         return
     try:
-        scores = exported.run(session, feed)
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class but Exception
+        scores = run(pixels)
+    except Exception as error:  # noqa: BLE001 - runtimes' exceptions share no base class but Exception
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        comparison.failure = f"a batch of {len(feed)} is refused: {reason.strip()}"
+        comparison.failure = f"a batch of {len(pixels)} is refused: {reason.strip()}"
         return
     comparison.add(logits, scores, labels)

@@ -58,7 +58,7 @@ def predict(
         RetortError: when the model is missing, has no classes (a backbone), or is damaged; or no image is
             found.
     """
-    file = model / exported.FILES["fp32"] if model.is_dir() else model
+    file = model / "model.onnx" if model.is_dir() else model
     if model.exists() and (file.suffix != ".onnx" or not file.exists()):
         unfit = why_no_model(model)
         if unfit is not None:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from components.benchmark import engines
 from components.benchmark.benchmark import benchmark, cost, family
+from components.benchmark.engines import ENGINES, Engine, Job, Run
 from components.benchmark.params import Benchmark
+from components.benchmark.processors import processors
 from components.benchmark.sweep import Config, sweep
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, read_report
@@ -36,7 +37,7 @@ def measured(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path
     """``outputs/benchmark`` with everything asked for that the step knows."""
     out = tmp_path_factory.mktemp("outputs") / "benchmark"
     params = exports.params(
-        engines=["onnxruntime", "openvino", "tensorrt"],
+        engines=["onnxruntime", "openvino"],
         precisions=["fp32", "bf16", "int8"],
         threads=[1, 512],
         time_budget_s=12,
@@ -97,7 +98,6 @@ def test_the_curves_are_drawn_once_and_stand_alone(measured: Path) -> None:
 def test_what_cannot_be_measured_here_is_said(measured: Path) -> None:
     found = findings(measured)
     reasons = " ".join(f"{finding.subject}: {finding.message}" for finding in found["benchmark.engine"])
-    assert "tensorrt fp32" in reasons
     assert "onnxruntime bf16: " in reasons
     assert found["benchmark.threads"][0].measured == 512
     for rule in ("benchmark.choice", "benchmark.noise", "benchmark.curves", "benchmark.latency_budget"):
@@ -155,6 +155,24 @@ def test_an_empty_sweep_is_refused(key: str) -> None:
             Benchmark.model_validate({key: [0]})
 
 
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        (
+            "engines",
+            "tensorrt",
+            "'tensorrt' is none of onnxruntime, openvino; opening a model in TensorRT is",
+        ),
+        ("engines", "openvin", "did you mean 'openvino'?"),
+        ("precisions", "fp16", "'fp16' is none of fp32, int8, bf16"),
+    ],
+)
+def test_what_is_not_written_is_refused_before_any_work(key: str, name: str, said: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Benchmark.model_validate({key: [name]})
+    assert said in str(raised.value)
+
+
 def test_a_candidate_without_an_export_is_named(exports: Exports, tmp_path: Path) -> None:
     with pytest.raises(RetortError, match="'smaller'"):
         benchmark(
@@ -174,8 +192,8 @@ def images_of(exports: Exports, count: int) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_engines_agree_on_validation_images(exports: Exports, batch: int) -> None:
     path, images = exports.folders["student"] / "model.onnx", images_of(exports, batch)
-    job = engines.Job(path, "fp32", 1, batch)
-    left, right = (np.array(engines.open_model(name, job)(images)) for name in ("onnxruntime", "openvino"))
+    job = Job(path, "fp32", 1, batch)
+    left, right = (np.array(ENGINES[name].open(job)(images)) for name in ("onnxruntime", "openvino"))
     np.testing.assert_allclose(left, right, atol=1e-4)
 
 
@@ -183,13 +201,13 @@ def test_an_engine_that_answers_otherwise_is_not_timed(
     exports: Exports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of an engine, played by one that names the classes in another order."""
-    honest = engines.OPENERS["openvino"]
+    honest = ENGINES["openvino"]
 
-    def wrong(job: engines.Job) -> engines.Run:
-        run = honest(job)
+    def wrong(job: Job) -> Run:
+        run = honest.open(job)
         return lambda images: np.roll(run(images), 1, axis=1)
 
-    monkeypatch.setitem(engines.OPENERS, "openvino", wrong)
+    monkeypatch.setitem(ENGINES, "openvino", Engine(honest.refusal, wrong))
     configs = [Config(1, 1, "student", engine, "fp32") for engine in ("onnxruntime", "openvino")]
     done = sweep(
         configs,
@@ -254,7 +272,7 @@ def test_the_quota_of_a_container_limits_threads(
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup" / name).write_text(text)
     (tmp_path / "own").write_text(own)
-    have = engines.processors(tmp_path / "cgroup", tmp_path / "own")
+    have = processors(tmp_path / "cgroup", tmp_path / "own")
     assert have.count == count or have.count < count  # a machine with fewer processors limits it further
     assert have.threads >= 1
     if have.count == count:
@@ -265,7 +283,7 @@ def test_without_a_quota_the_machine_limits_threads(tmp_path: Path) -> None:
     import os
 
     (tmp_path / "own").write_text("5:cpu:/\n0::/\n")
-    assert engines.processors(tmp_path, tmp_path / "own").count == len(os.sched_getaffinity(0))
+    assert processors(tmp_path, tmp_path / "own").count == len(os.sched_getaffinity(0))
 
 
 def test_a_candidate_of_other_class_names_is_refused(exports: Exports, tmp_path: Path) -> None:

@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from components.benchmark.choice import ACCURACY_MARGIN, NOISE_BELIEVED, Result, choose, fastest, under_budget
+from components.benchmark.choice import (
+    ACCURACY_MARGIN,
+    NOISE_BELIEVED,
+    Pair,
+    Result,
+    choose,
+    fastest,
+    under_budget,
+)
 from components.benchmark.curves import best_of_each, cost_figure, latency_figure
+from components.benchmark.engines import ENGINES
 from components.common.page import figure_svg
+from components.export.precisions import PRECISIONS, Precision
 
 PLAIN = Result(
     model="student", family="net", arch="net0", engine="onnxruntime", threads=1, batch=1, precision="fp32",
@@ -26,10 +36,10 @@ results = some.lists(
             size_bytes=size, val_top1=top1,
         ),
         some.sampled_from(["student", "teacher", "third"]),
-        some.sampled_from(["onnxruntime", "openvino"]),
+        some.sampled_from([*ENGINES]),
         some.sampled_from([1, 2, 4]),
         some.sampled_from([1, 16]),
-        some.sampled_from(["fp32", "int8", "bf16"]),
+        some.sampled_from([*PRECISIONS]),
         some.floats(0.01, 100),
         some.floats(0, 3),
         some.integers(1000, 10**9),
@@ -60,22 +70,24 @@ def test_every_answer_was_measured_and_is_accurate_enough(measured: list[Result]
     choice = choose(measured, None)
     single = [r for r in measured if r.batch == min(r.batch for r in measured)]
     best = max(r.val_top1 for r in single)
-    names = set(Result.__dataclass_fields__)
-    for need, answer in [*choice["answers"].items(), ("recommended", choice["recommended"])]:
-        assert Result(**{name: answer[name] for name in names}) in measured
+    for need, answer in [*choice.answers.items(), ("recommended", choice.recommended)]:
+        assert answer.result in measured
         if need != "server-like":
-            assert answer["val_top1"] >= best - ACCURACY_MARGIN
+            assert answer.result.val_top1 >= best - ACCURACY_MARGIN
     good = [r for r in single if r.val_top1 >= best - ACCURACY_MARGIN]
-    assert choice["answers"]["size"]["size_bytes"] == min(r.size_bytes for r in good)
-    assert choice["latency_budget"] is None
+    assert choice.answers["size"].result.size_bytes == min(r.size_bytes for r in good)
+    assert choice.latency_budget is None
 
 
 @given(results, some.floats(0.01, 100))
 def test_the_order_of_measuring_decides_nothing(measured: list[Result], budget: float) -> None:
     forwards, backwards = choose(measured, budget), choose(measured[::-1], budget)
     for key in ("p50_ms", "size_bytes", "val_top1"):
-        assert forwards["answers"]["size"][key] == backwards["answers"]["size"][key]
-    assert forwards["latency_budget"]["fitting"] == backwards["latency_budget"]["fitting"]
+        one, other = (getattr(choice.answers["size"].result, key) for choice in (forwards, backwards))
+        assert one == other
+    assert forwards.latency_budget is not None
+    assert backwards.latency_budget is not None
+    assert forwards.latency_budget.fitting == backwards.latency_budget.fitting
 
 
 def test_of_equals_the_more_accurate_one_is_taken() -> None:
@@ -93,17 +105,40 @@ def test_a_difference_below_the_noise_is_no_reason_for_more_threads() -> None:
 def test_with_a_budget_accuracy_decides_and_without_one_speed() -> None:
     student = PLAIN
     teacher = replace(PLAIN, model="teacher", arch="net1", p50_ms=3.0, val_top1=0.975, size_bytes=12_000_000)
-    assert choose([student, teacher], None)["recommended"]["model"] == "student"
-    assert choose([student, teacher], 5.0)["recommended"]["model"] == "teacher"
-    assert choose([student, teacher], 2.5)["recommended"]["model"] == "student"
+    assert choose([student, teacher], None).recommended.result.model == "student"
+    assert choose([student, teacher], 5.0).recommended.result.model == "teacher"
+    assert choose([student, teacher], 2.5).recommended.result.model == "student"
     nothing = choose([student, teacher], 1.0)
-    assert nothing["latency_budget"]["chosen"] is None
-    assert nothing["recommended"]["why"].startswith("nothing keeps 1 ms")
+    assert nothing.latency_budget is not None
+    assert nothing.latency_budget.chosen is None
+    assert nothing.recommended.why.startswith("nothing keeps 1 ms")
 
 
 def test_a_student_that_lost_too_much_is_not_recommended_for_its_speed() -> None:
     teacher = replace(PLAIN, model="teacher", p50_ms=30.0, val_top1=0.99)
-    assert choose([PLAIN, teacher], None)["recommended"]["model"] == "teacher"
+    assert choose([PLAIN, teacher], None).recommended.result.model == "teacher"
+
+
+def test_what_is_added_to_the_registries_is_chosen_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plainer stands there first. An engine and a precision that came later once crashed the choice."""
+    monkeypatch.setitem(ENGINES, "another", ENGINES["onnxruntime"])
+    monkeypatch.setitem(PRECISIONS, "fp16", Precision(tolerance=0.01))
+    later = replace(PLAIN, engine="another", precision="fp16")
+    assert fastest([later, PLAIN]) == PLAIN
+    quicker = replace(later, p50_ms=1.0)
+    assert choose([PLAIN, quicker], None).recommended.result == quicker
+    assert "net fp16" in figure_svg(latency_figure([PLAIN, quicker], None))
+
+
+def test_the_file_says_what_was_chosen() -> None:
+    pair = Pair("onnxruntime", "fp32", 1, 1, 2.0, 4.0, 0.5, 0.4, 0.6, 0.5)
+    choice = replace(choose([PLAIN, replace(PLAIN, model="teacher", p50_ms=4.0)], 3.0), pairs=[pair])
+    assert choice.pair == pair
+    said = choice.summary()
+    assert said["recommended"]["model"] == "student"
+    assert set(said["answers"]) == {"speed", "size", "mobile-like", "server-like"}
+    assert said["latency_budget"]["chosen"]["p50_ms"] == 2.0
+    assert said["student_against_teacher"][0]["ratio_low"] == 0.4
 
 
 @pytest.mark.parametrize(("budget", "drawn"), [(None, False), (2.5, True), (500.0, True)])
