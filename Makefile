@@ -1,4 +1,4 @@
-# Every word a person can say: 'make help'. Needs Python 3.11, make and git; the rest comes from the lock.
+# Every word a person can say: 'make help'. Needs Python 3.11 to 3.13, make and git; the rest comes from the lock.
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PORT ?= 5000
@@ -34,9 +34,8 @@ ui: setup ## the MLflow UI of this folder's runs, at http://127.0.0.1:5000 (PORT
 images: ## the container images of infra/images (needs Docker)
 	@infra/images/build.sh
 
-lock: setup ## resolve requirements.lock anew from pyproject.toml (needs uv)
-	@uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \
-	  --quiet --output-file requirements.lock
+lock: ## resolve requirements.lock anew from pyproject.toml, for every Python supported (needs uv)
+	@infra/lock.sh
 
 clean: setup ## remove what can be remade
 	@retort clean

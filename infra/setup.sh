@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds .venv from requirements.lock when it is missing or the lock has changed; says that it is moving.
-# Called by the Makefile before every other word. Needs Python 3.11 with venv, and a package index.
+# Called by the Makefile before every other word. Needs Python 3.11, 3.12 or 3.13 with venv,
+# and a package index.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,15 +24,18 @@ if same lock "$lock_sum"; then
 fi
 
 python=""
-for candidate in "${PYTHON:-}" python3.11 python3; do
-  if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+said="no python3 here is one"
+candidates=(python3.11 python3.12 python3.13 python3)
+[ -z "${PYTHON:-}" ] || { candidates=("$PYTHON"); said="$PYTHON is none"; }
+for candidate in "${candidates[@]}"; do
+  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
     # the interpreter itself: 'make' has .venv on its path, and .venv is removed below
     python=$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')
     break
   fi
 done
 if [ -z "$python" ]; then
-  echo "set-up: Python 3.11 is needed (none called python3.11 or python3 here); name it with PYTHON=..." >&2
+  echo "set-up: Python 3.11, 3.12 or 3.13 is needed ($said); name it with PYTHON=..." >&2
   exit 2
 fi
 
