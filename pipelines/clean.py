@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components.common.storage import human_bytes, remove, state_dir
 from pipelines.params import Params
+from pipelines.steps import MAIN, OUTPUTS
 
 KEPT = ("mlflow", "spool", "run.json", "lock", "lock.holder")  # history, and what the tracker has yet to get
 
@@ -29,8 +30,13 @@ def _remakable(params: Params) -> list[Path]:
     from components.dataset import digits
 
     # by name: a person's own manifests may lie beside them
-    made = [Path("data") / f"{name}.parquet" for name in ("manifest", "clean", "quarantine")]
-    paths = [Path("outputs"), *made, Path("pipeline.yaml"), Path(".dvc/cache")]
+    made = [
+        Path(place)
+        for stage in MAIN.stages
+        for place in stage.outputs.values()
+        if place is not None and OUTPUTS not in Path(place).parents
+    ]
+    paths = [OUTPUTS, *made, Path("pipeline.yaml"), Path(".dvc/cache")]
     if params.data.source == "digits" and (Path(params.data.root) / digits.MARK).exists():
         paths.append(Path(params.data.root))
     paths += [entry for entry in state_dir().iterdir() if entry.name not in KEPT]

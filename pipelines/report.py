@@ -13,28 +13,12 @@ from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, write_text
 from components.registry.compare import verdict
 from pipelines.params import Params
-
-# Each step of the DAG in its order: name, folder below outputs/, what a person calls it.
-STEPS = (
-    ("ingest", "ingest", "Ingest"),
-    ("validate", "validate", "Validate"),
-    ("weights", "weights", "Weights"),
-    ("audit-imbalance", "audit/imbalance", "Audit: imbalance"),
-    ("audit-synthetic", "audit/synthetic", "Audit: synthetic images"),
-    ("plan", "audit", "Plan"),
-    ("finetune", "teacher", "Finetune the teacher"),
-    ("check", "check", "Check before distillation"),
-    ("distill", "student", "Distil the student"),
-    ("export", "export", "Export the student"),
-    ("export-teacher", "export/teacher", "Export the teacher"),
-    ("benchmark", "benchmark", "Benchmark"),
-    ("register", "register", "Register"),
-)
+from pipelines.steps import MAIN, OUTPUTS, Pipeline, Stage
 
 
 @dataclass
-class Step:
-    """What one step left: its report (None: it did not run) and the sections of its page."""
+class Left:
+    """What one stage left: its report (None: it did not run) and the sections of its page."""
 
     name: str
     title: str
@@ -53,13 +37,13 @@ class Step:
         return sum(f.level == level for f in self.report.findings) if self.report else 0
 
 
-def report(params: Params, outputs: Path) -> None:
+def report(params: Params, outputs: Path, pipeline: Pipeline = MAIN) -> None:
     """Write ``outputs/index.html`` (self-contained, no network) and print the run's summary.
 
     Raises:
         RetortError: when a file in ``outputs`` is damaged; missing ones are shown as not run.
     """
-    steps = [_read(outputs, *step) for step in STEPS]
+    steps = [_read(outputs, stage) for stage in pipeline.stages]
     answers, headline = _answers(outputs), _headline(outputs)
     write_text(
         outputs / "index.html",
@@ -77,14 +61,15 @@ def report(params: Params, outputs: Path) -> None:
     print(f"The whole run on one page: {outputs / 'index.html'}")
 
 
-def _read(outputs: Path, name: str, folder: str, title: str) -> Step:
-    path = outputs / folder / "report.json"
+def _read(outputs: Path, stage: Stage) -> Left:
+    folder = outputs / stage.folder.relative_to(OUTPUTS)
+    path = folder / "report.json"
     found = read_report(path) if path.exists() else None
-    if found and name == "plan":
+    if found and stage.name == "plan":
         # the plan's report repeats the findings of both audits, which stand under their own steps here
         own = [finding for finding in found.findings if finding.rule.startswith("plan")]
         found = found.model_copy(update={"findings": own})
-    return Step(name, title, found, read_sections(outputs / folder) if found else [])
+    return Left(stage.name, stage.title, found, read_sections(folder) if found else [])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -185,7 +170,7 @@ def _configuration(row: dict[str, Any]) -> str:
 
 
 def _body(
-    params: Params, steps: list[Step], answers: list[tuple[str, str]], headline: list[tuple[str, str, str]]
+    params: Params, steps: list[Left], answers: list[tuple[str, str]], headline: list[tuple[str, str, str]]
 ) -> str:
     failed = [step for step in steps if step.verdict == "failed"]
     missing = [step for step in steps if step.verdict == "not run"]
@@ -223,7 +208,7 @@ def _answers_html(answers: list[tuple[str, str]]) -> str:
     return f'<dl class="answers">{lines}</dl>'
 
 
-def _marks(step: Step) -> str:
+def _marks(step: Left) -> str:
     warnings, errors = step.count("warning"), step.count("error")
     marks = ""
     if errors:
@@ -233,7 +218,7 @@ def _marks(step: Step) -> str:
     return marks
 
 
-def _step(step: Step) -> str:
+def _step(step: Left) -> str:
     assert step.report is not None
     loud, notes = step.report.loud(), step.report.notes()
     parts = [

@@ -13,7 +13,8 @@ import pytest
 import typer.main
 
 from components.common.rules import RULES
-from pipelines import cli
+from pipelines.cli.app import app
+from pipelines.cli.options import Options
 from pipelines.params import keys, load
 from tests.own_data import page
 
@@ -77,29 +78,27 @@ def test_every_rule_is_documented() -> None:
     assert not documented - literals, "no code knows these rules"
 
 
-def test_every_command_of_the_page_about_own_data_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_page_about_own_data_can_be_said() -> None:
     """Parsed as the command line does, options and overrides too; nothing is run."""
     said = [shlex.split(command)[1:] for command in page.commands() if command.startswith("retort ")]
     assert len(said) >= 5
-    monkeypatch.setattr(cli.Options, "overrides", [])
-    root = typer.main.get_command(cli.app)
+    root = typer.main.get_command(app)
     for arguments in said:
-        rest = cli._take_global_options(arguments)
-        load(HOUSE / "params.yaml", cli.Options.overrides)
+        options, rest = Options.take(arguments)
+        load(HOUSE / "params.yaml", options.overrides)
         parse(root, "retort", rest)
 
 
 @pytest.mark.parametrize("page_", ["README.md", "docs/training.md"])
-def test_every_command_of_the_other_pages_can_be_said(page_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_other_pages_can_be_said(page_: str) -> None:
     blocks = re.findall(r"```\n(.*?)```", (HOUSE / page_).read_text(encoding="utf-8"), re.DOTALL)
     lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
     said = [shlex.split(line, comments=True)[1:] for line in lines if line.strip().startswith("retort ")]
     assert len(said) >= 2
-    root = typer.main.get_command(cli.app)
+    root = typer.main.get_command(app)
     for arguments in said:
-        monkeypatch.setattr(cli.Options, "overrides", [])
-        rest = cli._take_global_options(arguments)
-        load(HOUSE / "params.yaml", cli.Options.overrides)
+        options, rest = Options.take(arguments)
+        load(HOUSE / "params.yaml", options.overrides)
         parse(root, "retort", rest)
 
 

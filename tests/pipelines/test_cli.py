@@ -17,6 +17,7 @@ from PIL import Image
 
 from components.common.errors import FindingsError, RetortError, Terminated
 from pipelines import cli
+from pipelines.cli.options import Options
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,6 @@ HOUSE = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.Options, "params", Path("params.yaml"))
     (tmp_path / "params.yaml").write_text("global: {seed: 1}\n")
 
 
@@ -74,10 +74,10 @@ def test_failures_have_their_exit_status_and_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail() -> None:
+    def fail(self: Options) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "params", fail)
+    monkeypatch.setattr(Options, "params", fail)
     assert cli.run(["report"]) == status
     printed = capsys.readouterr().err
     assert said in printed
@@ -85,22 +85,16 @@ def test_failures_have_their_exit_status_and_one_message(
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        assert cli.run(["--debug", "--params", "none.yaml", "ingest"]) == 2
-        assert "Traceback" in capsys.readouterr().err
-    finally:
-        cli.Options.debug = False
+    assert cli.run(["--debug", "--params", "none.yaml", "ingest"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_options_may_stand_before_or_after_the_command() -> None:
-    before = cli._take_global_options(["-o", "global.seed=2", "--params", "p.yaml", "report"])
-    assert (before, cli.Options.overrides, cli.Options.params) == (
-        ["report"],
-        ["global.seed=2"],
-        Path("p.yaml"),
-    )
-    after = cli._take_global_options(["report", "--params=q.yaml", "-o", "a=1", "-ob=2"])
-    assert (after, cli.Options.overrides, cli.Options.params) == (["report"], ["a=1", "b=2"], Path("q.yaml"))
+    before, rest = Options.take(["-o", "global.seed=2", "--params", "p.yaml", "report"])
+    assert (before, rest) == (Options(Path("p.yaml"), ("global.seed=2",)), ["report"])
+    after, rest = Options.take(["report", "--params=q.yaml", "-o", "a=1", "-ob=2", "--debug"])
+    assert (after, rest) == (Options(Path("q.yaml"), ("a=1", "b=2"), debug=True), ["report"])
+    assert Options.take(["predict", "--", "-o"]) == (Options(), ["predict", "--", "-o"])
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
@@ -251,11 +245,12 @@ def test_clean_removes_what_can_be_remade_and_keeps_history(tmp_path: Path) -> N
 def test_a_signal_ends_with_its_status(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from pipelines import cli\n"
-        "def wait():\n"
+        "from pipelines.cli import main\n"
+        "from pipelines.cli.options import Options\n"
+        "def wait(self):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "cli.params = wait\n"
-        "cli.main(['report'])\n"
+        "Options.params = wait\n"
+        "main(['report'])\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ}
@@ -267,21 +262,24 @@ def test_a_signal_ends_with_its_status(tmp_path: Path) -> None:
 def test_a_signal_that_a_library_swallowed_still_ends_with_its_status(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from pipelines import cli\n"
-        "def wait():\n"
+        "from pipelines.cli import main\n"
+        "from pipelines.cli.options import Options\n"
+        "def wait(self):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    except BaseException:\n"
         "        raise RuntimeError('a query was broken off') from None\n"
-        "cli.params = wait\n"
-        "cli.main(['report'])\n"
+        "Options.params = wait\n"
+        "main(['report'])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr.count("\n")) == (143, 1)
 
 
 def test_a_letter_that_the_terminal_lacks_stops_no_command(tmp_path: Path) -> None:
-    code = "from pipelines import cli\ncli.run = lambda _: print('caf\\xe9 \\udcff')\ncli.main([])\n"
+    code = (
+        "from pipelines.cli import frame\nframe.run = lambda _: print('caf\\xe9 \\udcff')\nframe.main([])\n"
+    )
     for encoding, shown in (("ascii", b"caf\\xe9 \\udcff\n"), ("utf-8", "café \\udcff\n".encode())):
         ended = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, check=False,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,69 +16,82 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from components.audit.params import AuditParams
-from components.benchmark.params import BenchmarkParams
-from components.common.params import StepParams
-from components.dataset.params import IngestParams, ValidateParams
-from components.export.params import ExportParams
-from components.registry.params import RegisterParams
-from components.training.params import CheckParams, DistillParams, FinetuneParams
-from components.weights.params import WeightsParams
 from pipelines import dag
-from pipelines.cli import app
+from pipelines.cli.app import app
 from pipelines.params import Params, load
-from pipelines.report import STEPS
+from pipelines.steps import MAIN, Pipeline
 from tests.conftest import Checkout
 
 HOUSE = Path(__file__).resolve().parents[2]
 DVC: dict[str, Any] = yaml.safe_load((HOUSE / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES: dict[str, dict[str, Any]] = DVC["stages"]
 
-# stage -> its parameters, and the module of its step
-CODE: dict[str, tuple[type[StepParams], str]] = {
-    "ingest": (IngestParams, "dataset.ingest"),
-    "validate": (ValidateParams, "dataset.validate"),
-    "weights": (WeightsParams, "weights.weights"),
-    "audit-imbalance": (AuditParams, "audit.imbalance"),
-    "audit-synthetic": (AuditParams, "audit.synthetic"),
-    "plan": (AuditParams, "audit.plan"),
-    "finetune": (FinetuneParams, "training.finetune"),
-    "check": (CheckParams, "training.check"),
-    "distill": (DistillParams, "training.distill"),
-    "export": (ExportParams, "export.export"),
-    "export-teacher": (ExportParams, "export.export"),
-    "benchmark": (BenchmarkParams, "benchmark.benchmark"),
-    "register": (RegisterParams, "registry.register"),
-}
-LONG = ("finetune", "distill")
 FRAME = ("components.common", "components.tracking", "components.step")  # what every step is framed by
 
 
-def read_by(stage: str) -> set[str]:
-    """The parameters that can change a step's products, by the fields of its class."""
-    kind, _ = CODE[stage]
-    sections = {field.alias or name for name, field in kind.model_fields.items()} - {"report"}
-    if stage != "register":
-        sections -= {"registry"}  # where and under which name runs are tracked
-    if stage not in ("ingest", "validate"):
-        sections -= {"data"}  # the manifest says which images there are, this only where they lie
-    if stage in LONG:
-        sections -= {"checks"}  # waiving a finding must not retrain
-    if "ray" in sections:
-        sections = (sections - {"ray"}) | {"ray.workers"}  # the rest says where the same work is done
-    return sections
+def disagreements(stages: dict[str, dict[str, Any]], pipeline: Pipeline) -> list[str]:
+    """Where the stages of a dvc.yaml and the table of steps say different things, one line each."""
+    wrong = []
+    if list(stages) != [stage.name for stage in pipeline.stages]:
+        wrong.append(f"dvc.yaml: stages {list(stages)}")
+    for stage in pipeline.stages:
+        written = stages.get(stage.name, {"cmd": "", "params": [], "deps": [], "outs": []})
+        first = pipeline.uses()[stage.step.name][0]
+        option = "" if stage is first else f" --{stage.step.option} {stage.option}"
+        if written["cmd"] != f"retort {stage.step.command}{option}":
+            wrong.append(f"{stage.name}: cmd {written['cmd']}")
+        if set(written["params"]) != stage.step.tracked():
+            wrong.append(f"{stage.name}: params {written['params']}")
+        places = pipeline.places(stage)
+        read = {os.fspath(place) for name, place in places.items() if name in stage.inputs}
+        left = {os.fspath(place) for name, place in places.items() if name in stage.outputs}
+        files = {dep for dep in written["deps"] if not dep.startswith("components/")}
+        wrong += [f"{stage.name}: deps {each}" for each in apart(files, read)]
+        wrong += [f"{stage.name}: outs {each}" for each in apart(set(written["outs"]), left)]
+    return wrong
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_has_the_parameters_that_its_step_reads(stage: str) -> None:
-    assert set(STAGES[stage]["params"]) == read_by(stage)
+def apart(files: set[str], places: set[str]) -> list[str]:
+    """Files that lie at or below none of the places, and places at or below which no file lies."""
+    pairs = {(file, place) for file in files for place in places if f"{file}/".startswith(f"{place}/")}
+    return [*sorted(files - {file for file, _ in pairs}), *sorted(places - {place for _, place in pairs})]
 
 
-def test_every_step_of_the_report_is_a_stage_with_that_folder() -> None:
-    assert [name for name, _, _ in STEPS] == list(STAGES)
-    for name, folder, _ in STEPS:
-        outs = STAGES[name]["outs"]
-        assert f"outputs/{folder}" in outs or f"outputs/{folder}/report.json" in outs
+def test_dvc_and_the_table_of_steps_say_the_same() -> None:
+    assert disagreements(STAGES, MAIN) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "spoil"),
+    [
+        ("plan", "cmd", lambda cmd: f"{cmd}s"),
+        ("export-teacher", "cmd", lambda cmd: cmd.replace(" --of teacher", "")),
+        ("finetune", "params", lambda params: [*params, "checks"]),
+        ("distill", "params", lambda params: params[1:]),
+        ("check", "deps", lambda deps: deps[1:]),
+        ("audit-imbalance", "deps", lambda deps: [*deps, "outputs/weights/features.onnx"]),
+        ("export", "deps", lambda deps: [dep.replace("student", "teacher") for dep in deps]),
+        ("validate", "outs", lambda outs: outs[1:]),
+        ("register", "outs", lambda outs: ["outputs/registered"]),
+    ],
+)
+def test_a_dvc_yaml_that_differs_from_the_table_is_noticed(
+    stage: str, key: str, spoil: Callable[[Any], Any]
+) -> None:
+    stages = copy.deepcopy(STAGES)
+    stages[stage][key] = spoil(stages[stage][key])
+    assert [line for line in disagreements(stages, MAIN) if line.startswith(f"{stage}: {key}")]
+
+
+def test_a_stage_that_is_missing_or_too_many_is_noticed() -> None:
+    assert disagreements({name: stage for name, stage in STAGES.items() if name != "weights"}, MAIN)
+    assert disagreements({**STAGES, "more": STAGES["plan"]}, MAIN)
+
+
+def test_the_report_of_every_stage_is_kept() -> None:
+    for stage in MAIN.stages:
+        outs = STAGES[stage.name]["outs"]
+        assert {os.fspath(stage.folder), os.fspath(stage.folder / "report.json")} & set(outs), stage.name
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -94,8 +110,9 @@ def test_no_stage_reads_a_run_id_or_a_page() -> None:
 
 
 def test_every_stage_keeps_the_id_of_its_run() -> None:
-    for name, folder, _ in STEPS:
-        assert {f"outputs/{folder}", f"outputs/{folder}/run.json"} & set(STAGES[name]["outs"])
+    for stage in MAIN.stages:
+        outs = STAGES[stage.name]["outs"]
+        assert {os.fspath(stage.folder), os.fspath(stage.folder / "run.json")} & set(outs), stage.name
 
 
 def test_the_order_is_that_of_the_kubeflow_pipeline(tmp_path: Path) -> None:
@@ -126,7 +143,7 @@ def test_the_order_is_that_of_the_kubeflow_pipeline(tmp_path: Path) -> None:
 def test_a_stage_depends_on_the_code_that_its_step_imports(stage: str) -> None:
     """But for what knows no step (FRAME), and what only says where things lie."""
     graph = imports()
-    module = f"components.{CODE[stage][1]}"
+    module, _, _ = MAIN[stage].step.function.partition(":")
     room = module.split(".")[1]
     code = [
         dep.removesuffix(".py").replace("/", ".") for dep in STAGES[stage]["deps"] if "components/" in dep

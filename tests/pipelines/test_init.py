@@ -22,7 +22,6 @@ HOUSE = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.Options, "params", Path("params.yaml"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", os.fspath(HOUSE))
     # git as it is on a machine where nobody has set it up

@@ -23,7 +23,6 @@ COMMAND = [sys.executable, "-m", "pipelines.cli", "ui"]
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.Options, "params", Path("params.yaml"))
     (tmp_path / "params.yaml").write_text("registry: {name: photos}\n")
 
 

@@ -1,0 +1,109 @@
+"""The table of steps: it fits the functions, and a row more is a command and a line of the report."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+
+from components.common.params import StepParams
+from components.step import step as framed
+from pipelines.cli import steps
+from pipelines.cli.options import Options
+from pipelines.params import Params
+from pipelines.report import report
+from pipelines.steps import MAIN, PIPELINES, Pipeline, Stage, Step
+
+EACH = [pytest.param(line, stage, id=stage.name) for line in PIPELINES for stage in line.stages]
+
+
+@pytest.mark.parametrize(("pipeline", "stage"), EACH)
+def test_a_row_is_a_call_that_its_function_takes(pipeline: Pipeline, stage: Stage) -> None:
+    step = stage.step
+    kind = step.kind()
+    assert issubclass(kind, StepParams)
+    signature = inspect.signature(pkgutil.resolve_name(step.function))
+    options = {step.option: stage.option} if step.option else {}
+    signature.bind(kind(), **dict.fromkeys(step.takes), **options)
+    assert not set(step.free) - set(step.sections().values()) - {"data"}, "what is not read need not be free"
+    assert set(step.sections().items()) <= {
+        (name, field.alias or name) for name, field in Params.model_fields.items()
+    }
+
+
+@pytest.mark.parametrize(("pipeline", "stage"), EACH)
+def test_an_input_is_an_output_of_a_stage_before(pipeline: Pipeline, stage: Stage) -> None:
+    before = pipeline.stages[: pipeline.stages.index(stage)]
+    given = {f"{other.name}.{name}" for other in before for name in other.outputs}
+    assert set(stage.inputs.values()) <= given
+    names = {*stage.inputs, *stage.outputs}
+    for taken in stage.step.takes.values():
+        wanted = [taken] if isinstance(taken, str) else taken.values()
+        assert {name.partition("/")[0] for name in wanted} <= names
+
+
+def count(params: StepParams, *, manifest: Path, out: Path, of: str) -> None:
+    """A step of no use: how long the manifest is."""
+    with framed("count", params, out, {"data/clean.parquet": manifest}) as run:
+        run.find("validate.rows", "info", "rows", f"{of}: {len(manifest.read_bytes())} bytes")
+
+
+COUNT = Step(
+    name="count",
+    function=f"{__name__}:count",
+    parameters="components.common.params:StepParams",
+    takes={"manifest": "manifest", "out": "counted"},
+    option="of",
+    option_help="What is counted.",
+    help="Count the bytes of the clean manifest.",
+)
+LONGER = replace(
+    MAIN,
+    stages=(
+        *MAIN.stages,
+        Stage(
+            COUNT,
+            "Count",
+            inputs={"manifest": "validate.clean", "images": "ingest.images"},
+            outputs={"counted": "outputs/count"},
+            option="all",
+        ),
+        Stage(
+            COUNT,
+            "Count again",
+            inputs={"manifest": "validate.clean"},
+            outputs={"counted": "outputs/again"},
+            option="twice",
+            own_name="again",
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(("words", "left"), [([], "count"), (["--of", "twice"], "again")])
+def test_a_row_is_a_command_and_a_line_of_the_report(
+    words: list[str],
+    left: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("registry: {name: photos}\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/clean.parquet").write_bytes(b"12345")
+    app = typer.Typer(rich_markup_mode=None)
+    steps.add(LONGER, app, {"audit": typer.Typer()})
+    app(args=["count", *words], standalone_mode=False, obj=Options())
+    report(Params(), tmp_path / "outputs", LONGER)
+    said = capsys.readouterr().out
+    shown = {name: f"  {title:<26} " for name, title in (("count", "Count"), ("again", "Count again"))}
+    for name, line in shown.items():
+        assert f"{line}{'passed' if name == left else 'not run'}" in said
+    page = (tmp_path / "outputs/index.html").read_text(encoding="utf-8")
+    assert "5 bytes" in page
+    assert f'id="{left}"' in page
