@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.audit.params import Audit
-from components.audit.plan_schema import Loss
+from components.audit.plan_schema import LOSSES, Loss
 from components.common.errors import RetortError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 REPEATS = 10.0  # times an epoch that an image may be drawn before a uniform distribution is learning by heart
 BETA = 0.999  # of the effective number of samples; the middle of the paper's values
-FOCAL_GAMMA = 2.0  # the paper's best
-OHEM_KEEP = 0.7
 ALIKE = 1.1  # largest weight to smallest, up to which weights change nothing worth saying
 
 
@@ -129,10 +127,6 @@ def _loss(
 ) -> Loss:
     left = ratio(expected)
     drawn = f"As drawn ({distribution}), the largest class comes {left:.1f} x as often as the smallest"
-    if audit.loss == "focal":
-        return Loss(name="focal", arguments={"gamma": FOCAL_GAMMA}, why="audit.loss asks for it.")
-    if audit.loss == "ohem":
-        return Loss(name="ohem", arguments={"keep": OHEM_KEEP}, why="audit.loss asks for it.")
     if audit.loss == "class_balanced":
         # who asks for both gets both; where the distribution is ours, one must not undo the other
         found, most = _class_balanced(labels, expected, by_class, bounded=audit.distribution == "auto")
@@ -150,7 +144,7 @@ def _loss(
     if audit.loss == "auto":
         why = f"{drawn}, at most audit.imbalance_ratio ({audit.imbalance_ratio:g}): nothing is left to weigh."
         return Loss(name="cross_entropy", why=why)
-    return Loss(name="cross_entropy", why="audit.loss asks for it.")
+    return Loss(name=audit.loss, arguments=dict(LOSSES[audit.loss]), why="audit.loss asks for it.")
 
 
 def _class_balanced(

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from components.common.params import Section, StepParams
+from components.audit.plan_schema import LOSSES
+from components.common.params import Section, StepParams, named
 from components.dataset.params import Data
 
 Share = Annotated[float, Field(ge=0)]
@@ -26,7 +27,7 @@ class Audit(Section):
     distribution: Literal["auto", "natural", "square_root", "uniform"] | list[Share] = Field(
         "auto", description="wanted distribution of classes in an epoch, or one share a class"
     )
-    loss: Literal["auto", "cross_entropy", "focal", "ohem", "class_balanced"] = Field(
+    loss: Annotated[str, named(LOSSES, "auto")] = Field(
         "auto", description="loss that the plan asks for; auto: what the imbalance suggests"
     )
     probe_images: int = Field(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.common.errors import RetortError
+from components.common.params import named
 from components.common.storage import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -29,10 +30,20 @@ class Sampling(BaseModel):
     finding: str = ""
 
 
+# Losses by name, with the arguments that the plan gives where audit.loss asks for one. Each is the module of that
+# name in components/training/losses. Arguments that follow from the classes are worked out by balance.py.
+LOSSES: dict[str, dict[str, Any]] = {
+    "cross_entropy": {},
+    "focal": {"gamma": 2.0},  # the paper's best
+    "ohem": {"keep": 0.7},
+    "class_balanced": {},
+}
+
+
 class Loss(BaseModel):
     """Loss and its arguments: focal {gamma}, ohem {keep}, class_balanced {beta, weights: {label: w}}."""
 
-    name: Literal["cross_entropy", "focal", "ohem", "class_balanced"] = "cross_entropy"
+    name: Annotated[str, named(LOSSES)] = "cross_entropy"
     arguments: dict[str, Any] = {}
     finding: str = ""
     why: str = ""

@@ -3,10 +3,12 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from components.audit.balance import balance, effective_number
 from components.audit.params import Audit
 from components.audit.part import ImbalancePart, read_part
+from components.audit.plan_schema import LOSSES
 from components.common.errors import RetortError
 from tests.components.audit.conftest import Audits, rows_of
 
@@ -91,6 +93,17 @@ def test_auto_repeats_no_image_more_often_than_augmentation_can_bear() -> None:
 def test_effective_numbers_are_those_of_the_paper() -> None:
     # (1 - 0.9^n) / (1 - 0.9): 1 for one image, 1.9 for two, towards 10 for many
     assert effective_number(np.array([1, 2, 1000]), beta=0.9) == pytest.approx([1, 1.9, 10])
+
+
+def test_a_loss_that_is_added_is_given_and_not_another_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "poly", {"epsilon": 2.0})
+    counts = np.array([100, 100])
+    loss = balance(counts, counts.astype(float), np.arange(2), Audit.model_validate({"loss": "poly"})).loss
+    assert (loss.name, loss.arguments) == ("poly", {"epsilon": 2.0})
+    with pytest.raises(
+        ValidationError, match="'polly' is none of auto, cross_entropy, .*did you mean 'poly'"
+    ):
+        Audit.model_validate({"loss": "polly"})
 
 
 @pytest.mark.parametrize(

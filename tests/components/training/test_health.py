@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from components.training import health, losses
+from components.training.losses.focal import Focal
 from components.training.watch import Sums
 
 
@@ -113,7 +114,7 @@ def test_a_slow_start_is_none() -> None:
 def test_what_guessing_costs_is_worked_out_with_the_plans_own_loss() -> None:
     shares = np.array([0.5, 0.25, 0.25])
     assert health.guessing(losses.CrossEntropy(), shares).loss == pytest.approx(1.5 * np.log(2), abs=1e-3)
-    focal = health.guessing(losses.Focal(2.0), np.full(4, 0.25))
+    focal = health.guessing(Focal(2.0), np.full(4, 0.25))
     assert focal.loss == pytest.approx(0.75**2 * np.log(4), rel=1e-5)
     assert health.guessing(None, shares) == health.Guessing(0.5, None)
     assert health.guessing(losses.CrossEntropy(), np.full(100_000, 1e-5)).loss == pytest.approx(

@@ -9,6 +9,7 @@ from torch.nn import functional
 from components.training import losses
 from components.training.augmentation import Mix
 from components.training.label_form import LabelForm
+from components.training.losses.ohem import Ohem
 from components.training.tasks import TASKS
 from components.training.tasks.distillation import FLOOR, log_probabilities
 from components.training.tasks.ssld import symmetric_kl
@@ -50,7 +51,7 @@ def test_a_mixed_image_has_as_much_of_a_label_as_of_what_is_labelled_in_it() -> 
 
 
 def test_the_labels_loss_is_the_plans() -> None:
-    hardest = losses.Ohem(0.25)
+    hardest = Ohem(0.25)
     expected = 0.5 * CROSS[[0, 1, 3]].max() + 0.5 * DIVERGENCE[[0, 1, 3]].sum() / 4 + DIVERGENCE[2] / 4
     assert value(0.5, criterion=hardest) == pytest.approx(expected.item(), rel=1e-6)
 
