@@ -30,8 +30,8 @@ class Sampling(BaseModel):
     finding: str = ""
 
 
-# Losses by name, with the arguments that the plan gives where audit.loss asks for one. Each is the module of that
-# name in components/training/losses. Arguments that follow from the classes are worked out by balance.py.
+# Losses by name, with the arguments that the plan gives where audit.loss asks for one. Each is the module of
+# that name in components/training/losses. What follows from the classes is worked out by balance.py.
 LOSSES: dict[str, dict[str, Any]] = {
     "cross_entropy": {},
     "focal": {"gamma": 2.0},  # the paper's best

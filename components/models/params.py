@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Section
+from components.common.params import Section, named
+from components.models.recipes import RECIPES
 
 
 class Head(Section):
@@ -68,7 +69,7 @@ class Train(Section):
     num_workers: int = Field(
         0, ge=0, description="loader processes per Ray worker; 0: none, and threads where images are decoded"
     )
-    augment: Literal["none", "light", "flip", "standard", "strong", "deit"] = Field(
+    augment: Annotated[str, named(RECIPES)] = Field(
         "light",
         description="light: shift, scale, contrast; flip: light and mirror; standard: random crop, mirror, "
         "colour; strong: TrivialAugment, MixUp, CutMix; deit: RandAugment, MixUp, CutMix",

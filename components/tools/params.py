@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Section
-from components.models.params import Train
+from components.common.params import Section, named
+from components.models.recipes import RECIPES
 from components.training.params import TwoNetsParams
 
 
@@ -48,13 +48,6 @@ def _span(values: list[float]) -> list[float]:
     return values
 
 
-def _recipe(name: str) -> str:
-    known = get_args(Train.model_fields["augment"].annotation)
-    if name not in known:
-        raise PydanticCustomError("unknown_recipe", "expected some of {known}", {"known": ", ".join(known)})
-    return name
-
-
 _Share = Annotated[list[Annotated[float, Field(ge=0, le=1)]], AfterValidator(_span)]
 _Positive = Annotated[list[Annotated[float, Field(gt=0)]], AfterValidator(_span)]
 
@@ -78,7 +71,7 @@ class Tune(Section):
     )
     label_smoothing: _Share = Field([0.0, 0.2], description="train.label_smoothing, from - to; []: as it is")
     mixup: _Share = Field([0.0, 0.8], description="train.mixup, from - to; []: as it is")
-    augment: list[Annotated[str, AfterValidator(_recipe)]] = Field(
+    augment: list[Annotated[str, named(RECIPES)]] = Field(
         ["light", "standard", "strong"], description="train.augment, some of them; []: as it is"
     )
 

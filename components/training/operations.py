@@ -10,39 +10,15 @@ between.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from components.models.recipes import Op
+
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B in a pixel's lightness (ITU-R BT.601)
-
-
-class Op(IntEnum):
-    """Operations of RandAugment and TrivialAugment."""
-
-    IDENTITY = 0
-    ROTATE = 1  # argument in degrees
-    SHEAR_X = 2  # pixels along, for each pixel across
-    SHEAR_Y = 3
-    TRANSLATE_X = 4  # share of the side
-    TRANSLATE_Y = 5
-    BRIGHTNESS = 6  # factor: 1 changes nothing
-    CONTRAST = 7
-    COLOUR = 8
-    INVERT = 9
-    SHARPNESS = 10
-    POSTERIZE = 11  # bits that stay
-    SOLARIZE = 12  # grey level from which on pixels are inverted
-    SOLARIZE_ADD = 13  # added to pixels below 128
-    AUTOCONTRAST = 14
-    EQUALIZE = 15
-
-
-GEOMETRIC = range(Op.ROTATE, Op.BRIGHTNESS)
-LINEAR = range(Op.BRIGHTNESS, Op.SHARPNESS)  # those that are one linear map of a pixel, its grey and the mean
 
 
 def grid(theta: Tensor, size: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,21 +31,18 @@ class ClassBalanced(Loss):
         return functional.cross_entropy(logits, labels, reduction="none") * self.weights[labels]
 
     @classmethod
-    def of_plan(
-        cls,
-        plan: Plan,
-        class_num: int,
-        smoothing: float,
-        beta: float = 0.999,
-        weights: dict[str, float] | None = None,
-    ) -> Loss:
+    def of_plan(cls, plan: Plan, class_num: int, smoothing: float, **arguments: Any) -> Loss:
         """The plan's weights; without them, those of the effective number of the plan's counts."""
-        if weights is None:
-            given = effective_number_weights(plan.sampling.counts, beta, class_num)
-        else:
-            by_label = {int(label): float(weight) for label, weight in weights.items()}
-            given = torch.tensor([by_label.get(label, 1.0) for label in range(class_num)])
-        return cls(given, smoothing)
+        return cls(_weights(plan, class_num, **arguments), smoothing)
+
+
+def _weights(
+    plan: Plan, class_num: int, beta: float = 0.999, weights: dict[str, float] | None = None
+) -> Tensor:
+    if weights is None:
+        return effective_number_weights(plan.sampling.counts, beta, class_num)
+    by_label = {int(label): float(weight) for label, weight in weights.items()}
+    return torch.tensor([by_label.get(label, 1.0) for label in range(class_num)])
 
 
 def effective_number_weights(counts: dict[int, int], beta: float, class_num: int) -> Tensor:

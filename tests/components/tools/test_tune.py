@@ -80,7 +80,7 @@ def test_a_key_that_is_empty_is_left_as_it_is() -> None:
         ({"lr": [10, 0.1]}, "must not be above"),
         ({"lr": [0, 1]}, "greater than 0"),
         ({"mixup": [0, 2]}, "less than or equal to 1"),
-        ({"augment": ["sepia"]}, "expected some of none"),
+        ({"augment": ["sepia"]}, "'sepia' is none of none, light"),
         ({"lr": [1]}, "expected two numbers"),
         ({"trials": 1}, "greater than or equal to 2"),
     ],
