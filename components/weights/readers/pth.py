@@ -133,6 +133,8 @@ CALLS: pickles.Constructors = {
     "torch.device": lambda *_: None,
     "pathlib.PosixPath": lambda *_: None,
     "pathlib.WindowsPath": lambda *_: None,
+    "pathlib._local.PosixPath": lambda *_: None,  # as Python 3.13 names them in a pickle
+    "pathlib._local.WindowsPath": lambda *_: None,
     "builtins.set": lambda items=(): list(items) if isinstance(items, tuple | list) else [],
     "__builtin__.set": lambda items=(): list(items) if isinstance(items, tuple | list) else [],
 }
