@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from components.common.errors import RetortError
@@ -23,18 +24,34 @@ def read(path: Path) -> Stored:
     return stored
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Reads one format of weights.
+
+    Attributes:
+        knows: whether a path, whose first bytes are given (none of a folder), is of that format.
+        read: what it holds; raises RetortError naming the file and what is wrong with it.
+    """
+
+    knows: Callable[[Path, bytes], bool]
+    read: Callable[[Path], Stored]
+
+
+# by name; the first that knows the file reads it
+READERS: dict[str, Reader] = {
+    "folder of variables": Reader(lambda path, head: path.is_dir(), lodtensor.read_folder),
+    "pth": Reader(lambda path, head: pth.looks_like(head), pth.read),
+    "pdparams": Reader(lambda path, head: head.startswith(b"\x80"), pdparams.read),
+    "tar of variables": Reader(lambda path, head: tar.looks_like(head), lodtensor.read_tar),
+    "safetensors": Reader(lambda path, head: safetensors.looks_like(head), safetensors.read),
+}
+
+
 def _reader(path: Path) -> Callable[[Path], Stored]:
-    if path.is_dir():
-        return lodtensor.read_folder
-    head = beginning(path)
-    if pth.looks_like(head):
-        return pth.read
-    if head.startswith(b"\x80"):
-        return pdparams.read
-    if tar.looks_like(head):
-        return lodtensor.read_tar
-    if safetensors.looks_like(head):
-        return safetensors.read
+    head = b"" if path.is_dir() else beginning(path)
+    for reader in READERS.values():
+        if reader.knows(path, head):
+            return reader.read
     raise RetortError(f"{path}: {what_else(head)}")
 
 
