@@ -98,6 +98,8 @@ def compare(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
     both together, those of now are binomial). ``kind`` is ``new``, ``vanished``, ``changed`` (significant
     among all classes by Benjamini and Hochberg's procedure, and by more than CHANGED) or ``same``.
     """
+    from scipy.stats import false_discovery_control
+
     table = before.join(now, how="outer", lsuffix="_before", rsuffix="_now").sort_index()
     for column in ("rows_before", "rows_now"):
         table[column] = table[column].fillna(0).astype(np.int64)
@@ -112,7 +114,9 @@ def compare(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
     table["p"] = _binomial_test(old, new, total_now / (total_before + total_now))
     table.loc[~both, "p"] = np.nan
     significant = np.zeros(len(table), bool)
-    significant[both] = _discoveries(table["p"].to_numpy()[both], FALSE_DISCOVERIES)
+    if both.any():
+        # Benjamini and Hochberg (1995): of those that are called changed, this share at most is not
+        significant[both] = false_discovery_control(table["p"].to_numpy()[both]) <= FALSE_DISCOVERIES
     far = ((table["ratio"] >= CHANGED) | (table["ratio"] <= 1 / CHANGED)).to_numpy()
     table["kind"] = np.select([old == 0, new == 0, significant & far], ["new", "vanished", "changed"], "same")
     return table
@@ -124,15 +128,6 @@ def _binomial_test(old: NDArray[np.int64], new: NDArray[np.int64], share: float)
     both = old + new
     tail = np.minimum(binom.cdf(new, both, share), binom.sf(new - 1, both, share))
     return np.minimum(1.0, 2 * tail)
-
-
-def _discoveries(p: NDArray[np.float64], rate: float) -> NDArray[np.bool_]:
-    """Benjamini and Hochberg (1995): the hypotheses to reject so that ``rate`` of them at most are true."""
-    if not len(p):
-        return np.zeros(0, bool)
-    order = np.sort(p)
-    passing = np.flatnonzero(order <= rate * np.arange(1, len(p) + 1) / len(p))
-    return p <= (order[passing[-1]] if len(passing) else -1.0)
 
 
 def effect(old: NDArray[np.int64], new: NDArray[np.int64]) -> tuple[float, float]:
