@@ -133,6 +133,7 @@ def recognisable(
     if len(known) < 2:
         return []
     made = np.flatnonzero(~rows.real)
+    of_class = _by_class(rows.place[made], number)
     told = _real_only(rows, number, shrinkage)(rows.vectors[made]).argmax(axis=1)
     also = _by_gradients(params, rows, made, number, shrinkage)
     right = (told == rows.place[made]) | (also == rows.place[made])
@@ -141,7 +142,7 @@ def recognisable(
     samples = []
     limits: dict[int, float] = {}
     for one in classes:
-        mine = np.flatnonzero(rows.place[made] == one.place)
+        mine = of_class[one.place]
         one.looked_at = len(mine)
         if not len(mine) or one.place not in known:
             continue
@@ -178,6 +179,12 @@ def recognisable(
         run, "synthetic.recognisable", "warning", len(named), "have synthetic images that are not recognised"
     )
     return samples
+
+
+def _by_class(place: NDArray[np.int64], number: int) -> list[NDArray[np.int64]]:
+    """Where each class stands, in order, of every class."""
+    order = np.argsort(place, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(place, minlength=number))[:-1])
 
 
 def _beyond_chance(told: NDArray[np.int64], also: NDArray[np.int64], place: int, classes: int) -> float:
@@ -252,11 +259,14 @@ def degradation(
     told = judged.scores(shrinkage, _made(counts, rows, classes)).argmax(axis=1)
     after = told == place
     by_place = {one.place: one for one in classes}
+    images, *counted = (
+        np.bincount(place[of], minlength=number)
+        for of in (slice(None), before, after, before & ~after, ~before & after)
+    )
     tests = []
-    for c in np.unique(place).tolist():
-        mine = place == c
-        lost, won = int((before & ~after)[mine].sum()), int((~before & after)[mine].sum())
-        recall, with_made = float(before[mine].mean()), float(after[mine].mean())
+    for c in np.flatnonzero(images).tolist():
+        right, then, lost, won = (int(count[c]) for count in counted)
+        recall, with_made = right / int(images[c]), then / int(images[c])
         if c in by_place:
             by_place[c].real_recall, by_place[c].with_made = recall, with_made
         chance = float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost > won else 1.0

@@ -43,12 +43,15 @@ def macro_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple
         ours, other: predicted classes int64 [seeds, n], in the same order of seeds.
     """
     difference = (ours == actual).astype(float) - (other == actual).astype(float)
-    labels = np.unique(actual)
-    by_class = [difference[:, actual == label] for label in labels]
-    value, by_seed = interval(np.mean([part.mean(axis=1) for part in by_class], axis=0).tolist())
+    _, place, images = np.unique(actual, return_inverse=True, return_counts=True)
+    by_class = np.stack([np.bincount(place, weights=of_seed) / images for of_seed in difference], axis=1)
+    value, by_seed = interval(by_class.mean(axis=0).tolist())
     if by_seed is None:
         return value, None
-    variance = sum(float(part.mean(axis=0).var()) / part.shape[1] for part in by_class) / len(labels) ** 2
+    by_image = difference.mean(axis=0)
+    middle = np.bincount(place, weights=by_image) / images
+    spread = np.bincount(place, weights=(by_image - middle[place]) ** 2) / images
+    variance = float((spread / images).sum()) / len(images) ** 2
     return value, hypot(by_seed, 1.96 * sqrt(variance))
 
 

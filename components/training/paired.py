@@ -55,10 +55,11 @@ def macro_recall(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> Dif
         actual, ours, other: classes int64 [n], n > 0.
     """
     value = _by_image(actual, ours, other)
-    parts = [value[actual == label] for label in np.unique(actual)]
-    middles, errors = zip(*(adjusted(part) for part in parts), strict=True)
-    half = Z * sqrt(sum(error**2 for error in errors)) / len(parts)
-    return _within(float(np.mean([part.mean() for part in parts])), float(np.mean(middles)), half)
+    _, place = np.unique(actual, return_inverse=True)
+    images, total, squares = (np.bincount(place, weights=of) for of in (None, value, value**2))
+    middles, errors = _adjusted(images, total, squares)
+    half = Z * float(np.sqrt((errors**2).sum())) / len(images)
+    return _within(float((total / images).mean()), float(middles.mean()), half)
 
 
 def adjusted(value: np.ndarray) -> tuple[float, float]:
@@ -71,9 +72,14 @@ def adjusted(value: np.ndarray) -> tuple[float, float]:
     Args:
         value: float [n]: 1 where ours alone is right, -1 where the other alone is, else 0.
     """
-    count, total = len(value) + 2, float(value.sum())
-    squares = float((value**2).sum()) + 1
-    return total / count, sqrt(max(0.0, squares - total**2 / count)) / count
+    middle, error = _adjusted(np.asarray(len(value)), value.sum(), (value**2).sum())
+    return float(middle), float(error)
+
+
+def _adjusted(images: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``adjusted`` from the sums of ``value`` and of its squares, of one class or of many [K]."""
+    count = images + 2
+    return total / count, np.sqrt(np.maximum(0.0, squares + 1 - total**2 / count)) / count
 
 
 def worse(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> float:
