@@ -128,7 +128,9 @@ class Valid(Section):
 class Net(Section):
     arch: Arch = Field(default_factory=Arch, description="the network")
     weights: str = Field(
-        "none", description="package:NAME, file, folder, tar, s3://..., https://..., or none"
+        "none",
+        description="package:NAME, file, folder, tar, timm:MODEL.TAG, hf:OWNER/NAME, s3://..., https://..., "
+        "or none",
     )
     weights_sha256: str | None = Field(
         None,

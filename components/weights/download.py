@@ -34,7 +34,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass
-class _Place:
+class Download:
     """Where one download lies: its content, its part so far, and what is known of it."""
 
     folder: Path
@@ -89,7 +89,7 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
             f"weights: {label}: anybody on the way may change what comes over http; use https, or give "
             "weights_sha256"
         )
-    place = _place(label)
+    place = record_of(label)
     known = place.known()
     wanted = expected or known.get("sha256")
     if place.content.is_file():
@@ -118,7 +118,7 @@ def kept(label: str) -> Path | None:
     Args:
         label: as for ``fetch``.
     """
-    place = _place(label)
+    place = record_of(label)
     return place.content if place.content.is_file() else None
 
 
@@ -128,13 +128,14 @@ def forget(content: Path) -> None:
     remove(content.with_name(RECORD))
 
 
-def _place(label: str) -> _Place:
+def record_of(label: str) -> Download:
+    """Where the download that messages call ``label`` lies, and what is known of it."""
     name = PurePosixPath(unquote(urlsplit(label).path)).name or "weights"
     key = hashlib.sha256(label.encode()).hexdigest()[:16]
-    return _Place(state_dir("downloads", key), name.replace("\0", ""))
+    return Download(state_dir("downloads", key), name.replace("\0", ""))
 
 
-def _download(place: _Place, label: str, url: str) -> None:
+def _download(place: Download, label: str, url: str) -> None:
     """Fetch into the part file, from where an earlier attempt or run stopped."""
     why = ""
     for attempt in range(ATTEMPTS):
@@ -170,7 +171,7 @@ def _refused(error: urllib.error.HTTPError) -> str:
     return f"the server says {error.code} {reason}"
 
 
-def _go_on(place: _Place, label: str, url: str) -> None:
+def _go_on(place: Download, label: str, url: str) -> None:
     have = place.part.stat().st_size if place.part.exists() else 0
     tag = place.known().get("part_etag", "")
     request = urllib.request.Request(url, headers={"User-Agent": "retort", "Accept-Encoding": "identity"})  # noqa: S310

@@ -1,9 +1,10 @@
-"""Where weights come from: a file or folder, a package, a store, a web server; always as a local path."""
+"""Where weights come from, one record a kind (``KINDS``); always as a path on this machine."""
 
 from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 from components.common.errors import RetortError
 from components.common.storage import sha256_file, sha256_json
 from components.dataset.params import S3
-from components.weights import download
+from components.weights import download, hub
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".pdparams", ".tar")
 
@@ -31,6 +32,22 @@ class Source:
     fetched: bool = False
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source: how a spec of it looks, how it is found or fetched, and where a fetched one is kept.
+
+    Attributes:
+        form: for a person to read.
+        locate: (spec, expected sha256 or None, the store's settings) to what lies on this machine then.
+        kept: the file that was fetched before, None where there is none. Of what lies on this machine anyway
+            it is None itself.
+    """
+
+    form: str
+    locate: Callable[[str, str | None, S3], Source]
+    kept: Callable[[str], Path | None] | None = None
+
+
 def locate(spec: str, expected: str | None, s3: S3) -> Source:
     """Find, or fetch, what ``teacher.weights`` or ``student.weights`` names.
 
@@ -42,15 +59,7 @@ def locate(spec: str, expected: str | None, s3: S3) -> Source:
         RetortError: naming ``spec``, when there is no such thing, or it has another sha256.
     """
     expected = expected.lower() if expected else None
-    scheme = spec.partition(":")[0]
-    if scheme == "package":
-        source = _package(spec)
-    elif scheme in ("http", "https"):
-        source = _fetched(spec, spec, expected)
-    elif scheme == "s3":
-        source = _fetched(spec, _signed(spec, s3), expected)
-    else:
-        source = _local(spec)
+    source = kind_of(spec).locate(spec, expected, s3)
     if expected and source.sha256 != expected:
         raise RetortError(
             f"weights: {source.spec}: sha256 {source.sha256[:12]}..., weights_sha256 asks for "
@@ -64,7 +73,27 @@ def public(spec: str) -> str:
     return re.sub(r"//[^/@]*@", "//", spec.partition("?")[0] if "://" in spec else spec)
 
 
-def _local(spec: str) -> Source:
+def kept(spec: str) -> str:
+    """Where ``spec`` lies on this machine already, as ``locate`` takes it; nothing is fetched.
+
+    Raises:
+        RetortError: it was fetched on another machine, or removed since.
+    """
+    kept_by = kind_of(spec).kept
+    if kept_by is None:
+        return spec
+    path = kept_by(spec)
+    if path is None:
+        raise RetortError(f"{public(spec)}: its download is not on this machine")
+    return str(path)
+
+
+def kind_of(spec: str) -> Kind:
+    """The kind of source that a spec names by what stands before its colon; a path has none."""
+    return KINDS.get(spec.partition(":")[0], PATH)
+
+
+def _local(spec: str, expected: str | None, s3: S3) -> Source:
     path = Path(spec).expanduser()
     if path.is_dir():
         files = sorted(entry for entry in path.rglob("*") if entry.is_file())
@@ -80,7 +109,7 @@ def _local(spec: str) -> Source:
         raise RetortError(f"weights: {spec}: cannot be read ({error.strerror})") from None
 
 
-def _package(spec: str) -> Source:
+def _package(spec: str, expected: str | None, s3: S3) -> Source:
     """The one weights file among an installed distribution's files; nothing of it is imported."""
     from importlib.metadata import PackageNotFoundError, distribution
 
@@ -111,6 +140,14 @@ def _package(spec: str) -> Source:
     )
 
 
+def _web(spec: str, expected: str | None, s3: S3) -> Source:
+    return _fetched(spec, spec, expected)
+
+
+def _store(spec: str, expected: str | None, s3: S3) -> Source:
+    return _fetched(spec, _signed(spec, s3), expected)
+
+
 def _fetched(spec: str, url: str, expected: str | None) -> Source:
     path, digest, when = download.fetch(public(spec), url, expected)
     return Source(public(spec), path, digest, f"downloaded {when}", fetched=True)
@@ -138,3 +175,28 @@ def _signed(spec: str, s3: S3) -> str:
             f"weights: {spec}: {error}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
             "or a profile, the place from data.s3"
         ) from None
+
+
+def _hub(place_of: Callable[[str], hub.Place], form: str) -> Kind:
+    """A kind of source whose files lie on the Hugging Face hub."""
+
+    def locate(spec: str, expected: str | None, s3: S3) -> Source:
+        path, digest, origin = hub.fetch(spec, place_of(spec), expected)
+        return Source(spec, path, digest, origin)
+
+    return Kind(form, locate, lambda spec: hub.kept(spec, place_of(spec)))
+
+
+def _downloaded(spec: str) -> Path | None:
+    return download.kept(public(spec))
+
+
+PATH = Kind("a file, a folder or a tar", _local)
+KINDS = {
+    "package": Kind("package:NAME", _package),
+    "hf": _hub(hub.of_hub, "hf:owner/name[/file][@revision]"),
+    "timm": _hub(hub.of_timm, "timm:model[.tag]"),
+    "s3": Kind("s3://bucket/key", _store, _downloaded),
+    "https": Kind("https://host/path", _web, _downloaded),
+    "http": Kind("http://host/path", _web, _downloaded),
+}

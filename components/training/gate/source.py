@@ -13,11 +13,10 @@ from components.common.storage import need, read_json
 from components.dataset.params import S3
 from components.models import build, heads
 from components.models.params import Net
-from components.weights import download
 from components.weights.convert import Target, convert
 from components.weights.coverage import COUNTER, compare, shapes, some
 from components.weights.readers import read, safetensors
-from components.weights.source import locate, public
+from components.weights.source import kept, locate, public
 
 SHARE = 1e-6  # by which a recorded coverage may differ: it is a ratio of two counts
 
@@ -54,7 +53,7 @@ def reread(weights: Path, who: str, net: Net, s3: S3) -> Reread:
     if entry is None:
         return found
     try:
-        source = locate(_kept(net.weights), None, s3)
+        source = locate(kept(net.weights), None, s3)
     except RetortError as error:
         found.away = str(error).removeprefix("weights: ")
         return found
@@ -99,20 +98,6 @@ def _entry(path: Path, record: dict[str, Any], net: Net, found: Reread) -> dict[
             else f"{name} was written for another {path.stem}.arch"
         )
     return entry
-
-
-def _kept(spec: str) -> str:
-    """Where the source lies on this machine, as ``locate`` takes it; a download: where it was kept.
-
-    Raises:
-        RetortError: it was fetched on another machine, or removed since.
-    """
-    if spec.partition("://")[0] in ("http", "https", "s3"):
-        kept = download.kept(public(spec))
-        if kept is None:
-            raise RetortError(f"{public(spec)}: its download is not on this machine")
-        return str(kept)
-    return spec
 
 
 def _compare(path: Path, net: Net, source: Path, entry: dict[str, Any], found: Reread) -> None:

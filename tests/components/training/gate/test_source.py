@@ -81,7 +81,7 @@ def test_a_download_is_read_where_it_was_kept_and_never_fetched(weights: Path, p
     public = "https://nowhere.invalid/start.safetensors"
     edit(weights / "student.json", lineage={"source": public})
     assert "download is not on this machine" in reread(weights, "student", net, S3()).away
-    place = download._place(public).content
+    place = download.record_of(public).content
     place.write_bytes(Path("student-start.safetensors").read_bytes())
     found = reread(weights, "student", net, S3())
     assert (found.faults, found.away, found.compared) == ([], "", 73)
