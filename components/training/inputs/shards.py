@@ -7,6 +7,7 @@ each: a node reads that part of the shard until it has fetched the whole one for
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tarfile
@@ -159,12 +160,13 @@ def _pack(
     index: Index, contents: Contents, first: int, size: int, path: Path, pool: ThreadPoolExecutor
 ) -> Tar:
     """Write one shard that begins with a row; returns where tarfile finds its members."""
-    from webdataset import TarWriter
-
     packed = 0
-    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
+    with tarfile.open(path, "w") as archive:
         for row, content in _ahead(contents, range(first, len(index)), pool):
-            writer.write({"__key__": f"{row:09}", _extension(index.path(row)): content})
+            member = tarfile.TarInfo(f"{row:09}.{_extension(index.path(row))}")
+            member.size, member.mode = len(content), 0o444
+            member.uname = member.gname = "bigdata"  # as WebDataset's own writer has it
+            archive.addfile(member, io.BytesIO(content))
             packed += len(content)
             if packed >= size:
                 break
