@@ -1,1 +1,1 @@
-"""The steps: one folder is one room, with its own parameters, code and KFP face."""
+"""The steps: one folder is one room, with its own parameters and code."""

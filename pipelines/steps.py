@@ -78,10 +78,14 @@ class Step:
         return {WORK.get(name, name) for name in self.sections().values() if name not in self.free}
 
     def call(self, params: StepParams, places: Mapping[str, Path], option: str = "") -> None:
-        """Call the function on inputs and outputs that lie at ``places``."""
+        """Call the function on inputs and outputs that lie at ``places``, by their names."""
         options = {self.option: option} if self.option else {}
         arguments = {name: _placed(taken, places) for name, taken in self.takes.items()}
         pkgutil.resolve_name(self.function)(params, **arguments, **options)
+
+    def folder(self, places: Mapping[str, Path]) -> Path:
+        """The step's own folder, with its report, of outputs that lie at ``places``."""
+        return places[str(self.takes["out"])]
 
 
 def _placed(taken: Takes, places: Mapping[str, Path]) -> Path | dict[str, Path]:
@@ -117,12 +121,9 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """The step's own folder, with its report."""
-        name = self.step.takes["out"]
-        assert isinstance(name, str)
-        place = self.outputs[name]
-        assert place is not None
-        return Path(place)
+        """The step's own folder, as DVC keeps it."""
+        kept = {name: Path(place) for name, place in self.outputs.items() if place is not None}
+        return self.step.folder(kept)
 
 
 @dataclass(frozen=True)

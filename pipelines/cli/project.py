@@ -19,7 +19,7 @@ def compile_(context: Context) -> None:
 
     Example: retort compile -o kubeflow.image=registry.example/retort@sha256:...
     """
-    from pipelines.dag import compile as write
+    from pipelines.kubeflow.dag import compile as write
 
     write(context.obj.params(), Path("pipeline.yaml"))
     print("pipeline.yaml: upload it to a KFP server, or 'retort submit'")
@@ -36,8 +36,8 @@ def submit(
     Examples: retort submit --local
               retort submit --no-wait -o kubeflow.host=http://kfp.example
     """
-    from pipelines.submit import submit as to_server
-    from pipelines.submit import submit_local
+    from pipelines.kubeflow.submit import submit as to_server
+    from pipelines.kubeflow.submit import submit_local
 
     if local:
         with context.obj.working("submit --local") as p:

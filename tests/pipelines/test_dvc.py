@@ -16,8 +16,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipelines import dag
 from pipelines.cli.app import app
+from pipelines.kubeflow import dag
 from pipelines.params import Params, load
 from pipelines.steps import MAIN, Pipeline
 from tests.conftest import Checkout
@@ -185,11 +185,11 @@ def test_every_section_of_params_yaml_is_known_to_dvc() -> None:
     assert sections - tracked == {"kubeflow", "report", "expand", "compare_weights", "tune"}
 
 
-def test_dvc_reads_the_dag_and_leaves_the_kubeflow_face_out(tmp_path: Path) -> None:
+def test_dvc_reads_the_dag_and_leaves_the_other_commands_out(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)  # its own: in the one that tests share the main job may have run
     shown = checkout.run("dvc", "stage", "list", "--name-only")
     assert shown.stdout.split() == list(STAGES), shown.stderr
-    ignored = checkout.run("dvc", "check-ignore", "components/training/component.py")
+    ignored = checkout.run("dvc", "check-ignore", "components/tools/tune.py")
     assert ignored.returncode == 0
     kept = checkout.run("dvc", "check-ignore", "components/training/distill.py")
     assert kept.returncode == 1

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 
 from components.common.params import StepParams
-from components.step import step as framed
 from pipelines.cli import steps
 from pipelines.cli.options import Options
 from pipelines.params import Params
 from pipelines.report import report
-from pipelines.steps import MAIN, PIPELINES, Pipeline, Stage, Step
+from pipelines.steps import PIPELINES, Pipeline, Stage
+from tests.pipelines.longer import LONGER
 
 EACH = [pytest.param(line, stage, id=stage.name) for line in PIPELINES for stage in line.stages]
 
@@ -44,44 +43,6 @@ def test_an_input_is_an_output_of_a_stage_before(pipeline: Pipeline, stage: Stag
     for taken in stage.step.takes.values():
         wanted = [taken] if isinstance(taken, str) else taken.values()
         assert {name.partition("/")[0] for name in wanted} <= names
-
-
-def count(params: StepParams, *, manifest: Path, out: Path, of: str) -> None:
-    """A step of no use: how long the manifest is."""
-    with framed("count", params, out, {"data/clean.parquet": manifest}) as run:
-        run.find("validate.rows", "info", "rows", f"{of}: {len(manifest.read_bytes())} bytes")
-
-
-COUNT = Step(
-    name="count",
-    function=f"{__name__}:count",
-    parameters="components.common.params:StepParams",
-    takes={"manifest": "manifest", "out": "counted"},
-    option="of",
-    option_help="What is counted.",
-    help="Count the bytes of the clean manifest.",
-)
-LONGER = replace(
-    MAIN,
-    stages=(
-        *MAIN.stages,
-        Stage(
-            COUNT,
-            "Count",
-            inputs={"manifest": "validate.clean", "images": "ingest.images"},
-            outputs={"counted": "outputs/count"},
-            option="all",
-        ),
-        Stage(
-            COUNT,
-            "Count again",
-            inputs={"manifest": "validate.clean"},
-            outputs={"counted": "outputs/again"},
-            option="twice",
-            own_name="again",
-        ),
-    ),
-)
 
 
 @pytest.mark.parametrize(("words", "left"), [([], "count"), (["--of", "twice"], "again")])

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import types
 import typing
-import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from components.common.params import StepParams
-from pipelines import dag
+from pipelines.kubeflow import adapter, components, dag
 from pipelines.params import Params, keys, load
+from pipelines.steps import MAIN, PIPELINES, Stage, Step
+from tests.pipelines import longer
 
-HOUSE = Path(__file__).resolve().parents[2]
+HOUSE = Path(__file__).resolve().parents[3]
 DIGEST = "registry.example/retort@sha256:" + "0" * 64
-ROOMS = {
-    "dataset": ("ingest", "validate"),
-    "weights": ("weights",),
-    "audit": ("audit_imbalance", "audit_synthetic", "plan"),
-    "training": ("finetune", "check", "distill"),
-    "export": ("export",),
-    "benchmark": ("benchmark",),
-    "registry": ("register",),
-}
-STEPS = [(room, step) for room, steps in ROOMS.items() for step in steps]
+STEPS = {stage.step.name: stage.step for line in PIPELINES for stage in line.stages}
 TRAINING = ("finetune", "check", "distill")
 ETCD_LIMIT = 1.5 * 2**20
 
@@ -78,18 +69,16 @@ def test_steps_follow_each_other_as_designed(tmp_path: Path) -> None:
 def test_every_section_is_a_parameter_of_the_run(tmp_path: Path) -> None:
     pipeline, _ = compiled(tmp_path, "student.train.epochs=9")
     inputs = pipeline["root"]["inputDefinitions"]["parameters"]
-    assert set(inputs) == set(Params.model_fields) - dag.NO_STEP
+    assert set(inputs) == set(Params.model_fields) - {"kubeflow", "expand", "compare_weights", "tune"}
     assert inputs["student"]["defaultValue"]["train"]["epochs"] == 9
 
 
-@pytest.mark.parametrize(("room", "step"), STEPS)
-def test_a_step_reads_its_parameters_back_as_they_were(room: str, step: str) -> None:
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_step_reads_its_parameters_back_as_they_were(step: Step) -> None:
     """Through KFP numbers become floats and nulls are left out; the step's class sees no difference."""
     params = load(HOUSE / "params.yaml", ["benchmark.latency_budget_ms=10", "global.class_num=10"])
-    kind = parameter_class(room, step)
-    sections = {
-        field.alias or name: floats(dag.arguments(params)[name]) for name, field in kind.model_fields.items()
-    }
+    kind = step.kind()
+    sections = {name: floats(dag.arguments(params)[field]) for field, name in step.sections().items()}
     assert kind.model_validate(sections) == params.of(kind)
 
 
@@ -110,45 +99,66 @@ def test_null_is_the_default_of_every_key_that_may_be_null() -> None:
             assert field.default is None, f"{key}: a null would be lost on its way through KFP"
 
 
-def body(room: str, step: str) -> ast.FunctionDef:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        component = getattr(importlib.import_module(f"components.{room}.component"), step)
-    (function,) = ast.parse(inspect.getsource(component.python_func)).body
+@pytest.mark.parametrize("name", STEPS)
+def test_a_component_only_calls_its_step(name: str) -> None:
+    (function,) = ast.parse(inspect.getsource(components.__dict__[name.replace("-", "_")].python_func)).body
     assert isinstance(function, ast.FunctionDef)
-    return function
+    _, needed, call = function.body  # after the docstring
+    assert isinstance(needed, ast.ImportFrom), "KFP writes the body into the pipeline, without its module"
+    assert ast.unparse(call) == f"run('{name}', locals())"
 
 
-def parameter_class(room: str, step: str) -> type[StepParams]:
-    (name,) = (
-        node.value.id
-        for node in ast.walk(body(room, step))
-        if isinstance(node, ast.Attribute)
-        and node.attr == "model_validate"
-        and isinstance(node.value, ast.Name)
-    )
-    kind = getattr(importlib.import_module(f"components.{room}.params"), name)
-    assert issubclass(kind, StepParams)
-    return kind
+@pytest.mark.parametrize("stage", MAIN.stages, ids=[stage.name for stage in MAIN.stages])
+def test_a_component_takes_what_its_row_says(stage: Stage) -> None:
+    spec = components.__dict__[stage.step.name.replace("-", "_")].component_spec
+    options = [stage.step.option] if stage.step.option else []
+    assert set(spec.inputs) == {*options, *stage.step.sections(), *stage.inputs}
+    assert {name for name in spec.inputs if spec.inputs[name].type == "Dict"} == set(stage.step.sections())
+    assert set(spec.outputs) - {"metrics"} == {*stage.outputs, "page"}
 
 
-@pytest.mark.parametrize(("room", "step"), STEPS)
-def test_a_component_only_calls_its_step(room: str, step: str) -> None:
-    function = body(room, step)
-    statements = function.body[1:]  # after the docstring
-    assert not [node for node in ast.walk(function) if isinstance(node, ast.If | ast.While | ast.Try)]
-    assert len([node for node in statements if not isinstance(node, ast.ImportFrom)]) <= 4
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-    assert len([c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "step"]) == 1
+def test_every_component_is_a_step() -> None:
+    found = {name for name, value in vars(components).items() if hasattr(value, "component_spec")}
+    assert found == {name.replace("-", "_") for name in STEPS}
 
 
-@pytest.mark.parametrize(("room", "step"), STEPS)
-def test_a_component_hands_every_section_of_its_step_on(room: str, step: str) -> None:
-    function = body(room, step)
-    (sections,) = (node for node in ast.walk(function) if isinstance(node, ast.Dict) and len(node.keys) > 2)
-    given = {key.value for key in sections.keys if isinstance(key, ast.Constant)}
-    kind = parameter_class(room, step)
-    assert given == {field.alias or name for name, field in kind.model_fields.items()}
+def test_a_row_is_a_task_with_the_parameters_that_its_class_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "count", longer.count, raising=False)
+    path = tmp_path / "pipeline.yaml"
+    dag.compile(load(HOUSE / "params.yaml"), path, longer.LONGER)
+    pipeline, _ = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    assert pipeline["pipelineInfo"]["name"] == "retort-digits-longer"
+    tasks = pipeline["root"]["dag"]["tasks"]
+    assert set(tasks["count"]["dependentTasks"]) == {"ingest", "validate"}
+    assert tasks["count"]["taskInfo"]["name"] == "Count"
+    assert set(tasks["count"]["inputs"]["parameters"]) == {"checks", "general", "of", "registry", "report"}
+    assert tasks["again"]["inputs"]["parameters"]["of"]["runtimeValue"] == {"constant": "twice"}
+
+
+def test_a_body_hands_sections_places_page_and_metrics_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "find", {"drawn": longer.DRAWN}.__getitem__)
+    logged: dict[str, float] = {}
+    given = {
+        "general": {"seed": 3.0}, "checks": {}, "report": {}, "registry": {"name": "photos"},
+        "data": {"source": "digits", "root": "nowhere"},
+        **{name: SimpleNamespace(path=str(tmp_path / name)) for name in ("images", "drawn", "page")},
+        "metrics": SimpleNamespace(path=str(tmp_path / "metrics"), log_metric=logged.__setitem__),
+    }  # fmt: skip
+    adapter.run("drawn", given)
+    assert (tmp_path / "drawn/seen.txt").read_text() == f"3 photos {tmp_path / 'images'}"
+    assert (tmp_path / "images").is_dir()
+    assert (tmp_path / "page").read_text() == (tmp_path / "drawn/report.html").read_text()
+    assert logged == {"val.top1": 0.5}
+    given["data"] = {"source": "photos", "root": "photos"}
+    adapter.run("drawn", given)
+    assert (tmp_path / "drawn/seen.txt").read_text() == "3 photos photos"
+    del given["data"]
+    with pytest.raises(KeyError, match="data"):
+        adapter.run("drawn", given)
 
 
 def test_training_pods_get_workers_memory_and_a_large_shm(tmp_path: Path) -> None:

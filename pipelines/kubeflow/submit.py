@@ -25,8 +25,8 @@ from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.common.progress import say
 from components.common.storage import remove, sha256_file, state_dir
-from pipelines import dag
 from pipelines.history import HOUSE
+from pipelines.kubeflow import dag
 from pipelines.params import Params
 
 if TYPE_CHECKING:

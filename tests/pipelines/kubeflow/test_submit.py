@@ -16,12 +16,12 @@ import kfp_server_api as api
 import pytest
 
 from components.common.errors import RetortError
-from pipelines import dag, submit
+from pipelines.kubeflow import dag, submit
 from pipelines.params import Params, load
 from tests.conftest import alive, descendants
-from tests.pipelines.kfp_server import KfpServer
+from tests.pipelines.kubeflow.kfp_server import KfpServer
 
-HOUSE = Path(__file__).resolve().parents[2]
+HOUSE = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -1,0 +1,367 @@
+"""The body of each Kubeflow component: its parameters, its artifacts, and one call.
+
+A dict is the section of params.yaml of that name (``general``: global, ``validation``: validate). KFP writes
+the source of a body into the pipeline, and runs it in the pod: what it needs is imported inside.
+"""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def ingest(
+    general: dict,
+    data: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Output[dsl.Dataset],
+    images: dsl.Output[dsl.Dataset],
+    out: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Read data.source into a manifest.
+
+    Args:
+        manifest: Parquet, one row an image.
+        images: the embedded digits as files; an empty folder for every other source.
+        out: the step's report and files.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("ingest", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def validate(
+    general: dict,
+    data: dict,
+    validation: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    clean: dsl.Output[dsl.Dataset],
+    quarantine: dsl.Output[dsl.Dataset],
+    out: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Check every image and row of a manifest.
+
+    Args:
+        manifest: what ingest read.
+        images: the embedded digits as files.
+        clean: the manifest's good rows.
+        quarantine: its bad rows, with the reason.
+        out: the step's report, Data Docs and files.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("validate", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def weights(
+    general: dict,
+    data: dict,
+    teacher: dict,
+    student: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    weights: dsl.Output[dsl.Model],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Fetch, convert and prove the weights that teacher and student start from.
+
+    Args:
+        weights: teacher.safetensors, student.safetensors, features.onnx, and their lineage.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("weights", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def audit_imbalance(
+    general: dict,
+    data: dict,
+    audit: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    part: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Measure the imbalance of classes; propose sampling and loss.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        part: this audit's part of the plan, and its report.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("audit-imbalance", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def audit_synthetic(
+    general: dict,
+    data: dict,
+    audit: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    weights: dsl.Input[dsl.Model],
+    part: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Measure whether synthetic images help, harm or flood; list suspect labels by file.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        weights: the start weights; features.onnx of them.
+        part: this audit's part of the plan, and its report.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("audit-synthetic", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def plan(
+    general: dict,
+    data: dict,
+    audit: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    imbalance: dsl.Input[dsl.Artifact],
+    synthetic: dsl.Input[dsl.Artifact],
+    plan: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Merge what the audits found into the plan that training carries out.
+
+    Args:
+        imbalance: the imbalance audit's part.
+        synthetic: the synthetic audit's part.
+        plan: plan.json, and a report with the findings of both.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("plan", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def finetune(
+    general: dict,
+    data: dict,
+    teacher: dict,
+    ray: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
+    weights: dsl.Input[dsl.Model],
+    trained: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Finetune the teacher on Ray Train, following the plan.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        plan: what the audits tell training.
+        weights: the start weights.
+        trained: the teacher: model.safetensors, its card, metrics and history.
+        metrics: its accuracy and recall.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("finetune", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def check(
+    general: dict,
+    data: dict,
+    teacher: dict,
+    student: dict,
+    distill: dict,
+    ray: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
+    teacher_model: dsl.Input[dsl.Model],
+    weights: dsl.Input[dsl.Model],
+    passed: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """The gate before distillation: teacher, weights and learning rate; then the student without a teacher.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        plan: what the audits tell training.
+        teacher_model: the finetuned teacher.
+        weights: the start weights.
+        passed: the gate's report, which distillation asks for, and the student trained alone.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("check", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def distill(
+    general: dict,
+    data: dict,
+    teacher: dict,
+    student: dict,
+    distill: dict,
+    ray: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
+    teacher_model: dsl.Input[dsl.Model],
+    weights: dsl.Input[dsl.Model],
+    passed: dsl.Input[dsl.Artifact],
+    trained: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Distil the teacher into the student with SSLD on Ray Train.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        plan: what the audits tell training.
+        teacher_model: the finetuned teacher.
+        weights: the start weights.
+        passed: the passed gate of exactly these inputs.
+        trained: the student: model.safetensors, its card, metrics and history.
+        metrics: its accuracy and recall.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("distill", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def export(
+    of: str,
+    general: dict,
+    data: dict,
+    export: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    exported: dsl.Output[dsl.Model],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Export to ONNX and prove that the file equals the trained network.
+
+    Args:
+        of: which network it is, student or teacher.
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        model: the trained network.
+        exported: model.onnx and its siblings.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("export", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def benchmark(
+    general: dict,
+    data: dict,
+    benchmark: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    student: dsl.Input[dsl.Model],
+    teacher: dsl.Input[dsl.Model],
+    measured: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Measure the exported models on the node that this runs on; recommend one configuration.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        student: the exported student.
+        teacher: the exported teacher.
+        measured: results.csv, choice.json and the curves.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("benchmark", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def register(
+    general: dict,
+    data: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    student: dsl.Input[dsl.Model],
+    exported: dsl.Input[dsl.Model],
+    measured: dsl.Input[dsl.Artifact],
+    passed: dsl.Input[dsl.Artifact],
+    plan: dsl.Input[dsl.Artifact],
+    registered: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Register the student in MLflow, as champion when it is better, else as challenger.
+
+    Args:
+        manifest: the clean manifest.
+        images: the embedded digits as files.
+        student: the trained student.
+        exported: the exported student.
+        measured: what the benchmark measured.
+        passed: the gate's report.
+        plan: what the audits told training.
+        registered: registered.json, which names the model version.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("register", locals())

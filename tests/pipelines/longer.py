@@ -1,0 +1,86 @@
+"""A pipeline with a step more, of no use, which is used twice; and a step that draws images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from kfp import dsl
+
+from components.common.params import StepParams
+from components.common.storage import write_json
+from components.dataset.params import IngestParams
+from components.step import step as framed
+from pipelines.steps import MAIN, Stage, Step
+
+
+def count_bytes(params: StepParams, *, manifest: Path, out: Path, of: str) -> None:
+    """A step of no use: how long the manifest is."""
+    with framed("count", params, out, {"data/clean.parquet": manifest}) as run:
+        run.find("validate.rows", "info", "rows", f"{of}: {len(manifest.read_bytes())} bytes")
+
+
+COUNT = Step(
+    name="count",
+    function=f"{__name__}:count_bytes",
+    parameters="components.common.params:StepParams",
+    takes={"manifest": "manifest", "out": "counted"},
+    option="of",
+    option_help="What is counted.",
+    help="Count the bytes of the clean manifest.",
+)
+LONGER = replace(
+    MAIN,
+    name="longer",
+    stages=(
+        *MAIN.stages,
+        Stage(
+            COUNT,
+            "Count",
+            inputs={"manifest": "validate.clean", "images": "ingest.images"},
+            outputs={"counted": "outputs/count"},
+            option="all",
+        ),
+        Stage(
+            COUNT,
+            "Count again",
+            inputs={"manifest": "validate.clean", "images": "ingest.images"},
+            outputs={"counted": "outputs/again"},
+            option="twice",
+            own_name="again",
+        ),
+    ),
+)
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def count(
+    of: str,
+    general: dict,
+    checks: dict,
+    report: dict,
+    registry: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    images: dsl.Input[dsl.Dataset],
+    counted: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Count the bytes of the clean manifest."""
+    from pipelines.kubeflow.adapter import run
+
+    run("count", locals())
+
+
+def draw(params: IngestParams, *, out: Path) -> None:
+    """Leaves what it was told, as a trained network leaves its metrics."""
+    out.mkdir(exist_ok=True)
+    (out / "seen.txt").write_text(f"{params.general.seed} {params.registry.name} {params.data.root}")
+    (out / "report.html").write_text("page")
+    write_json(out / "metrics.json", {"val": {"top1": 0.5, "confusion": []}, "seconds": 3})
+
+
+DRAWN = Step(
+    name="drawn",
+    function=f"{__name__}:draw",
+    parameters="components.dataset.params:IngestParams",
+    takes={"out": "drawn"},
+    help="Draw.",
+)
