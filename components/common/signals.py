@@ -27,8 +27,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Hold both signals back, until ``heed``, for some seconds of work that must not be torn.
+def defer_signals() -> Iterator[None]:
+    """Hold both signals back, until ``raise_pending``, for some seconds of work that must not be torn.
 
     An exception in its midst may leave a lock of the logging module taken, on which a thread then waits for
     ever.
@@ -41,7 +41,7 @@ def held() -> Iterator[None]:
         _holding = False
 
 
-def heed() -> None:
+def raise_pending() -> None:
     """Raise what was caught, if it was held back, or a library swallowed it."""
     if _caught:
         raise _exception(_caught[-1])

@@ -325,7 +325,7 @@ class _Registration:
             self.comparison = self._compare(champion)
         if self.champion is None or (self.comparison is not None and self.comparison.better):
             if champion is None or int(champion.version) != number:
-                versions.crown(number, "register")
+                versions.set_champion(number, "register")
             alias = CHAMPION
             if self.champion is None:
                 self.reason = FIRST

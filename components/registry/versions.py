@@ -82,7 +82,7 @@ class Versions:
         tags = self.client.get_registered_model(self.name).tags
         return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(PROMOTION)]
 
-    def crown(self, version: int, how: str) -> dict[str, Any]:
+    def set_champion(self, version: int, how: str) -> dict[str, Any]:
         """Make ``version`` champion and put it on record."""
         before = self.holder(CHAMPION)
         record = {

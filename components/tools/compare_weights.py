@@ -89,9 +89,9 @@ def compare_weights(
         need(manifest, "validate")
         epochs = settings.epochs or net.train.epochs
         phases = (Phase("finetune", "net", epochs, net.lr),)
-        audited = driver.audited(run, plan)
+        audited = driver.load_plan(run, plan)
         base = driver.make_spec(params, net, params.ray, params.data, manifest, audited, None, phases)
-        actual = driver.truth(base, settings.split)
+        actual = driver.labels(base, settings.split)
         if not len(actual):
             raise RetortError(
                 f"{manifest}: no rows in the split '{settings.split}'; see compare_weights.split"
@@ -194,7 +194,7 @@ def _run_all(
     """All finetunes, seed by seed, so that a comparison that is broken off has compared something."""
     first = params.general.seed
     pairs = [
-        (candidate, replace(base, start=candidate.start, seed=seed, patient=True))
+        (candidate, replace(base, start=candidate.start, seed=seed, allow_flat_loss=True))
         for seed in range(first, first + params.compare_weights.seeds)
         for candidate in candidates
     ]
@@ -239,7 +239,7 @@ def _finetune(
         predictions = result.predictions["net"]
         tracker.summary(
             {
-                f"{split}_top1": float((predictions[split] == driver.truth(spec, split)).mean())
+                f"{split}_top1": float((predictions[split] == driver.labels(spec, split)).mean())
                 for split in ("val", "test")
                 if len(predictions[split])
             }

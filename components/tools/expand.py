@@ -24,8 +24,8 @@ from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
 from components.step import Run, step
 from components.tools.params import ExpandParams
-from components.training import driver, preflight, results, rows, sampling
-from components.training.augmentation import PLAIN, Augment
+from components.training import class_expansion, driver, preflight, results, sampling
+from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import Index, open_index
 from components.training.inputs.pictures import open_store
@@ -98,7 +98,7 @@ def expand(
             card,
             classes,
             folder / "clean.parquet",
-            relabel(driver.audited(run, plan), labels),
+            relabel(driver.load_plan(run, plan), labels),
         )
         preflight.preflight(run, spec, params.ray, of, 1 + params.expand.control)
         index = open_index(spec.manifest)
@@ -112,7 +112,7 @@ def expand(
                 "start": _predict(spec, grown, index),
             }
         _check_names(run, classes, index.labels[index.rows("val")].astype(np.int64), before["old"], model)
-        spec = replace(spec, start=_save(grown, folder / "start.safetensors"), whole=True)
+        spec = replace(spec, start=_save(grown, folder / "start.safetensors"), full_checkpoint=True)
         checkpoints = driver.checkpoints("expand", spec)
         result = driver.train(run, spec, params.ray, checkpoints)
         _write(run, params, spec, classes, counts, before, result, card, weights, out)
@@ -200,7 +200,7 @@ def relabel(plan: Plan, labels: dict[int, int]) -> Plan:
 
 def _need_classifier(module: nn.Module, model: Path) -> None:
     try:
-        rows.classifiers(module)
+        class_expansion.classifiers(module)
     except RetortError as error:
         raise RetortError(
             f"{model}: {error}; it cannot be expanded: run 'retort finetune' on all classes"
@@ -278,9 +278,11 @@ def _grow(spec: TrainSpec, old: nn.Module, classes: Classes, index: Index, train
         _spread(of_class, PER_CLASS if label in classes.new else of_old)
         for label, of_class in zip(labels.tolist(), np.split(by_class, starts[1:]), strict=True)
     ]
-    statistics = rows.fed(old, _batches(spec, index, np.concatenate(some), "train", "class means"))
+    statistics = class_expansion.feature_statistics(
+        old, _batches(spec, index, np.concatenate(some), "train", "class means")
+    )
     grown = build.create(spec.arch, len(spec.class_names)).eval()
-    rows.grow(old, grown, classes.kept, statistics, classes.new)
+    class_expansion.expand_head(old, grown, classes.kept, statistics, classes.new)
     return grown
 
 
@@ -302,7 +304,7 @@ def _batches(
     with open_feed(
         store.part(split), augment, torch.device("cpu"), spec.valid.num_workers, name="valid.num_workers"
     ) as feed:
-        batches = feed(in_order(wanted, size, PLAIN))
+        batches = feed(in_order(wanted, size, NO_AUGMENT))
         for batch in progress.track(batches, f"expand: {what} (batches)", -(-len(wanted) // size)):
             yield normalise(batch.pixels), index.labels[batch.draw.rows].tolist()
 
@@ -378,7 +380,7 @@ def _write(
 ) -> None:
     mode = params.expand.mode
     said, names = result.predictions, spec.class_names
-    actual = {split: driver.truth(spec, split) for split in ("val", "test")}
+    actual = {split: driver.labels(spec, split) for split in ("val", "test")}
     metrics: dict[str, Any] = {
         way: {split: evaluate(actual[split], said[way][split], names) for split in actual} for way in said
     }

@@ -22,7 +22,7 @@ def promote(params: RegisterParams, version: int) -> dict[str, Any] | None:
         if champion and int(champion.version) == version:
             say(f"{versions.name} version {version} is champion already")
             return None
-        record = versions.crown(version, "promote")
+        record = versions.set_champion(version, "promote")
     before = record["replaced"]
     say(f"{versions.name}: version {version} is champion" + (f", in place of {before}" if before else ""))
     return record
@@ -57,6 +57,6 @@ def rollback(params: RegisterParams) -> dict[str, Any]:
                 "nothing to go back to; 'retort promote VERSION' names a champion"
             )
         versions.get(replaced)
-        record = versions.crown(replaced, "rollback")
+        record = versions.set_champion(replaced, "rollback")
     say(f"{versions.name}: version {replaced} is champion again, in place of {present}")
     return record

@@ -100,7 +100,7 @@ def run(
     import ray as core
 
     remove(folder / "ray")  # Tune's own notes of a search that was interrupted
-    mailbox: Any = core.remote(num_cpus=0)(cluster.Mailbox).remote()
+    mailbox: Any = core.remote(num_cpus=0)(cluster.EventQueue).remote()
     storage = remote.open_storage(ray.storage) if ray.storage else None
     shared = list(specs) if storage is None else remote.publish(storage, list(specs))
     config = cluster.sent(shared, mailbox, storage)
@@ -131,7 +131,7 @@ def run(
         thread.start()
         while thread.is_alive() and not errors:
             thread.join(cluster.POLL_SECONDS)
-            signals.heed()
+            signals.raise_pending()
             listen()
     if not errors:
         listen()

@@ -67,13 +67,13 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
         epochs = settings.epochs or net.train.epochs
         recipes = proposals(axes(settings, net), settings.trials, params.general.seed)
         start = driver.start_weights(weights, settings.of, net)
-        read = driver.audited(run, plan)
+        read = driver.load_plan(run, plan)
 
         def spec_of(values: Values) -> TrainSpec:
             own = applied(net, values)
             phases = (Phase("finetune", "net", epochs, own.lr),)
             made = driver.make_spec(params, own, params.ray, params.data, manifest, read, start, phases)
-            return replace(made, patient=True)
+            return replace(made, allow_flat_loss=True)
 
         specs = [spec_of(values) for values in recipes]
         alone = [_alone(spec, params.ray.workers) for spec in specs]
@@ -94,7 +94,7 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
             tried = _search(run, params, alone, recipes, epochs, connect)
             best = choose(tried)
             outcomes = _compare(run, params, specs[0], specs[best.number], connect) if best.number else []
-        actual = {split: driver.truth(specs[0], split) for split in ("val", "test")}
+        actual = {split: driver.labels(specs[0], split) for split in ("val", "test")}
         tune_report.write(run, params.tune, net, tried, best, outcomes, actual, specs[0].class_names, out)
 
 
@@ -266,7 +266,7 @@ def _train(run: Run, params: TuneParams, who: str, spec: TrainSpec, place: Path)
         result = driver.fit(own, spec, params.ray, checkpoints)
         predictions = result.predictions["net"]
         measured = {
-            split: metrics.evaluate(driver.truth(spec, split), predictions[split], spec.class_names)
+            split: metrics.evaluate(driver.labels(spec, split), predictions[split], spec.class_names)
             for split in ("val", "test")
         }
         tracker.summary(results.headline(measured))

@@ -22,7 +22,7 @@ from components.models.recipes import GEOMETRIC, LINEAR, RECIPES, Op, Policy, Re
 from components.training import operations
 from components.training.sampling import generator
 
-PLAIN = -1  # the view that is not augmented
+NO_AUGMENT = -1  # the view that is not augmented
 VERSION = 2  # of what is computed here: caches of what another number computed are not used
 MIXING = 0x4D4958  # part of the key of what ``mix`` draws, so that nothing else draws the same
 TRIES = 10  # crops, and boxes to erase, that are drawn before an image goes without (Inception's code)
@@ -133,7 +133,7 @@ class Draws:
 def draw(
     recipe: Recipe, seed: int, rows: np.ndarray, views: np.ndarray, aspects: np.ndarray, size: int
 ) -> Draws:
-    """Draw for each image; PLAIN views draw the central square and nothing else.
+    """Draw for each image; NO_AUGMENT views draw the central square and nothing else.
 
     Args:
         rows, views: int64 [B].
@@ -169,7 +169,7 @@ def draw(
         for op, argument in zip(ops.T, arguments.T, strict=True):
             theta = theta @ _moves(op, argument)
     boxes = _boxes(recipe.erase, u, size) if recipe.erase else np.zeros((count, 4), dtype=np.int64)
-    plain = views == PLAIN
+    plain = views == NO_AUGMENT
     if plain.any():
         theta[plain] = _maps(np.minimum(1, 1 / aspects), np.minimum(1, aspects))[plain]
         colour[plain], ops[plain], boxes[plain] = [1, 0, 0, 0], Op.IDENTITY, 0
@@ -317,7 +317,7 @@ class Augment:
 
         Args:
             pixels: uint8 [B, 3, H, W]: squares or canvases, on any device.
-            rows, views: int64 [B]; a view is the number of an epoch or crop, or PLAIN.
+            rows, views: int64 [B]; a view is the number of an epoch or crop, or NO_AUGMENT.
             aspects: float [B], width over height of the image that a canvas shows; None: pixels are squares,
                 as they always are for a recipe whose source is one.
 
@@ -326,7 +326,7 @@ class Augment:
         """
         if aspects is None or self.recipe.source == "square":
             aspects = np.ones(len(rows))
-        plain = self.recipe == RECIPES["none"] or bool((views == PLAIN).all())
+        plain = self.recipe == RECIPES["none"] or bool((views == NO_AUGMENT).all())
         if plain and pixels.shape[2:] == (self.size, self.size) and (aspects == 1).all():
             return pixels
         draws = draw(self.recipe, self.seed, rows, views, aspects, self.size)

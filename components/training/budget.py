@@ -92,7 +92,7 @@ def forecast(
     phases = []
     for phase in spec.phases:
         soft = TASKS[phase.task].unlabelled
-        images = counts["train"] + chosen * (soft or phase.matched)
+        images = counts["train"] + chosen * (soft or phase.match_budget)
         learnt, judged = spec.costs(phase)
         each = learnt * images * (1 / own.training + online * soft) + judged * judging + KEEP_SECONDS
         phases.append((phase.name, phase.epochs, each))

@@ -137,7 +137,9 @@ def _connected(params: Ray) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
         )
     try:
-        with nullcontext() if params.address else signals.held():  # a local one starts within seconds
+        with (
+            nullcontext() if params.address else signals.defer_signals()
+        ):  # a local one starts within seconds
             ray.init(**options)
     except SystemExit:  # by a handler that Ray has while it starts
         raise Terminated from None
@@ -162,7 +164,7 @@ def _connected(params: Ray) -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        signals.heed()
+        signals.raise_pending()
         yield
     finally:
         ray.shutdown()
@@ -196,7 +198,7 @@ def _answers(address: str) -> None:
         channel.close()
 
 
-class Mailbox:
+class EventQueue:
     """An actor that holds what workers said until the driver asks, and tells them that they are to stop."""
 
     def __init__(self) -> None:
@@ -413,7 +415,7 @@ def fit(
     # beside the driver: another node may be lost
     node = ray.get_runtime_context().get_node_id()
     here: dict[str, Any] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
-    mailbox: Any = ray.remote(**here)(Mailbox).remote()
+    mailbox: Any = ray.remote(**here)(EventQueue).remote()
     outcome: dict[str, Any] = {}
     config = {**sent((loop, spec), mailbox, storage), "rescued": rescued}
     if params.address.startswith("ray://"):  # a thin client: the trainer itself runs in the cluster
@@ -446,15 +448,15 @@ def fit(
                 hear(event)
 
     try:
-        with signals.held():  # else they are raised inside Ray, which makes other exceptions of them
+        with signals.defer_signals():  # else they are raised inside Ray, which makes other exceptions of them
             while thread.is_alive() and not errors:
                 thread.join(POLL_SECONDS)
-                signals.heed()
+                signals.raise_pending()
                 listen()
                 watch()
                 stall.need_moving()
     except Terminated:
-        with signals.held():
+        with signals.defer_signals():
             if ray.get(mailbox.stop.remote(), timeout=STOP_SECONDS):
                 say("stopping: the workers save a checkpoint first")
                 end = time.monotonic() + STOP_SECONDS

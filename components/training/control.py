@@ -118,7 +118,7 @@ def control_phases(params: CheckParams, epochs: int) -> tuple[Phase, ...]:
     """The same from labels alone: as many steps, at the same rates."""
     student = params.student
     phases = (
-        Phase("control", NET, epochs, student.lr, matched=True),
+        Phase("control", NET, epochs, student.lr, match_budget=True),
         labelled(params, "control, labelled", NET),
     )
     return tuple(phase for phase in phases if phase.epochs)

@@ -73,8 +73,8 @@ def distill(
     inputs = {**judged, "outputs/check/gate.json": check / gate.FILE}
     with step("distill", params, out, inputs=inputs) as run:
         need(manifest, "validate")
-        gate.demand(check, params, judged)
-        base = control.student_spec(params, manifest, driver.audited(run, plan), teacher, weights)
+        gate.require_passed(check, params, judged)
+        base = control.student_spec(params, manifest, driver.load_plan(run, plan), teacher, weights)
         epochs = control.planned(run, params, base, check / control.FOLDER)
         margin = Margin.read(check)
         how = _method(run, params, base, margin)
@@ -262,7 +262,7 @@ def _write(
     out: Path,
 ) -> None:
     names = spec.class_names
-    actual = {split: driver.truth(spec, split) for split in ("val", "test")}
+    actual = {split: driver.labels(spec, split) for split in ("val", "test")}
     kept = shipped.choose(params.distill.keep, actual["val"], pairs)
     shipped.say_kept(run, kept)
     metrics = shipped.measured(run, params, spec, actual, pairs, kept, names)

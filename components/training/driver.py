@@ -103,7 +103,7 @@ def _optimizer(net: Net, start: Path | None) -> Optimizer:
     return settings.model_copy(update={"stage_rates": rates})
 
 
-def audited(run: Run, plan: Path) -> Plan:
+def load_plan(run: Run, plan: Path) -> Plan:
     """The plan, if it was made for the clean manifest that ``run`` lists among its inputs.
 
     Raises:
@@ -187,7 +187,7 @@ def forget(folder: Path) -> None:
     cluster.forget(folder)
 
 
-def truth(spec: TrainSpec, split: str) -> np.ndarray:
+def labels(spec: TrainSpec, split: str) -> np.ndarray:
     """Labels int64 of a split, in the order of its predictions."""
     index = open_index(spec.manifest)
     return np.asarray(index.labels[index.rows(split)], dtype=np.int64)

@@ -34,7 +34,7 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
         need(manifest, "validate")
         train = params.teacher.train
         whole = driver.make_spec(
-            params, params.teacher, params.ray, params.data, manifest, driver.audited(run, plan),
+            params, params.teacher, params.ray, params.data, manifest, driver.load_plan(run, plan),
             driver.start_weights(weights, "teacher", params.teacher), (),
         )  # fmt: skip
         spec = budget.within(
@@ -48,13 +48,14 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
         names = spec.class_names
         predictions = result.predictions["teacher"]
         metrics = {
-            split: evaluate(driver.truth(spec, split), predictions[split], names) for split in ("val", "test")
+            split: evaluate(driver.labels(spec, split), predictions[split], names)
+            for split in ("val", "test")
         }
         lineage = driver.start_lineage(weights, "teacher", params.teacher)
         driver.write_model(run, spec, result.nets["teacher"], lineage, out)
         write_json(run.product(out / "metrics.json"), metrics)
         results.write_history(run.product(out / "history.csv"), result.history)
-        actual = driver.truth(spec, "val")
+        actual = driver.labels(spec, "val")
         results.write_confusion(run.product(out / "confusion.csv"), actual, predictions["val"], names)
         results.show_curves(run.page, "Training curves of the teacher", result.history)
         results.show_recall(run.page, "The teacher's recall per class", metrics)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.training.augmentation import PLAIN
+from components.training.augmentation import NO_AUGMENT
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.inputs.index import Index
@@ -68,7 +68,7 @@ def predict(
     sure: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64, device=precision.device)
     with torch.no_grad(), precision.eager():
-        batches = feed(in_order(mine, batch_size, PLAIN), labels)
+        batches = feed(in_order(mine, batch_size, NO_AUGMENT), labels)
         most = -(-len(rows) // group.world)  # rows of a worker
         for place in range(-(-most // batch_size)):  # the same for all of them
             if place % ASKED_BATCHES == 0 and any(group.gather(wish())):

@@ -7,7 +7,7 @@ from time import monotonic
 import numpy as np
 
 from components.training import soft_labels
-from components.training.augmentation import PLAIN, Augment
+from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.context import Exchange
 from components.training.group import Group
 from components.training.inputs.feed import Feed
@@ -92,7 +92,7 @@ def ask_teacher(
     def ask(
         rows: np.ndarray, view: int, kept: soft_labels.Form, mixer: Mixer | None = None, feed: Feed = feed
     ) -> soft_labels.SoftLabels:
-        seen = [augment.size, augment.recipe.source] if view == PLAIN else augment.key(precision.device)
+        seen = [augment.size, augment.recipe.source] if view == NO_AUGMENT else augment.key(precision.device)
         shown = {"number": view, "pictures": seen, "mixed": None if mixer is None else mixer.key()}
         what = soft_labels.about(teacher.cards, index.fingerprint, rows, shown, kept, precision)
         asker = soft_labels.Asker(teacher, feed, view, kept, spec.valid.batch_size, advance, mixer)
@@ -105,13 +105,13 @@ def ask_teacher(
     unlabelled = np.empty(0, dtype=np.int64)
     if len(pool) and distill.unlabeled_per_class:
         features = FeatureForm(teacher.feature_width)
-        read = ask(bank, PLAIN, features)
+        read = ask(bank, NO_AUGMENT, features)
         directions = features.read(read.take(bank)).to(precision.device)
         sure = SureForm(directions, read.folder.name)
         limits = None
         if judged is not None and len(held):
-            limits = Limits.of(ask(np.asarray(held, np.int64), PLAIN, sure, feed=judged))
-        found = ask(pool, PLAIN, sure)
+            limits = Limits.of(ask(np.asarray(held, np.int64), NO_AUGMENT, sure, feed=judged))
+        found = ask(pool, NO_AUGMENT, sure)
         if group.rank == 0:
             counts = by_class(index.labels, labelled, len(spec.class_names))
             chosen = choose(found, distill.unlabeled_per_class, counts, limits)

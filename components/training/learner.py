@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from components.common.errors import RetortError
 from components.training import augmentation, optim, sampling
 from components.training.augmentation import Augment
+from components.training.class_expansion import NewRows
 from components.training.group import Group
 from components.training.inputs.feed import Batch
 from components.training.mixing import Brought
 from components.training.normalise import Normalise
 from components.training.precision import Precision, fitting_parts
-from components.training.rows import NewRows
 from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
 from components.training.tasks import TASKS, Setup
@@ -82,7 +82,7 @@ class Learner:
         steps = phase_steps / phase.epochs
         self._schedule = optim.Schedule(self._optimizer, lr, phase_steps, lr.warmup_epochs * steps)
         # what batch norms know of images of another size is of no use
-        optim.forget_within(module, net_steps if phase.size is None else phase_steps)
+        optim.limit_norm_memory(module, net_steps if phase.size is None else phase_steps)
         self._ema = None if spec.train.ema is None else optim.make_ema(module, spec.train.ema)
         self._called: nn.Module = self.task
         self.parts = 1  # in which a batch is computed

@@ -18,7 +18,7 @@ from components.common.storage import need, read_json, write_json
 from components.models.params import Train
 from components.step import Run
 from components.training import control, driver, forecast, method, paired, preflight
-from components.training.augmentation import PLAIN, Augment
+from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.forecast import Said, Setting
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import Index, open_index
@@ -98,7 +98,7 @@ def judge(
         RetortError: the plan, Ray or a worker is at fault.
     """
     run.stop_on_errors()
-    student = control.student_spec(params, manifest, driver.audited(run, plan), teacher, weights)
+    student = control.student_spec(params, manifest, driver.load_plan(run, plan), teacher, weights)
     method.choose(
         params.distill, control.known(params, student, 0, 0, None, None)
     )  # refused before the hours
@@ -192,7 +192,7 @@ def _answers(
     )  # others are decoded as they are asked for
     part = store.learn if learn else store.judge
     with open_feed(part, Augment("none", 0, size), device) as feed:
-        for each in feed(in_order(rows, batch, PLAIN)):
+        for each in feed(in_order(rows, batch, NO_AUGMENT)):
             yield network(each.pixels).probabilities.numpy()
 
 

@@ -124,8 +124,8 @@ def _share(method: str, known: Known) -> tuple[float, str]:
         f"student alone {known.alone_score:.1%}"
     )
     if below(known.teacher_score, known.alone_score, known.images):
-        return BESIDE_WORSE, f"{compared}, which is more"
-    return BESIDE_LEVEL, f"{compared}, which is not more than that"
+        return BESIDE_WORSE, f"{compared}: labels put right what the teacher gets wrong"
+    return BESIDE_LEVEL, f"{compared}: most is learnt from the teacher"
 
 
 def below(teacher: float, alone: float, images: int) -> bool:

@@ -204,7 +204,7 @@ def make_ema(module: nn.Module, decay: float) -> ModelEmaV3:
     return ModelEmaV3(module, decay=decay, use_warmup=True)
 
 
-def forget_within(module: nn.Module, steps: int) -> None:
+def limit_norm_memory(module: nn.Module, steps: int) -> None:
     """Let batch norms' running statistics keep no more than ``STALE`` of their first values after ``steps``.
 
     At the usual momentum of 0.1 that takes 66 steps; a small data set has fewer, and would be judged by

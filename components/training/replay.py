@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from components.training import health
-from components.training.augmentation import PLAIN
+from components.training.augmentation import NO_AUGMENT
 from components.training.group import Group
 from components.training.inputs.feed import Feed
 from components.training.inputs.index import Index
@@ -58,7 +58,7 @@ class Replay:
         Args:
             feed: what the epoch learns from.
         """
-        crops = [(place, each) for place, each in enumerate(self._caches) if each[1].view != PLAIN]
+        crops = [(place, each) for place, each in enumerate(self._caches) if each[1].view != NO_AUGMENT]
         self._check(
             AGAIN, number + 1, [(place, labels, replace(a, feed=feed)) for place, (labels, a) in crops]
         )

@@ -269,13 +269,13 @@ class Epochs:
         self._labelled, self._weights, self._unlabelled = labelled, weights, unlabelled
         self._seed, self._repeats = seed, repeats
 
-    def count(self, with_unlabelled: bool, matched: bool) -> int:
-        """Rows of an epoch; ``matched``: labelled rows are drawn in the unlabelled ones' place."""
-        return len(self._labelled) + len(self._unlabelled) * (with_unlabelled or matched)
+    def count(self, with_unlabelled: bool, match_budget: bool) -> int:
+        """Rows of an epoch; ``match_budget``: labelled rows are drawn in the unlabelled ones' place."""
+        return len(self._labelled) + len(self._unlabelled) * (with_unlabelled or match_budget)
 
-    def _blocks(self, number: int, with_unlabelled: bool, matched: bool) -> list[_Block]:
+    def _blocks(self, number: int, with_unlabelled: bool, match_budget: bool) -> list[_Block]:
         """The parts of an epoch in order."""
-        count = len(self._labelled) + len(self._unlabelled) * matched
+        count = len(self._labelled) + len(self._unlabelled) * match_budget
         others = self._unlabelled if with_unlabelled else self._unlabelled[:0]
         blocks = max(1, -(-(count + len(others)) // BLOCK))
         cuts = np.arange(blocks + 1)
@@ -308,7 +308,7 @@ class Epochs:
         view: Callable[[int, np.ndarray], np.ndarray],
         *,
         with_unlabelled: bool = False,
-        matched: bool = False,
+        match_budget: bool = False,
         even: int = 0,
         skip: int = 0,
     ) -> Iterator[Draw]:
@@ -323,7 +323,7 @@ class Epochs:
             view: from the number of the epoch, and how often a row came before, int64 [B], to its view.
             skip: steps that an interrupted run has taken already.
         """
-        total = self.count(with_unlabelled, matched)
+        total = self.count(with_unlabelled, match_budget)
         steps = steps_per_epoch(total, batch_size, workers)
         if even:
             total = even_count(total, batch_size, workers, even)
@@ -331,7 +331,7 @@ class Epochs:
         step = skip
         rows = before = np.empty(0, dtype=np.int64)
         begin = end = 0  # of ``rows``, counted over the epoch
-        for block in self._blocks(number, with_unlabelled, matched):
+        for block in self._blocks(number, with_unlabelled, match_budget):
             end += block.size
             if step == steps or ends[step] >= end:  # all of it was taken before, or is not wanted
                 continue

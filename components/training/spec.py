@@ -33,9 +33,9 @@ VERSION = 3  # of what the trainer computes: checkpoints of another number are n
 class Phase:
     """Some epochs of one network.
 
-    ``task``: a name in ``tasks.TASKS``. ``matched``: it takes as many steps as a phase that learns from the
-    unlabelled images too. ``new_rows``: only the classifier's rows from this one on learn; everything else
-    stays as it is, batch norms' statistics included.
+    ``task``: a name in ``tasks.TASKS``. ``match_budget``: it takes as many steps as a phase that learns from
+    the unlabelled images too. ``new_rows``: only the classifier's rows from this one on learn; everything
+    else stays as it is, batch norms' statistics included.
 
     ``size``: pixels a side, while it learns and where it is judged; ``optimizer``; ``augment``: a recipe as
     it is published, without the mixing and smoothing that ``train`` may ask for. None: as the job has them.
@@ -48,7 +48,7 @@ class Phase:
     epochs: int
     lr: LearningRate
     task: str = "labels"
-    matched: bool = False
+    match_budget: bool = False
     new_rows: int | None = None
     size: int | None = None
     optimizer: Optimizer | None = None
@@ -74,8 +74,8 @@ class TrainSpec:
     phases: tuple[Phase, ...]
     threads: int
     workers: int
-    whole: bool = False  # ``start`` holds every tensor of the network, its head and blocks too
-    patient: bool = False  # a loss that stays flat is a result, not a reason to stop
+    full_checkpoint: bool = False  # ``start`` holds every tensor of the network, its head and blocks too
+    allow_flat_loss: bool = False  # a loss that stays flat is a result, not a reason to stop
     waived: bool = False  # ... is said, and training goes on
     who: str = "teacher"  # section of params.yaml that says all this: teacher, student; it decides no byte
     teacher: Path | None = None
@@ -153,7 +153,7 @@ class TrainSpec:
                         p.epochs,
                         p.lr.model_dump(),
                         p.task,
-                        p.matched,
+                        p.match_budget,
                         p.new_rows,
                         p.size,
                         p.augment,
@@ -163,7 +163,7 @@ class TrainSpec:
                     for p in self.phases
                 ],
                 "rest": [self.size, self.seed, self.class_names, self.threads, self.workers],
-                "whole": self.whole,
+                "full_checkpoint": self.full_checkpoint,
                 "code": [torch.__version__, version("timm"), images.decoder(), augmentation.VERSION, VERSION],
             }
         )

@@ -47,16 +47,16 @@ def train(context: Context, spec: TrainSpec) -> None:
 
 
 def create_network(
-    arch: Arch, class_num: int, start: Path | None, seed: int, whole: bool = False
+    arch: Arch, class_num: int, start: Path | None, seed: int, full_checkpoint: bool = False
 ) -> nn.Module:
-    """The network before training: backbone (``whole``: everything) from a file, the rest random.
+    """The network before training: backbone (``full_checkpoint``: everything) from a file, the rest random.
 
     Args:
         start: a safetensors file; None: all of it is random.
     """
     from components.weights.load import load_backbone
 
-    if whole:
+    if full_checkpoint:
         assert start is not None
         module = build.create(arch, class_num)
         module.load_state_dict(checkpoint.read_tensors(start))
@@ -135,7 +135,9 @@ class Trainer:
         """The network as it stands: all of a job start alike, but for those of other streams."""
         spec = self.spec
         stream = next(phase.stream for phase in spec.phases if phase.net == net)
-        module = create_network(spec.arch, len(spec.class_names), spec.start, spec.seed + stream, spec.whole)
+        module = create_network(
+            spec.arch, len(spec.class_names), spec.start, spec.seed + stream, spec.full_checkpoint
+        )
         if net in self.state.nets:
             module.load_state_dict(self.state.nets[net])
         return module.to(self.precision.device).to(memory_format=torch.channels_last)
@@ -233,7 +235,7 @@ class Trainer:
         """What this worker has before it."""
         parts = []
         for phase in self.spec.phases:
-            count = epochs.count(TASKS[phase.task].unlabelled, phase.matched)
+            count = epochs.count(TASKS[phase.task].unlabelled, phase.match_budget)
             steps = sampling.steps_per_epoch(count, self.spec.train.batch_size, self.group.world)
             learnt, judged = self.spec.costs(phase)
             parts.append(Part(phase.epochs, steps, learnt * count / steps / self.group.world, judged))
@@ -250,7 +252,7 @@ class Trainer:
 
     def _run_phase(self, phase: Phase, setup: Setup, epochs: sampling.Epochs, pace: Pace) -> None:
         spec, state = self.spec, self.state
-        count = epochs.count(TASKS[phase.task].unlabelled, phase.matched)
+        count = epochs.count(TASKS[phase.task].unlabelled, phase.match_budget)
         steps = sampling.steps_per_epoch(count, spec.train.batch_size, self.group.world)
         of_net = steps * sum(other.epochs for other in spec.phases if other.net == phase.net)
         tools = Tools(spec, self.group, self.precision, self.supply.augment(phase), self.normalise)
@@ -359,7 +361,7 @@ class Trainer:
         even = 0 if self.precision.compile is False else learner.parts
         draws = epochs.draws(
             drawn, batch_size, self.group.world, self.group.rank, task.view,
-            with_unlabelled=task.unlabelled, matched=phase.matched, even=even, skip=state.step,
+            with_unlabelled=task.unlabelled, match_budget=phase.match_budget, even=even, skip=state.step,
         )  # fmt: skip
         before = Sums() if state.partial is None else Sums(**state.partial["sums"])
         watch = StepWatch(
@@ -390,7 +392,7 @@ class Trainer:
         except Interrupted:  # its steps are done, and it is judged when the run goes on
             self._leave_off(learner, watch, own)
         actual = np.asarray(self.index.labels[self.index.rows("val")], dtype=np.int64)
-        count = epochs.count(task.unlabelled, phase.matched)
+        count = epochs.count(task.unlabelled, phase.match_budget)
         if even:
             count = sampling.even_count(count, batch_size, self.group.world, even)
         row = {
@@ -467,7 +469,7 @@ class Trainer:
 
     def _need_progress(self, phase: Phase, row: dict[str, Any], steps: int, actual: np.ndarray) -> None:
         rows = [*(past for past in self.state.history if past["phase"] == phase.name), row]
-        if self.spec.patient or self.state.astray:
+        if self.spec.allow_flat_loss or self.state.astray:
             return
         setting, kept = self._setting(phase), self._kept()
         slowly = self._pulse is not None and self._pulse.learns
@@ -554,7 +556,7 @@ class Trainer:
 
     def _watched(self, phase: Phase, learner: Learner, steps: int) -> health.Pulse | None:
         """What looks for a network that goes astray; None: a loss that stays flat is a result."""
-        if self.spec.patient or self.state.astray:
+        if self.spec.allow_flat_loss or self.state.astray:
             return None
         criterion = learner.task.setup.criterion if phase.task == "labels" else None
         before = self.state.epoch * steps + self.state.step

@@ -20,9 +20,9 @@ def promote(
     Example: retort promote 7
     """
     from components.registry.params import RegisterParams
-    from components.tools.promote import promote as crown
+    from components.tools.promote import promote as set_champion
 
-    crown(context.obj.params().of(RegisterParams), version)
+    set_champion(context.obj.params().of(RegisterParams), version)
 
 
 @commands.command()

@@ -145,7 +145,7 @@ def _spec(folder: Path) -> TrainSpec:
         phases=(Phase("bench", "net", 1, LearningRate(initial=0.01)),),
         threads=_cores(),
         workers=1,
-        patient=True,
+        allow_flat_loss=True,
     )
 
 

@@ -105,7 +105,7 @@ def main() -> None:
         manifest=manifest, root=root, size=SIZE, seed=7, class_names=CLASSES, plan=Plan(),
         arch=Arch(name="mobilenetv3_small_100"), start=None, optimizer=Optimizer(name="sgd"),
         train=Train(batch_size=BATCH, augment="standard"), valid=Valid(batch_size=64), phases=(),
-        threads=THREADS, workers=1, patient=True, teacher=write_teacher(Path("teacher"), manifest),
+        threads=THREADS, workers=1, allow_flat_loss=True, teacher=write_teacher(Path("teacher"), manifest),
         distill=Distill(crops=4), soft_labels=Path("labels").resolve(),
     )  # fmt: skip
     ways: dict[str, Callable[[int], float]] = {}

@@ -4,6 +4,6 @@
 ``evidence`` tells trained kernels from others; ``passed`` binds distillation to what was judged.
 """
 
-from components.training.gate.passed import FILE, demand, inputs, judged, write
+from components.training.gate.passed import FILE, checked_values, inputs, require_passed, write
 
-__all__ = ["FILE", "demand", "inputs", "judged", "write"]
+__all__ = ["FILE", "checked_values", "inputs", "require_passed", "write"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from components.common.errors import RetortError
-from components.training.augmentation import PLAIN, Augment
+from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import open_index
 from components.training.inputs.pictures import Part, open_store
@@ -39,7 +39,7 @@ class Judged:
     def batches(self, batch: int) -> Iterator[Tensor]:
         """Uint8 [B, 3, S, S] each, in the rows' order."""
         with open_feed(self.part, Augment("none", 0, self.size), torch.device("cpu")) as feed:
-            for each in feed(in_order(self.rows, batch, PLAIN)):
+            for each in feed(in_order(self.rows, batch, NO_AUGMENT)):
                 yield each.pixels
 
     def sample(self, count: int) -> Tensor:

@@ -43,7 +43,7 @@ def inputs(
     return files
 
 
-def judged(params: CheckParams) -> dict[str, Any]:
+def checked_values(params: CheckParams) -> dict[str, Any]:
     """The values that the gate judges, or that decide what is trained, by their keys in params.yaml."""
     sections = {
         "student": params.student.model_dump(mode="json", exclude={"valid"}),
@@ -85,11 +85,15 @@ def write(
     Args:
         found: what the check has made beside it, by its path there, and where that lies now.
     """
-    content = {"inputs": _hashes(files), "found": _hashes(dict(found or {})), "judged": judged(params)}
+    content = {
+        "inputs": _hashes(files),
+        "found": _hashes(dict(found or {})),
+        "judged": checked_values(params),
+    }
     write_json(path, {"schema_version": SCHEMA_VERSION, **content})
 
 
-def demand(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
+def require_passed(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
     """Raises RetortError unless the check in ``folder`` passed for exactly these files and values."""
     again = "run 'retort check' again"
     report = read_report(need(folder / "report.json", "check"))
@@ -106,7 +110,7 @@ def demand(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
     for name, sha256 in gate["found"].items():
         if made.get(name) != sha256:
             raise RetortError(f"{folder / name}: not the file that the check has written; {again}")
-    values = judged(params)
+    values = checked_values(params)
     for key in [*values, *(key for key in gate["judged"] if key not in values)]:
         if gate["judged"].get(key) != values.get(key):
             raise RetortError(

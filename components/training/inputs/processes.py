@@ -31,7 +31,7 @@ class Processes:
             _Told(part, augment),
             batch_sampler=self._draws,  # type: ignore[arg-type]
             num_workers=count,
-            collate_fn=_as_it_is,
+            collate_fn=identity_collate,
             persistent_workers=True,
             prefetch_factor=PREFETCH,
             pin_memory=device.type == "cuda",
@@ -126,5 +126,6 @@ class _Told(Dataset[Any]):
         raise NotImplementedError("a batch at a time")
 
 
-def _as_it_is(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
+    """The batch as it is: what reads it has put it together already."""
     return batch

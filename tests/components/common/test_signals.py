@@ -66,11 +66,11 @@ HELD = """
 import os, signal
 from components.common import signals
 signals.catch()
-with signals.held():
+with signals.defer_signals():
     os.kill(os.getpid(), signal.SIGINT)
     print("whole")
 try:
-    signals.heed()
+    signals.raise_pending()
 except KeyboardInterrupt:
     print("then stopped")
 os.kill(os.getpid(), signal.SIGTERM)

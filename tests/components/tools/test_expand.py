@@ -25,7 +25,7 @@ from components.models.card import Lineage, ModelCard, read_card
 from components.models.params import Arch, Head
 from components.tools.expand import Classes, choose, expand, relabel, remap
 from components.tools.params import ExpandParams
-from components.training import rows
+from components.training import class_expansion
 from components.training.inputs.index import open_index
 from components.training.normalise import Normalise
 from components.training.params import DistillParams
@@ -107,7 +107,7 @@ def test_new_rows_by_hand() -> None:
     weight, bias = torch.tensor([[1.0, 0.5], [-1.0, 0.5]]), torch.tensor([0.0, 0.0])
     old = {0: torch.tensor([4.0, 10.0]), 1: torch.tensor([-4.0, 10.0])}
     new = torch.tensor([0.0, 16.0])
-    row, shift = rows.begin(weight, bias, old, [new], torch.eye(2))
+    row, shift = class_expansion.init_new_classes(weight, bias, old, [new], torch.eye(2))
     # w = (0, 0.5); s = 1; m = (0, 12), so u = (0, 1)
     assert row[0].tolist() == pytest.approx([0.0, 1.5])
     grown = torch.cat([weight.double(), row]), torch.cat([bias.double(), shift])
@@ -125,7 +125,7 @@ def test_new_rows_look_where_images_of_a_class_agree() -> None:
     weight, bias = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(2)
     old = {0: torch.tensor([3.0, 0.0]), 1: torch.tensor([-3.0, 0.0])}
     within = torch.tensor([[3.0, 0.0], [0.0, 1.0]])  # the ridge is 2: images scatter along the first axis
-    row, _ = rows.begin(weight, bias, old, [torch.tensor([3.0, 3.0])], within)
+    row, _ = class_expansion.init_new_classes(weight, bias, old, [torch.tensor([3.0, 3.0])], within)
     # m = (1, 1); (2 / (3 + 2), 2 / (1 + 2)) = (0.4, 0.667): turned towards the second axis
     assert row[0, 1] / row[0, 0] == pytest.approx(5 / 3)
     assert float(row[0].norm()) == pytest.approx(1.0)
@@ -136,7 +136,9 @@ def test_the_statistics_are_those_of_what_the_classifier_is_fed() -> None:
     images, labels = torch.randn(7, 3, SIZE, SIZE), [0, 0, 0, 1, 1, 1, 1]
     with torch.inference_mode():
         inputs = module.forward_head(module.forward_features(images), pre_logits=True).double().numpy()
-    (found,) = rows.fed(module, [(images[:3], labels[:3]), (images[3:], labels[3:])])
+    (found,) = class_expansion.feature_statistics(
+        module, [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    )
     np.testing.assert_allclose(found.means[1], inputs[3:].mean(axis=0), rtol=1e-5, atol=1e-7)
     inner = [np.cov(part.T, bias=True) * len(part) for part in (inputs[:3], inputs[3:])]
     np.testing.assert_allclose(found.within, sum(inner) / 7, rtol=1e-3, atol=1e-6)
@@ -145,7 +147,7 @@ def test_the_statistics_are_those_of_what_the_classifier_is_fed() -> None:
 def test_new_rows_when_nothing_is_known_of_old_classes() -> None:
     weight, bias = torch.tensor([[1.0, 0.5], [-1.0, 0.5]]), torch.tensor([0.3, -0.2])
     means = [torch.tensor([0.5, 8.0]), torch.tensor([-0.5, 2.0])]
-    row, shift = rows.begin(weight, bias, {}, means, torch.eye(2))
+    row, shift = class_expansion.init_new_classes(weight, bias, {}, means, torch.eye(2))
     for at, mean in enumerate(means):
         two = torch.stack([(weight @ mean + bias).max().double(), row[at] @ mean.double() + shift[at]])
         assert two.softmax(0)[1] == pytest.approx(0.9)
@@ -162,12 +164,14 @@ def test_new_rows_when_nothing_is_known_of_old_classes() -> None:
 def test_old_rows_are_kept_on_every_kind_of_head(arch: Arch, layers: int) -> None:
     torch.manual_seed(5)
     module, grown = build.create(arch, 4).eval(), build.create(arch, 5).eval()
-    assert len(rows.classifiers(module)) == layers
+    assert len(class_expansion.classifiers(module)) == layers
     kept, new = [0, 1, 3], range(3, 5)
     images = torch.randn(10, 3, SIZE, SIZE) + torch.linspace(-2, 2, 5).repeat(2)[:, None, None, None]
     labels = [0, 1, 2, 3, 4] * 2
-    statistics = rows.fed(module, [(images[:5], labels[:5]), (images[5:], labels[5:])])
-    rows.grow(module, grown, kept, statistics, new)
+    statistics = class_expansion.feature_statistics(
+        module, [(images[:5], labels[:5]), (images[5:], labels[5:])]
+    )
+    class_expansion.expand_head(module, grown, kept, statistics, new)
     with torch.inference_mode():
         before, after = module(images), grown(images)
     assert torch.equal(after[:, :3], before[:, kept]), "the same logits, bit by bit"
@@ -180,7 +184,7 @@ def test_only_new_rows_move() -> None:
     """Weight decay and momentum would move old rows even where their gradients are zero."""
     module = build.create(Arch(name=ARCH, head=Head(bottleneck=2)), 5)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    frozen = rows.NewRows(module, 3)
+    frozen = class_expansion.NewRows(module, 3)
     module.eval()
     learning = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=0.5, momentum=0.9, weight_decay=0.1)
@@ -200,7 +204,7 @@ def test_only_new_rows_move() -> None:
 
 def test_a_network_without_rows_is_refused() -> None:
     with pytest.raises(RetortError, match=r"ends in 'classifier', a layer of the type Identity"):
-        rows.classifiers(build.create(Arch(name=ARCH), 0))
+        class_expansion.classifiers(build.create(Arch(name=ARCH), 0))
 
 
 # --- classes, manifest and plan ----------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_the_ends_of_an_axis() -> None:
     assert [choices.at(share) for share in (0.0, 0.34, 0.99, 1.0)] == ["a", "b", "c", "c"]
 
 
-def test_a_key_that_is_empty_is_left_as_it_is() -> None:
+def test_a_key_that_is_empty_is_leftidentity_collate() -> None:
     only = Tune.model_validate({"lr": [], "weight_decay": [], "label_smoothing": [], "augment": []})
     assert [axis.key for axis in axes(only, Net())] == ["train.mixup"]
     with pytest.raises(RetortError, match=r"every key is \[\]"):

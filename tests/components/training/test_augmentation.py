@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as reference
 from components.common.errors import ConfigError
 from components.dataset import images
 from components.training import augmentation
-from components.training.augmentation import PLAIN, RECIPES, Augment, Mix, Recipe
+from components.training.augmentation import NO_AUGMENT, RECIPES, Augment, Mix, Recipe
 from components.training.operations import Op, grid, sample
 from tests.components.training.pictures import differs, pictures
 
@@ -125,10 +125,10 @@ def test_another_seed_view_or_row_is_another_picture(name: str) -> None:
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_the_plain_view_of_a_square_is_the_square(name: str) -> None:
     source, (rows, views) = pictures(8), numbers(8)
-    views[::2] = PLAIN
+    views[::2] = NO_AUGMENT
     make = Augment(name, 7, SIZE)
     assert torch.equal(make(source, rows, views)[::2], source[::2])
-    assert torch.equal(make(source, rows, np.full(8, PLAIN)), source)
+    assert torch.equal(make(source, rows, np.full(8, NO_AUGMENT)), source)
 
 
 def test_a_batch_of_none_is_no_error() -> None:
@@ -260,7 +260,9 @@ def photograph(width: int, height: int) -> Image.Image:
 def test_the_plain_view_of_a_canvas_is_the_central_square(width: int, height: int) -> None:
     image, side = photograph(width, height), augmentation.canvas_size(64)
     canvas = torch.from_numpy(images.canvas(image, side).transpose(2, 0, 1).copy())[None]
-    made = Augment("standard", 1, 64)(canvas, np.array([3]), np.array([PLAIN]), np.array([width / height]))
+    made = Augment("standard", 1, 64)(
+        canvas, np.array([3]), np.array([NO_AUGMENT]), np.array([width / height])
+    )
     square = torch.from_numpy(images.central_square(image, 64).transpose(2, 0, 1).copy())
     assert differs(made[0], square).float().mean() < 2.5
 

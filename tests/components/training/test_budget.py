@@ -60,7 +60,7 @@ def test_a_distillation_is_the_teachers_labels_too(
     phases = (
         Phase("distil", "student", 4, LR, task="ssld"),
         Phase("labelled", "student", 1, LR),
-        Phase("control", "control", 4, LR, matched=True),
+        Phase("control", "control", 4, LR, match_budget=True),
     )
     found = forecast(
         replace(spec, phases=phases, distill=settings),

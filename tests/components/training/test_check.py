@@ -369,25 +369,25 @@ def test_the_gate_is_for_exactly_what_passed(
     folder = tmp_path / "outputs/check"
     assert run_check(with_values(params), data, folder).passed
     files = gate.inputs(data.manifest, data.plan, teacher, weights)
-    gate.demand(folder, params, files)
+    gate.require_passed(folder, params, files)
 
     other = params.model_copy(update={"student": params.student.model_copy(update={"weights": "other"})})
     with pytest.raises(RetortError, match=r"student\.weights.*start\.safetensors.*other.*retort check"):
-        gate.demand(folder, other, files)
+        gate.require_passed(folder, other, files)
 
     with (weights / "student.safetensors").open("ab") as file:
         file.write(b" ")
     with pytest.raises(RetortError, match=r"outputs/weights/student\.safetensors: not the file that passed"):
-        gate.demand(folder, params, files)
+        gate.require_passed(folder, params, files)
 
     report = json.loads((folder / "report.json").read_text())
     (folder / "report.json").write_text(json.dumps({**report, "passed": False}))
     with pytest.raises(RetortError, match="did not pass"):
-        gate.demand(folder, params, files)
+        gate.require_passed(folder, params, files)
 
     (folder / "report.json").unlink()
     with pytest.raises(RetortError, match="retort check"):
-        gate.demand(folder, params, files)
+        gate.require_passed(folder, params, files)
 
 
 def test_constant_share_tells_new_networks_from_trained_ones(params: DistillParams, weights: Path) -> None:

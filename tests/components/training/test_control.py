@@ -71,7 +71,7 @@ def test_the_check_trains_the_student_alone_and_compares_the_teacher(
     (spec,) = trained
     assert [phase.name for phase in spec.phases] == ["control", "control, labelled"]
     assert {phase.task for phase in spec.phases} == {"labels"}
-    assert spec.phases[0].matched, "as many steps as with the unlabelled images"
+    assert spec.phases[0].match_budget, "as many steps as with the unlabelled images"
     assert spec.who == "student", "advice names its section of params.yaml"
 
     margin = json.loads((OUT / "margin.json").read_text())

@@ -134,8 +134,8 @@ def test_each_optimizer_takes_a_step(name: str) -> None:
 
 def test_batch_norms_forget_other_images_within_few_steps() -> None:
     few, many = (torch.nn.Sequential(torch.nn.BatchNorm2d(1)).train() for _ in range(2))
-    optim.forget_within(few, 5)
-    optim.forget_within(many, 500)
+    optim.limit_norm_memory(few, 5)
+    optim.limit_norm_memory(many, 500)
     for _ in range(5):
         few(torch.full((2, 1, 1, 1), 100.0))
     assert float(few[0].running_mean) == pytest.approx(100, rel=0.002)

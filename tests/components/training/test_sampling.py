@@ -161,8 +161,8 @@ def test_an_epoch_in_blocks_holds_what_it_should(
     else:
         assert set(times.tolist()) <= {0, 1, 2, 3, 6}
         assert (times[301:] > 0).sum() == pytest.approx(20, abs=2), "a third of them, three times each"
-    assert len(drawn(made, matched=True)) == 361
-    assert (drawn(made, matched=True) < 301).all()
+    assert len(drawn(made, match_budget=True)) == 361
+    assert (drawn(made, match_budget=True) < 301).all()
     how = {"with_unlabelled": True}
     views = [np.stack([d.rows, d.views]) for d in made.draws(2, 16, 1, 0, lambda n, b: n + b * 10, **how)]
     pairs = np.concatenate(views, axis=1).T

@@ -37,7 +37,7 @@ def distilling(spec: TrainSpec, data: SimpleNamespace, params: DistillParams) ->
     return replace(
         spec,
         phases=(Phase("distil", "student", 2, lr, task="ssld"), Phase("labelled", "student", 1, lr),
-                Phase("control", "control", 2, lr, matched=True)),
+                Phase("control", "control", 2, lr, match_budget=True)),
         teacher=data.teacher,
         distill=params.distill,
         soft_labels=Path("labels").resolve(),
@@ -146,7 +146,7 @@ def test_a_larger_size_that_is_no_better_is_not_kept(distilling: TrainSpec) -> N
     distil, labelled, _ = distilling.phases
     wild = LearningRate(initial=1.0, warmup_epochs=0)
     last = replace(labelled, size=2 * distilling.size, lr=wild)
-    spec = replace(distilling, phases=(distil, last), patient=True)
+    spec = replace(distilling, phases=(distil, last), allow_flat_loss=True)
     outcome = local.run(spec)
     assert outcome.result.sizes == {"student": spec.size}
     assert any("stays as it was" in event["said"] for event in outcome.said("note"))
@@ -331,7 +331,7 @@ def test_a_loss_that_stays_flat_stops_the_run_unless_that_is_waived_or_a_result(
     waived = local.run(replace(flat, waived=True))
     assert waived.said("stopped")
     assert waived.result.history[-1]["epoch"] == 3, "it went on"
-    assert not local.run(replace(flat, patient=True)).said("stopped")
+    assert not local.run(replace(flat, allow_flat_loss=True)).said("stopped")
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,9 @@ def test_a_phase_ends_early_when_nothing_gets_better(
     monkeypatch.setattr(trainer.metrics, "macro_recall", lambda actual, predicted: 0.5)
     monkeypatch.setattr(trainer.Trainer, "_predict", lambda self, module, split, size: (
         np.zeros(32, dtype=np.int64), 1.0))  # fmt: skip
-    long = replace(changed(spec, patience=2), phases=(replace(spec.phases[0], epochs=9),), patient=True)
+    long = replace(
+        changed(spec, patience=2), phases=(replace(spec.phases[0], epochs=9),), allow_flat_loss=True
+    )
     assert [row["epoch"] for row in local.run(long).result.history] == [1, 2, 3]
 
 
@@ -454,7 +456,7 @@ def test_a_task_may_bring_modules_that_learn(spec: TrainSpec, monkeypatch: pytes
             return Learnt(self.setup.criterion(logits, batch.extra["labels"]), logits)
 
     monkeypatch.setitem(trainer.TASKS, "projected", Projected)
-    own = replace(spec, phases=(replace(spec.phases[0], task="projected"),), patient=True)
+    own = replace(spec, phases=(replace(spec.phases[0], task="projected"),), allow_flat_loss=True)
     whole = local.run(own)
     learnt = seen[-1].detach().clone()
     assert not torch.equal(learnt, torch.eye(4)), "it learns"
@@ -544,7 +546,9 @@ def test_compilation_begins_where_it_pays_and_all_workers_agree(
 
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(spec: TrainSpec) -> None:
-    still = replace(spec, arch=VIT, start=None, phases=(replace(spec.phases[0], epochs=1),), patient=True)
+    still = replace(
+        spec, arch=VIT, start=None, phases=(replace(spec.phases[0], epochs=1),), allow_flat_loss=True
+    )
     eager, compiled = local.run(changed(still, compile=False)), local.run(changed(still, compile=True))
     for name, tensor in eager.result.nets["net"].items():
         torch.testing.assert_close(compiled.result.nets["net"][name], tensor, rtol=1e-3, atol=1e-4)
@@ -552,7 +556,11 @@ def test_a_compiled_network_learns_the_same(spec: TrainSpec) -> None:
 
 def test_only_the_new_rows_learn_where_that_is_asked_for(spec: TrainSpec) -> None:
     outcome = local.run(
-        replace(spec, phases=(Phase("rows", "net", 1, LearningRate(initial=0.1), new_rows=3),), patient=True)
+        replace(
+            spec,
+            phases=(Phase("rows", "net", 1, LearningRate(initial=0.1), new_rows=3),),
+            allow_flat_loss=True,
+        )
     )
     start = trainer.create_network(spec.arch, 4, spec.start, spec.seed).state_dict()
     for name, tensor in outcome.result.nets["net"].items():

@@ -206,11 +206,11 @@ def test_what_is_trained_is_what_was_judged(
     files = gate.inputs(data.manifest, data.plan, data.teacher, data.weights)
     write_json(folder / "report.json", {"schema_version": 1, "step": "check", "passed": True})
     gate.write(folder / gate.FILE, params, files)
-    gate.demand(folder, params, files)
+    gate.require_passed(folder, params, files)
     base = params.model_dump(by_alias=True)
     sections = {name: {**base[name], **change} for name, change in sections.items()}
     with pytest.raises(RetortError, match=r"the check before distillation passed with .* run 'retort check'"):
-        gate.demand(folder, changed(params, **sections), files)
+        gate.require_passed(folder, changed(params, **sections), files)
 
 
 def test_a_plan_that_was_edited_since_closes_the_gate(
@@ -222,4 +222,4 @@ def test_a_plan_that_was_edited_since_closes_the_gate(
     gate.write(folder / gate.FILE, params, files)
     data.plan.write_text(data.plan.read_text().replace("1.5", "2.5"))
     with pytest.raises(RetortError, match=r"outputs/audit/plan\.json: not the file that passed"):
-        gate.demand(folder, params, files)
+        gate.require_passed(folder, params, files)

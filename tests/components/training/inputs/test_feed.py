@@ -16,7 +16,7 @@ import torch
 from components.common.errors import RetortError
 from components.dataset import images
 from components.dataset.images import ChangedError
-from components.training.augmentation import PLAIN, Augment
+from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.inputs.feed import Feed, Way, open_feed, shm_needed
 from components.training.inputs.index import open_index
 from components.training.inputs.pictures import Part, open_store
@@ -42,7 +42,7 @@ def feed(of: Part, way: str, recipe: str = "flip") -> Feed:
 def draws(of: Part, epoch: int, sizes: Sequence[int] = (5, 3, 7, 1)) -> list[Draw]:
     rng = np.random.default_rng(epoch)
     return [
-        Draw(rng.choice(of.rows, size).astype(np.int64), rng.integers(PLAIN, 3, size), 2 * size)
+        Draw(rng.choice(of.rows, size).astype(np.int64), rng.integers(NO_AUGMENT, 3, size), 2 * size)
         for size in sizes
     ]
 
@@ -70,7 +70,7 @@ def test_pictures_that_are_judged_are_those_of_production(data: SimpleNamespace)
         of = part(data, way, "canvas", "val")
         rows = of.rows.astype(np.int64)
         with feed(of, way, "standard") as batches:
-            (batch,) = batches([Draw(rows, np.full(len(rows), PLAIN), len(rows))])
+            (batch,) = batches([Draw(rows, np.full(len(rows), NO_AUGMENT), len(rows))])
             for pixels, row in zip(batch.pixels, rows.tolist(), strict=True):
                 expected = images.load_rgb(data.root, data.paths[row], SIZE).transpose(2, 0, 1)
                 assert np.array_equal(pixels.numpy(), expected)

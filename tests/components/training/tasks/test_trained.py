@@ -49,7 +49,7 @@ def by(name: str, spec: TrainSpec, *more: Phase, **settings: Any) -> TrainSpec:
     """A distillation by one method; DeiT's with a student of its own."""
     asked = {"crops": 2, "unlabeled_per_class": 2, "method": name, **SETTINGS[name], **settings}
     phases = (Phase("distil", "student", 2, LearningRate(initial=0.02), task=name), *more)
-    spec = replace(spec, distill=Distill.model_validate(asked), phases=phases, patient=True)
+    spec = replace(spec, distill=Distill.model_validate(asked), phases=phases, allow_flat_loss=True)
     if name.startswith("deit"):
         slow = (replace(phases[0], lr=LearningRate(initial=5e-4)), *more)
         return replace(spec, arch=DEIT, start=None, optimizer=Optimizer(name="adamw"), phases=slow)

@@ -19,7 +19,7 @@ CHUNK = 256  # feature vectors that are multiplied with all rows at once
 
 
 @dataclass
-class Fed:
+class FeatureStatistics:
     """What a layer of the classifier is fed: mean by class label, float64 [C], and scatter inside classes.
 
     ``within`` is the pooled covariance around the class means, float64 [C, C].
@@ -72,7 +72,9 @@ class NewRows:
 
 
 @torch.inference_mode()
-def fed(module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]]]) -> list[Fed]:
+def feature_statistics(
+    module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]]]
+) -> list[FeatureStatistics]:
     """Statistics of the input of each of the classifier's layers.
 
     Args:
@@ -108,11 +110,11 @@ def fed(module: nn.Module, batches: Iterable[tuple[Tensor, Sequence[int]]]) -> l
     for square, total in zip(squares, sums, strict=True):
         means = {label: value / counts[label] for label, value in total.items()}
         between = torch.stack([mean * sqrt(counts[label]) for label, mean in means.items()])
-        found.append(Fed(means, (square - between.T @ between) / sum(counts.values())))
+        found.append(FeatureStatistics(means, (square - between.T @ between) / sum(counts.values())))
     return found
 
 
-def begin(
+def init_new_classes(
     weight: Tensor, bias: Tensor, old: Mapping[int, Tensor], new: Sequence[Tensor], within: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New rows of a classifier, from class means of what it is fed.
@@ -160,8 +162,12 @@ def begin(
 
 
 @torch.no_grad()
-def grow(
-    module: nn.Module, grown: nn.Module, kept: Sequence[int], statistics: Sequence[Fed], new: Sequence[int]
+def expand_head(
+    module: nn.Module,
+    grown: nn.Module,
+    kept: Sequence[int],
+    statistics: Sequence[FeatureStatistics],
+    new: Sequence[int],
 ) -> None:
     """Fill ``grown`` with the network ``module`` and a classifier of its rows ``kept``, then one a new class.
 
@@ -178,7 +184,9 @@ def grow(
         weight = old.weight[list(kept)]
         bias = weight.new_zeros(len(kept)) if old.bias is None else old.bias[list(kept)]
         known = {label: found.means[label] for label in range(len(kept)) if label in found.means}
-        rows, biases = begin(weight, bias, known, [found.means[label] for label in new], found.within)
+        rows, biases = init_new_classes(
+            weight, bias, known, [found.means[label] for label in new], found.within
+        )
         layer.weight.copy_(torch.cat([weight, rows.to(weight.dtype)]))
         if old.bias is not None:
             layer.bias.copy_(torch.cat([bias, biases.to(bias.dtype)]))
