@@ -130,7 +130,7 @@ def judge(
     said = ask(params, manifest, [teacher, *student.teachers], found)
     learnt = agreeing(params, manifest, [teacher, *student.teachers], student)
     chosen = read_json(found / control.FILE)["chosen"]
-    file = _find(run, params, student, said, learnt, chosen, epochs / planned, out)
+    file = _find(run, params, student, said, learnt, chosen, epochs / planned, planned, out)
     return {FILE: file, f"{control.FOLDER}/{control.SEAL}": kept / control.SEAL}
 
 
@@ -219,6 +219,7 @@ def _find(
     learnt: float,
     chosen: int,
     done: float,
+    planned: int,
     out: Path,
 ) -> Path:
     index = open_index(student.manifest)
@@ -241,14 +242,18 @@ def _find(
             tops["alone"]["top1"] if done == 1 else None,
         ),
     )
-    setting = Setting(len(student.class_names), labelled, pool, chosen, how.label_share, learnt, done)
+    members = control.members(params, student, planned, chosen)
+    setting = Setting(
+        len(student.class_names), labelled, pool, chosen, how.label_share, learnt, done, members
+    )
     gain = forecast.forecast(said, setting)
     level = _level(top1, recall, gain)
     short = f", after {done:.0%} of its epochs" if done < 1 else ""
+    beside = f" and {counted(members, 'network')} beside the teacher" if members else ""
     message = (
         f"the teacher recognises {tops['teacher']['top1']:.1%} of {counted(images, 'validation image')}, the "
         f"student alone {tops['alone']['top1']:.1%}{short}: {top1}; macro recall {recall}. Forecast of what "
-        f"distilling by {how.method} with a label share of {how.label_share:.2g} changes: {gain}"
+        f"distilling by {how.method} with a label share of {how.label_share:.2g}{beside} changes: {gain}"
     )
     run.find(
         RULE, level, "teacher", message,
