@@ -74,7 +74,7 @@ def measure(seeds: int) -> list[Row]:
         with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, inside(Path(folder)):
             names, pictures = case.read(Path(folder) / "images")
             if not case.small:
-                prepare_weights(WeightsParams.model_validate(_params(case, 0)), out=Path("weights"))
+                prepare_weights(WeightsParams.model_validate(params_of(case, 0)), out=Path("weights"))
             found = [_once(case, names, pictures, seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)]
         rows += list(_rows(case, found))
     return rows
@@ -82,12 +82,12 @@ def measure(seeds: int) -> list[Row]:
 
 def cases() -> Iterator[Case]:
     """Those whose images are here."""
-    yield Case("digits", _digits, train=60, val=200, test=1000, size=48, teacher_epochs=15, epochs=15)
+    yield Case("digits", read_digits, train=60, val=200, test=1000, size=48, teacher_epochs=15, epochs=15)
     if fashion.there("distillation on Fashion-MNIST"):
-        yield Case("fashion 10 %", _fashion, 600, 1000, 2000, size=32, teacher_epochs=5, epochs=6)
-        yield Case("fashion", _fashion, 5500, 5000, 10000, 32, 4, 4, small=True)
-        yield Case("fashion, long tail", _fashion, 500, 1000, 2000, 32, 8, 10, tail=0.02)
-        yield Case("fashion, few labels", _fashion, FEW, 300, 2000, 32, 30, 8, pool=300)
+        yield Case("fashion 10 %", read_fashion, 600, 1000, 2000, size=32, teacher_epochs=5, epochs=6)
+        yield Case("fashion", read_fashion, 5500, 5000, 10000, 32, 4, 4, small=True)
+        yield Case("fashion, long tail", read_fashion, 500, 1000, 2000, 32, 8, 10, tail=0.02)
+        yield Case("fashion, few labels", read_fashion, FEW, 300, 2000, 32, 30, 8, pool=300)
     for folder in filter(None, PHOTOGRAPHS.split(":")):
         name = Path(folder).name
         yield Case(name, _folder(folder), 1000, 500, 1000, 64, 8, 10)
@@ -97,13 +97,13 @@ def cases() -> Iterator[Case]:
 # --- data -----------------------------------------------------------------------------------------------
 
 
-def _digits(folder: Path) -> tuple[list[str], Pictures]:
+def read_digits(folder: Path) -> tuple[list[str], Pictures]:
     digits = load_digits()
     arrays = [(image * 255 / 16).astype(np.uint8) for image in digits.images]
     return [f"digit {label}" for label in range(10)], _written(folder, arrays, digits.target.tolist())
 
 
-def _fashion(folder: Path) -> tuple[list[str], Pictures]:
+def read_fashion(folder: Path) -> tuple[list[str], Pictures]:
     arrays, labels = fashion.read()
     return [f"class {label}" for label in range(10)], _written(folder, list(arrays), labels.tolist())
 
@@ -129,7 +129,7 @@ def _written(folder: Path, arrays: list[np.ndarray], labels: list[int]) -> Pictu
     return list(zip(paths, labels, strict=True))
 
 
-def _write_manifest(case: Case, names: list[str], pictures: Pictures, seed: int) -> None:
+def write_manifest(case: Case, names: list[str], pictures: Pictures, seed: int) -> None:
     """Part the pictures anew with each seed."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -161,7 +161,7 @@ def _write_manifest(case: Case, names: list[str], pictures: Pictures, seed: int)
 # --- one comparison -------------------------------------------------------------------------------------
 
 
-def _params(case: Case, seed: int) -> dict[str, Any]:
+def params_of(case: Case, seed: int) -> dict[str, Any]:
     batch = 64 if case.small else 32
 
     def net(name: str, package: str, epochs: int) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def _params(case: Case, seed: int) -> dict[str, Any]:
 
 
 def _once(case: Case, names: list[str], pictures: Pictures, seed: int) -> dict[str, Any]:
-    _write_manifest(case, names, pictures, seed)
-    params = _params(case, seed)
+    write_manifest(case, names, pictures, seed)
+    params = params_of(case, seed)
     given = {"manifest": Path("clean.parquet"), "plan": Path("plan.json"), "weights": Path("weights")}
     only = {name: params[name] for name in ("global", "data", "teacher", "ray", "registry", "checks")}
     finetune(FinetuneParams.model_validate(only), **given, out=Path("teacher"))
