@@ -20,7 +20,7 @@ from components.training.distill import distill
 from components.training.finetune import finetune
 from components.training.params import CheckParams, DistillParams, FinetuneParams
 from components.weights.params import WeightsParams
-from components.weights.weights import prepare
+from components.weights.weights import weights as prepare_weights
 from tests.benchmarks import fashion
 from tests.benchmarks.bench_ssld import (
     FIRST_SEED,
@@ -47,7 +47,7 @@ def measure(seeds: int) -> list[Row]:
     found: dict[tuple[str, str], list[float]] = {each: [] for each in product(VIEWS, LABELS)}
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder, inside(Path(folder)):
         names, pictures = case.read(Path(folder) / "images")
-        prepare(WeightsParams.model_validate(params_of(case, 0)), out=Path("weights"))
+        prepare_weights(WeightsParams.model_validate(params_of(case, 0)), out=Path("weights"))
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             write_manifest(case, names, pictures, seed)
             given = {"manifest": Path("clean.parquet"), "plan": Path("plan.json"), "weights": Path("weights")}
