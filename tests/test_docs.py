@@ -1,11 +1,12 @@
 """docs/rules.md and components/common/rules.py name every rule that the code can find, and no other; what
-docs/own-data.md says to type can be typed."""
+docs/own-data.md says to type can be typed; what a page links to is there, and has what it is named for."""
 
 from __future__ import annotations
 
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,48 @@ def test_every_rule_is_documented() -> None:
     )
     literals |= {f"cost.{name}" for name in costs}
     assert not documented - literals, "no code knows these rules"
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (HOUSE / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page_of", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page_of: str) -> None:
+    path = HOUSE / page_of
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", text)
+    for said, target in links:
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{page_of} links to {target}"
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)$", there.read_text(encoding="utf-8"))
+            known = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in known, f"{page_of} links to {target}"
+        if there.suffix == ".py" and re.fullmatch(r"`\w+`", said):
+            assert said.strip("`") in defined(there), f"{page_of}: {said} is not defined in {file}"
+
+
+def test_the_architecture_names_every_room_of_the_import_contract() -> None:
+    contracts = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(contract["layers"] for contract in contracts["contracts"] if contract["type"] == "layers")
+    text = (HOUSE / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"`((?:components|pipelines)[\w/]*?)(?:/|\.py)`\]", text.partition("## The rooms")[2])
+    assert [layer.replace(".", "/") for layer in layers] == list(dict.fromkeys(rooms))[: len(layers)]
+
+
+def defined(path: Path) -> set[str]:
+    """Names that a module defines at its top."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def test_every_command_of_the_page_about_own_data_can_be_said() -> None:
