@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PORT ?= 5000
 
-.PHONY: help setup repro test test-all lint bench ui images lock clean
+.PHONY: help setup repro check test test-ci test-all sizes lint bench ui images lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -19,11 +19,20 @@ repro: setup ## the whole pipeline on the embedded data: dvc repro, then the rep
 lint: setup ## style, types and the import rule
 	@ruff check . && ruff format --check --quiet . && mypy && lint-imports --no-cache | tail -n 5
 
-test: lint ## lint, then every test that is not marked slow
-	@pytest -q -m "not slow"
+check: lint ## lint, then the small tests: before every commit (about a minute)
+	@pytest -q -m "not medium and not large and not slow"
+
+test: lint ## lint, then small and medium tests (about ten minutes)
+	@pytest -q -m "not large and not slow"
+
+test-ci: lint ## what continuous integration runs: all that guards what the README says
+	@pytest -q -m "not slow or claim"
 
 test-all: lint ## lint, then every test
 	@pytest -q
+
+sizes: setup ## measure every test that is not slow: tests/durations.json, by which they are sorted
+	@pytest -q -m "not slow" --store-durations
 
 bench: setup ## measure what the README claims; a table, and outputs/bench/results.json
 	@python -m tests.benchmarks

@@ -1,7 +1,12 @@
-"""What several test folders share: a copy of the checkout to run whole commands in, and the same luck."""
+"""What several test folders share: a copy of the checkout to run whole commands in, the same luck, sizes.
+
+A test's size follows from how long it took when ``make sizes`` measured it, beside nothing else: small ones
+are ``make check``, medium ones join in ``make test``, large ones in continuous integration.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +22,8 @@ import pytest
 from hypothesis import settings
 
 HOUSE = Path(__file__).resolve().parents[1]
+DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each test that is not small
+MEDIUM, LARGE = 0.25, 12.0  # seconds from which on a test is one; see "tests" in CONTRIBUTING.md
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # in a background job; the commands that tests interrupt would inherit it
@@ -25,6 +32,38 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same examples in each run: what passes here passes there. Others: pytest --hypothesis-seed=N
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-durations", action="store_true", help=f"rewrite tests/{DURATIONS.name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--store-durations"):
+        config.pluginmanager.register(Durations())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its size."""
+    known: dict[str, float] = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
+    for item in items:
+        seconds = known.get(item.nodeid, 0.0)
+        if seconds >= MEDIUM:
+            item.add_marker("large" if seconds >= LARGE else "medium")
+
+
+class Durations:
+    """Measures every test, with the fixtures that are made for it, and keeps those that are not small."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        kept = {name: round(seconds, 1) for name, seconds in self._seconds.items() if seconds >= MEDIUM}
+        DURATIONS.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n", encoding="utf-8")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -27,6 +27,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.claim
 def test_the_pages_are_served_on_the_next_free_port_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     connect(f"sqlite:///{tmp_path}/.retort/mlflow/mlflow.db").create_experiment("photos")
     with socket.socket() as taken:

@@ -134,6 +134,7 @@ def test_an_address_that_does_not_answer(address: str, message: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.claim
 def test_the_same_seed_gives_the_same_bytes_on_ray_too(data: SimpleNamespace, params: DistillParams) -> None:
     assert run_finetune(params, data, Path("first")) == run_finetune(params, data, Path("again"))
     for name in ("metrics.json", "history.csv", "confusion.csv", "model.json"):
@@ -208,6 +209,7 @@ def longer(params: DistillParams) -> DistillParams:
 
 
 @pytest.mark.slow
+@pytest.mark.claim
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     data: SimpleNamespace, longer: DistillParams, stop: signal.Signals
@@ -232,6 +234,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.claim
 def test_a_lost_worker_is_replaced(data: SimpleNamespace, longer: DistillParams) -> None:
     whole = run_finetune(longer, data, Path("whole"))
     command = Command(longer, data, "out")
