@@ -34,11 +34,15 @@ CLEAR = 0.85
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a batch norm's running statistics match its inputs: correlations over its channels, -1..1."""
+    """How well a batch norm's running statistics match its inputs: correlations over its channels, -1..1.
+
+    ``scale``: how much larger its inputs' deviations are than those it remembers, the logarithm's median.
+    """
 
     norm: str
     means: float
     variances: float  # of their logarithms
+    scale: float = 0.0
 
     @property
     def unlikely(self) -> bool:
@@ -69,8 +73,14 @@ def norm_fits(module: nn.Module, images: Sequence[Tensor] = ()) -> list[Fit]:
             variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
             means = _correlation(mean, known_mean)
             variances = _correlation(_logarithms(variance), _logarithms(known_variance))
-            before = found.get(name, Fit(name, -1.0, -1.0))
-            found[name] = Fit(name, max(means, before.means), max(variances, before.variances))
+            scale = float((_logarithms(variance) - _logarithms(known_variance)).median()) / 2
+            before = found.get(name, Fit(name, -1.0, -1.0, float("inf")))
+            found[name] = Fit(
+                name,
+                max(means, before.means),
+                max(variances, before.variances),
+                min(scale, before.scale, key=abs),
+            )
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
 

@@ -7,8 +7,8 @@ Four kinds of evidence, each blind to what another one sees:
 * **Norms against inputs** (`components/weights/fit.py`). A batch norm remembers mean and variance of every
   channel that came out of the kernel before it. Real images are sent through, each norm works with what it
   now sees, and both are compared: random kernels, kernels in one another's places, and those of another
-  training show at their own norm. Networks without batch norms, and kernels whose norms were measured anew,
-  pass.
+  training show at their own norm, scaled ones at all. Networks without batch norms, and kernels whose norms
+  were measured anew, pass.
 * **Kernels against random order** (`kernels.against_random`). In a trained network filters pass more, or
   less, of their own inputs than the same values in random order; random values, and mixed ones, pass as much.
   It speaks after some 25 steps already, needs no norms, and also sees kernels whose norms were measured anew.
@@ -22,6 +22,7 @@ A network that another training left in the same shapes passes all of them: only
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.models import heads
 from components.models.dataflow import SIZE
 from components.training.gate import kernels
 from components.weights.fit import Fit, norm_fits, sure
@@ -37,11 +39,13 @@ from components.weights.fit import Fit, norm_fits, sure
 SETTLED = 66  # batches after which a norm's statistics keep a thousandth of their start, at momentum 0.1
 MANY = 1 / 3  # of the norms: so many remember other inputs after no training, however short
 ENLARGED = 64  # images of a small size that are enlarged to components.models.dataflow.SIZE as well
+SCALED = 0.5  # logarithm of a factor: of trained networks the largest was 0.04, whatever the images
+EMPTY = (3, 0.1)  # kernels of zeros, in number and share, that weight decay does not leave
 RANDOM = 3.0  # deviations from random order, of all layers together; chance gives that once in 150 networks
 TURNED = 10.0  # deviations from which on kernels tell their places
 STANDS_OUT = 2.5  # deviations of groups together; see tests/benchmarks/bench_gate.py for what it was set on
 SHAPED = 0.2  # spread of norms' scales within a layer, relative, that only a long training leaves
-FITTING = 0.25  # deviations that depend on inputs over those that do not
+FITTING = (0.25, 0.35)  # deviations that depend on inputs over those that do not: a fault, a doubt
 UNTRAINED = 0.5  # share of constant one-dimensional tensors above which a network was never trained
 
 
@@ -82,6 +86,7 @@ def examine(module: nn.Module, images: Tensor) -> Evidence:
     """
     found = Evidence()
     _initial(module, found)
+    _zeros(module, found)
     _norms(module, images, found)
     looked = kernels.layers(module, images)
     _random(module, looked, found)
@@ -98,6 +103,22 @@ def _initial(module: nn.Module, found: Evidence) -> None:
         )
 
 
+def _zeros(module: nn.Module, found: Evidence) -> None:
+    """Kernels of zeros, which pass nothing. Weight decay may leave one, so a few are a doubt."""
+    own = tuple(f"{name}." for name in heads.names(module))
+    weights = {
+        name: weight
+        for name, weight in module.named_parameters()
+        if weight.ndim > 1 and name.endswith("weight") and not (own and name.startswith(own))
+    }
+    empty = [name for name, weight in weights.items() if not bool(weight.any())]
+    if empty:
+        many = len(empty) >= EMPTY[0] and len(empty) > EMPTY[1] * len(weights)
+        (found.faults if many else found.doubts).append(
+            f"{len(empty)} of {len(weights)} kernels are zero throughout: {_some(empty)}"
+        )
+
+
 def _norms(module: nn.Module, images: Tensor, found: Evidence) -> None:
     found.fits = norm_fits(module, _sizes(module, images))
     if not found.fits:
@@ -106,6 +127,13 @@ def _norms(module: nn.Module, images: Tensor, found: Evidence) -> None:
     found.measured["norms"] = f"{len(wrong)} of {len(found.fits)} unlike their inputs"
     found.limit["norms"] = 0
     found.measured["norm_correlation"] = round(median(fit.means for fit in found.fits), 4)
+    scale = median(fit.scale for fit in found.fits)
+    found.measured["norm_scale"], found.limit["norm_scale"] = round(scale, 4), SCALED
+    if abs(scale) > SCALED and not _young(module):
+        found.faults.append(
+            f"its kernels give values {math.exp(scale):.2g} times as large as its batch norms remember: they "
+            "were scaled, or are another training's"
+        )
     many = len(wrong) > MANY * len(found.fits)
     if many or (wrong and sure(found.fits) and not _young(module)):
         found.faults.append(
@@ -160,8 +188,8 @@ def _random(module: nn.Module, looked: list[kernels.Layer], found: Evidence) -> 
             f"({_some([one.layer for one in each])}): they are random, or their values are mixed"
         )
         (found.doubts if _young(module) else found.faults).append(said)
-    elif common > TURNED and turned < FITTING * common:
-        found.faults.append(
+    elif common > TURNED and turned < FITTING[1] * common:
+        (found.faults if turned < FITTING[0] * common else found.doubts).append(
             "its kernels were trained, but for other inputs than they get: they are not in their places, "
             "or not as they were"
         )

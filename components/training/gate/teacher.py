@@ -1,4 +1,9 @@
-"""The rules on a teacher: it is whole, of this data, better than guessing, trained, and not the student."""
+"""The rules on a teacher: it is whole, of this data, better than guessing, trained, and not the student.
+
+Its kernels are not examined as the student's are (``evidence.examine``): it answers the validation images
+here, and what it recognises is compared with what its training measured. Random kernels, and kernels in one
+another's places, lose that; the statistics would say nothing new.
+"""
 
 from __future__ import annotations
 

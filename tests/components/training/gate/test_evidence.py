@@ -19,7 +19,7 @@ from components.models import build
 from components.models.params import Arch
 from components.training.gate import kernels as kernel_evidence
 from components.training.gate.evidence import RANDOM, STANDS_OUT, constant_share, examine
-from tests.benchmarks.bench_gate import SPOILED, among_layers, fresh, kernels, published, random
+from tests.benchmarks.bench_gate import KEPT, OTHERS, SPOILED, among_layers, fresh, kernels, published, random
 
 SIZE = 32
 
@@ -233,6 +233,46 @@ def test_groups_are_of_three_kernels_at_least(transformer: nn.Module, digits: Te
     assert len(groups) == 3
     assert all(len(group.names) >= 3 for group in groups)
     assert not kernel_evidence.stand_out(layers[:2])
+
+
+def test_kernels_of_zeros(plain: nn.Module, digits: Tensor) -> None:
+    def without(*names: str) -> tuple[list[str], list[str]]:
+        spoiled = copy.deepcopy(plain)
+        for name in names:
+            nn.init.zeros_(spoiled.get_parameter(f"{name}.weight"))
+        found = examine(spoiled, digits)
+        return found.faults, found.doubts
+
+    assert without("10") == ([], ["1 of 7 kernels are zero throughout: 10.weight"])
+    faults, doubts = without("6", "8", "10")
+    assert faults == ["3 of 7 kernels are zero throughout: 6.weight, 8.weight, 10.weight"]
+    assert not doubts
+
+
+def test_kernels_larger_than_norms_remember(lite: nn.Module, digits: Tensor) -> None:
+    assert abs(examine(lite, digits).measured["norm_scale"]) < 0.1
+    faults = examine(spoil(lite, OTHERS["kernels three times as large"]), digits).faults
+    assert any("times as large as its batch norms remember" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("how", KEPT)
+def test_rounded_weights_are_trained_still(
+    plain: nn.Module, transformer: nn.Module, digits: Tensor, how: str
+) -> None:
+    for module in (plain, transformer):
+        found = examine(spoil(module, KEPT[how]), digits)
+        assert not found.faults
+        assert not found.doubts
+
+
+def test_trained_kernels_for_other_inputs(transformer: nn.Module, digits: Tensor) -> None:
+    """Inputs of every matrix in another order: directions that filters share are there, but not in them."""
+    spoiled = copy.deepcopy(transformer)
+    for kernel in list(kernels(spoiled).values())[1:]:
+        order = torch.randperm(kernel.shape[1], generator=torch.Generator().manual_seed(kernel.shape[1]))
+        kernel.data = kernel[:, order.roll(1)]
+    found = examine(spoiled, digits)
+    assert any("were trained, but for other inputs" in fault for fault in found.faults)
 
 
 def test_values_that_are_no_numbers(plain: nn.Module, digits: Tensor) -> None:
