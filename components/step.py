@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Level, Report
 from components.common.page import Page
 from components.common.params import StepParams
-from components.common.progress import at, counted, doing, say
+from components.common.progress import at, counted, doing
 from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
 from components.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -208,7 +211,7 @@ def _say_done(run: Run, seconds: float) -> None:
     for finding in run.report.findings:
         counts[finding.level] += 1
     found = f"{counted(counts['warning'], 'warning')}, {counted(counts['info'], 'note')}"
-    say(f"{run.name}: done in {seconds:.1f} s, {found}: {run.out / 'report.html'}")
+    log.info(f"{run.name}: done in {seconds:.1f} s, {found}: {run.out / 'report.html'}")
 
 
 def read_run_id(out: Path) -> dict[str, Any]:

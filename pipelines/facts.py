@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -19,10 +20,12 @@ import pyarrow.compute as pc
 
 from components.common.environment import cores
 from components.common.errors import RetortError
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.dataset import images, manifest, sources
 from components.dataset.columns import matches
 from components.dataset.params import Data, IngestParams
+
+log = logging.getLogger(__name__)
 
 SAMPLE = 300  # images whose header is read
 FETCHED = 16  # ... of a bucket, where each is fetched whole
@@ -60,7 +63,9 @@ def look(data: Data) -> DataFacts:
         RetortError: when there is nothing to read, or nothing of the sample lies where it should.
     """
     started = time.monotonic()
-    say(f"looking at {data.source if isinstance(data.source, str) else ', '.join(data.source.values())} ...")
+    log.info(
+        f"looking at {data.source if isinstance(data.source, str) else ', '.join(data.source.values())} ..."
+    )
     with _state():
         found = sources.read(IngestParams(data=data))
         counts, paths, lost = _counted(found, data)
@@ -82,7 +87,7 @@ def look(data: Data) -> DataFacts:
         side, seconds = _opened(paths, data)
     rows = splits.total()
     if time.monotonic() - started > 2:
-        say(f"{rows + unlabelled + synthetic:,} images in {time.monotonic() - started:.0f} s")
+        log.info(f"{rows + unlabelled + synthetic:,} images in {time.monotonic() - started:.0f} s")
     return DataFacts(
         classes=len(labelled),
         labelled=rows,
@@ -111,7 +116,7 @@ def _gpus() -> int:
     usable = torch.cuda.device_count()
     if there and not usable:
         why = "is built without CUDA" if torch.version.cuda is None else "may use none of them"
-        say(f"the driver lists {counted(there, 'GPU')}, but this PyTorch {why}: the CPU is proposed")
+        log.warning(f"the driver lists {counted(there, 'GPU')}, but this PyTorch {why}: the CPU is proposed")
     return usable
 
 

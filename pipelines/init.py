@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from components.common.errors import RetortError
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.common.storage import write_text
 from components.dataset.images import EXTENSIONS
 from components.dataset.params import Data
@@ -24,6 +25,8 @@ from pipelines import facts, history, propose
 from pipelines.history import HOUSE
 from pipelines.params import Params, build, load, parse
 from pipelines.propose import Proposal
+
+log = logging.getLogger(__name__)
 
 # The folders that a project keeps for itself; True: with all that lies below them, too.
 OWN_FOLDERS = {
@@ -230,7 +233,7 @@ def _speeds(machine: facts.MachineFacts, measure: bool) -> propose.Speeds:
         return propose.guess(machine)
     from components.training import estimate
 
-    say("measuring both networks on this machine (--no-measure leaves it out) ...")
+    log.info("measuring both networks on this machine (--no-measure leaves it out) ...")
     optimizer = Optimizer(name="adamw")
     if not machine.gpus:
         teacher, student = (

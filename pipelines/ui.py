@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -13,9 +14,10 @@ from pathlib import Path
 
 from components.common.errors import RetortError
 from components.common.params import Registry
-from components.common.progress import say
 from components.common.storage import state_dir
 from components.tracking.client import public_uri, tracking_uri
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PORTS = 100  # that are tried, one after the other
@@ -44,11 +46,11 @@ def ui(registry: Registry, port: int, browser: bool) -> None:
             f"{uri.removeprefix(SQLITE)}: no such file, so there are no runs to show yet; run a step first"
         )
     free = _free_port(port)
-    log = state_dir() / "ui.log"
+    said = state_dir() / "ui.log"
     if free != port:
-        say(f"port {port} is taken")
-    say("MLflow starts; that may take some seconds")
-    with log.open("w", encoding="utf-8") as out:
+        log.warning(f"port {port} is taken")
+    log.info("MLflow starts; that may take some seconds")
+    with said.open("w", encoding="utf-8") as out:
         server = subprocess.Popen(
             [
                 sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
@@ -58,12 +60,12 @@ def ui(registry: Registry, port: int, browser: bool) -> None:
             start_new_session=True,  # a Ctrl-C comes here, and all of its processes are ended together
         )  # fmt: skip
     try:
-        _await(server, free, log)
+        _await(server, free, said)
         _show(f"http://{HOST}:{free}", browser, " (Ctrl-C ends it)")
         server.wait()
-        raise RetortError(f"MLflow ended with status {server.returncode}; see {log}")
+        raise RetortError(f"MLflow ended with status {server.returncode}; see {said}")
     except KeyboardInterrupt:
-        say("ended")
+        log.info("ended")
     finally:
         _end(server)
 
@@ -71,7 +73,7 @@ def ui(registry: Registry, port: int, browser: bool) -> None:
 def _show(url: str, browser: bool, how: str) -> None:
     print(f"MLflow: {url}{how}", flush=True)
     if browser and not webbrowser.open(url):
-        say("no browser was found; open the address by hand")
+        log.warning("no browser was found; open the address by hand")
 
 
 def _free_port(first: int) -> int:
@@ -86,7 +88,7 @@ def _free_port(first: int) -> int:
     raise RetortError(f"--port {first}: this port and the {PORTS - 1} after it are taken; name another")
 
 
-def _await(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _await(server: subprocess.Popen[bytes], port: int, said: Path) -> None:
     """Return when the server answers."""
     started = time.monotonic()
     while server.poll() is None and time.monotonic() - started < START_SECONDS:
@@ -96,8 +98,8 @@ def _await(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
             time.sleep(0.2)
         else:
             return
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise RetortError(f"MLflow did not start: {lines[-1][:160] if lines else 'no word from it'}; see {log}")
+    lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise RetortError(f"MLflow did not start: {lines[-1][:160] if lines else 'no word from it'}; see {said}")
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

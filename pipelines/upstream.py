@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from components.audit.plan_schema import read_plan
 from components.common.findings import read_report
-from components.common.progress import say
 from components.common.storage import sha256_file
 from pipelines.params import Params
 from pipelines.steps import AUDIT, MAIN
+
+log = logging.getLogger(__name__)
 
 
 def make_plan_up_to_date(params: Params, command: str) -> None:
@@ -23,7 +26,7 @@ def make_plan_up_to_date(params: Params, command: str) -> None:
     report = MAIN["validate"].folder / "report.json"
 
     def run(name: str, why: str, *stages: str) -> None:
-        say(f"{command}: {why}: 'retort {name}' runs first")
+        log.info(f"{command}: {why}: 'retort {name}' runs first")
         for stage in stages or [name]:
             MAIN.run(stage, params)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -147,3 +148,8 @@ class Checkout:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """One copy for the session: what is run in it stays there for the next test."""
     return Checkout(tmp_path_factory.mktemp("checkout"))
+
+
+def bare(text: str) -> str:
+    """Lines of a log without the time and the level that each begins with where there is no terminal."""
+    return re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+ ", "", text)

@@ -5,12 +5,15 @@ writes under a lock that a fork waits for, and ends with the outermost work.
 
 On a terminal no silence lasts over two seconds. Elsewhere lines stay, in a log that somebody pays for: all
 work together says at most one line of progress in 15 seconds (``RETORT_LINE_SECONDS`` sets another number).
-What is no progress but a result or a fault, ``say``, is said at once.
+What is no progress but a result or a fault is logged at once, by each module's logger; ``RETORT_LOG_LEVEL``
+(debug, info, warning, error) is the least level that is said.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import math
 import os
 import shutil
@@ -19,9 +22,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.logging import RichHandler
     from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
@@ -31,6 +36,11 @@ LINE_SECONDS = 15.0  # between two plain lines of progress, whatever work they a
 SETTING = "RETORT_LINE_SECONDS"  # another number of them
 TICK_SECONDS = 0.5  # between two looks, and two pictures of the spinner
 SPINNER = "|/-\\"
+LEVEL = "RETORT_LOG_LEVEL"  # lines below it are not said
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+PLAIN = "%(asctime)s %(levelname)s %(message)s"
+
+log = logging.getLogger(__name__)
 
 
 class _Work(Protocol):
@@ -110,7 +120,7 @@ class _Watch:
     def line(self, work: _Work) -> None:
         work.named = True
         self.lined = time.perf_counter()
-        say(work.line())
+        log.info(work.line())
 
 
 _watch = _Watch()
@@ -139,7 +149,7 @@ def line_seconds() -> float:
         return LINE_SECONDS
 
 
-def say_if_due(message: str) -> bool:
+def log_if_due(message: str) -> bool:
     """A line of what comes again and again, such as an epoch's result: each one on a terminal, elsewhere one
     in 15 seconds, lines of progress counted.
 
@@ -151,16 +161,77 @@ def say_if_due(message: str) -> bool:
         if not (on_terminal() or _watch.due(now)):
             return False
         _watch.lined = now
-        say(message)
+        log.info(message)
         return True
 
 
-def say(message: str) -> None:
-    """A line for the person who watches, on standard error."""
-    with _watch.lock:
+class LineHandler(logging.Handler):
+    """Lines for the person who watches, on standard error: by rich on a terminal, plain ones elsewhere.
+
+    A line takes the place of the spinner, and stands above the bars. Its lock is that of the watch, which
+    writes on the same screen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(PLAIN, datefmt="%Y-%m-%d %H:%M:%S"))
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        self.lock = _watch.lock
+
+    def emit(self, record: logging.LogRecord) -> None:
         _watch.erase()
-        print(message, file=sys.stderr, flush=True)
+        try:
+            if on_terminal():
+                _rich_handler().emit(record)
+            else:
+                print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # noqa: BLE001 - a line that cannot be written stops no work
+            self.handleError(record)
         _watch.last = time.perf_counter()
+
+
+@functools.cache
+def _console() -> Console:
+    """The terminal: one for lines and bars, so that lines stand above the bars."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)
+
+
+@functools.cache
+def _rich_handler() -> RichHandler:
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+    from rich.text import Text
+
+    class Lines(RichHandler):
+        """The message as it is, after its level where that is more than info: no table, so no padding."""
+
+        def render(self, *, record: Any, traceback: Any, message_renderable: Any) -> Any:
+            if record.levelno < logging.WARNING:
+                return message_renderable
+            level = record.levelname
+            return Text.assemble((level, f"logging.level.{level.lower()}"), " ", message_renderable)
+
+    return Lines(console=_console(), markup=False, highlighter=NullHighlighter())
+
+
+def begin_logging() -> None:
+    """Give the loggers of ``components`` and ``pipelines`` their handler, and the level ``RETORT_LOG_LEVEL``.
+
+    Only these: other libraries log as loudly as they did.
+    """
+    wanted = os.environ.get(LEVEL, "info").upper()
+    level = wanted if wanted in LEVELS else "INFO"
+    handler = LineHandler()
+    for name in ("components", "pipelines"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False  # a root logger that a library has set up would say each line once more
+        logger.setLevel(level)
+    if wanted not in LEVELS:
+        log.warning(f"{LEVEL}: '{wanted.lower()}' is none of {', '.join(LEVELS).lower()}; info is taken")
 
 
 class Work:
@@ -261,7 +332,6 @@ class Task:
 
     def _draw(self) -> None:
         if self._bar is None:
-            from rich.console import Console
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -281,7 +351,7 @@ class Task:
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
+                console=_console(),
             )
             bar.start()
             self._bar = (bar, bar.add_task(self.description, total=self.total, note=""))
@@ -309,3 +379,6 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             shown.advance()
+
+
+begin_logging()

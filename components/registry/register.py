@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.findings import read_report
-from components.common.progress import at, say, track
+from components.common.progress import at, track
 from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
 from components.models.card import ModelCard, names_finding, read_card
@@ -25,6 +26,8 @@ from components.step import Run, step
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")  # what loading and predicting needs
@@ -173,7 +176,7 @@ class _Registration:
         alias = self._settle(version)
         holder = self.versions.holder(CHAMPION)
         said = verdict(int(version.version), alias, int(holder.version) if holder else None, self.reason)
-        say(f"register: {self.versions.name} {said}")
+        log.info(f"register: {self.versions.name} {said}")
         self._write(version, alias, holder)
         self._show(version, alias)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
 from components.common.errors import RetortError
 from components.common.params import Registry
-from components.common.progress import say
 from components.common.storage import replace, sha256_file
 from components.models import checkpoint
 from components.models.card import read_card
 from components.registry.register import CARD, CHECKPOINT, PROOFS
 from components.registry.versions import CHAMPION, opened
+
+log = logging.getLogger(__name__)
 
 
 def fetch_champion(registry: Registry, folder: Path) -> Path | None:
@@ -26,7 +28,7 @@ def fetch_champion(registry: Registry, folder: Path) -> Path | None:
     try:
         return _fetch(registry, folder)
     except RetortError as error:
-        say(f"compare-weights: without the champion: {str(error).splitlines()[0]}")
+        log.warning(f"compare-weights: without the champion: {str(error).splitlines()[0]}")
         return None
 
 
@@ -39,7 +41,7 @@ def _fetch(registry: Registry, folder: Path) -> Path | None:
             versions.download(champion, f"{PROOFS}/{name}", Path(scratch)) for name in (CARD, CHECKPOINT)
         )
         if card is None or weights is None or read_card(card).sha256 != sha256_file(weights):
-            say(
+            log.warning(
                 f"champion: version {champion.version} of '{registry.name}' carries no whole checkpoint to "
                 "start from; give its model.safetensors, if you have it, in compare_weights.candidates"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.page import Page
-from components.common.progress import say
 from components.common.signals import stopped_by
 from components.common.storage import (
     human_bytes,
@@ -37,6 +37,8 @@ from components.training.paired import gain, interval
 from components.training.spec import Phase, TrainSpec
 from components.weights.source import public
 from components.weights.weights import prepare_net
+
+log = logging.getLogger(__name__)
 
 CONFIGURED, RANDOM, CHAMPION = "configured", "random", "champion"
 STATE = "compare-weights"  # below .retort: finished runs, by the hash of their spec
@@ -204,7 +206,7 @@ def _run_all(
     kept_bytes = len(left) * (8 * images + 10_000)  # predictions as text, and a history
     need_disk(state_dir(STATE), kept_bytes, "results of finetunes")
     prepared = sum(candidate.start.stat().st_size for candidate in candidates if candidate.start)
-    say(
+    log.info(
         f"{run.name}: {len(candidates)} candidates x {params.compare_weights.seeds} seeds = {len(pairs)} "
         f"finetunes of {epochs} epochs, {len(pairs) - len(left)} of them finished by an earlier run; "
         f"{human_bytes(prepared)} of disk for prepared weights until the end, up to "
@@ -217,7 +219,7 @@ def _run_all(
                 _finetune(run, params, *pairs[at], places[at])
                 if done == 0 and len(left) > 1:
                     taken = time.monotonic() - started
-                    say(
+                    log.info(
                         f"{run.name}: a finetune takes about {listener.duration(taken)}; the other "
                         f"{len(left) - 1} will take about {listener.duration(taken * (len(left) - 1))}"
                     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.common.errors import ConfigError, RetortError
-from components.common.progress import say, task
+from components.common.progress import task
 from components.common.sheet import write_csv
 from components.common.storage import atomic_path, human_bytes, need_disk, remove
 from components.models import checkpoint, features
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     # path, and pixels uint8 [size, size, 3]; or the reason why there are none
     Image = tuple[str, NDArray[np.uint8] | str]
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 FORMATS = ("parquet", "onnx")
@@ -104,7 +107,7 @@ def _readable(
             continue
         unreadable.append((path, pixels))
         if len(unreadable) <= NAMED:
-            say(f"{path}: {pixels}")
+            log.warning(f"{path}: {pixels}")
 
 
 def _write_onnx(
@@ -195,4 +198,4 @@ def _list_unreadable(result: Extracted, count: int) -> None:
         remove(path)  # an earlier run's
         return
     write_csv(path, [("path", "reason"), *result.unreadable])
-    say(f"{len(result.unreadable)} of {count:,} images cannot be read; {path} lists them")
+    log.warning(f"{len(result.unreadable)} of {count:,} images cannot be read; {path} lists them")

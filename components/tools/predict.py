@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.common.errors import RetortError
-from components.common.progress import say, track
+from components.common.progress import track
 from components.common.sheet import write_csv
 from components.common.storage import atomic_path
 from components.dataset import named
@@ -21,6 +22,8 @@ from components.tools.unfit import why_no_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger(__name__)
 
 BATCH = 32
 COLUMNS = ("path", "class", "score", "error")
@@ -87,9 +90,11 @@ def predict(
         predictions += _classify(session, about, list(islice(decoded, BATCH)))
     bad = [prediction for prediction in predictions if prediction.error]
     for prediction in bad[:10]:
-        say(f"{prediction.path}: {prediction.error}")
+        log.warning(f"{prediction.path}: {prediction.error}")
     if bad:
-        say(f"{len(bad)} of {len(predictions)} files cannot be read; {out / 'predictions.csv'} lists them")
+        log.warning(
+            f"{len(bad)} of {len(predictions)} files cannot be read; {out / 'predictions.csv'} lists them"
+        )
     _write(predictions, out)
     return predictions
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from components.common.errors import RetortError
-from components.common.progress import say
 from components.registry.params import RegisterParams
 from components.registry.versions import CHAMPION, opened
+
+log = logging.getLogger(__name__)
 
 
 def promote(params: RegisterParams, version: int) -> dict[str, Any] | None:
@@ -20,11 +22,13 @@ def promote(params: RegisterParams, version: int) -> dict[str, Any] | None:
         versions.get(version)
         champion = versions.holder(CHAMPION)
         if champion and int(champion.version) == version:
-            say(f"{versions.name} version {version} is champion already")
+            log.info(f"{versions.name} version {version} is champion already")
             return None
         record = versions.set_champion(version, "promote")
     before = record["replaced"]
-    say(f"{versions.name}: version {version} is champion" + (f", in place of {before}" if before else ""))
+    log.info(
+        f"{versions.name}: version {version} is champion" + (f", in place of {before}" if before else "")
+    )
     return record
 
 
@@ -58,5 +62,5 @@ def rollback(params: RegisterParams) -> dict[str, Any]:
             )
         versions.get(replaced)
         record = versions.set_champion(replaced, "rollback")
-    say(f"{versions.name}: version {replaced} is champion again, in place of {present}")
+    log.info(f"{versions.name}: version {replaced} is champion again, in place of {present}")
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from components.common import progress
-from components.common.progress import counted, say, say_if_due
+from components.common.progress import counted, log_if_due
 from components.common.signals import stopped_by
 from components.common.storage import (
     need,
@@ -32,6 +33,8 @@ from components.tracking.tracker import Tracker
 from components.training import cluster, driver, listener, metrics, preflight, results
 from components.training.context import Event
 from components.training.spec import Phase, TrainSpec
+
+log = logging.getLogger(__name__)
 
 STATE = "tune"  # below .retort: what was tried, by the hash of all of it, and finished trainings
 
@@ -79,7 +82,7 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
         alone = [_alone(spec, params.ray.workers) for spec in specs]
         preflight.preflight(run, specs[0], params.ray, settings.of, trainings=2 * settings.seeds)
         preflight.check_memory(run, alone[0], params.ray, settings.of)
-        say(
+        log.info(
             f"{run.name}: {settings.trials} recipes x up to {counted(epochs, 'epoch')}, {params.ray.workers} "
             f"at a time; then the best and the fixed one x {counted(settings.seeds, 'seed')}"
         )
@@ -117,7 +120,7 @@ def _search(
     folder = state_dir(STATE, sha256_json([[spec.key() for spec in alone], rest])[:24]).resolve()
     kept = folder / "search.json"
     if kept.exists():
-        say(f"{run.name}: {counted(len(recipes), 'trial')} were finished by an earlier run")
+        log.info(f"{run.name}: {counted(len(recipes), 'trial')} were finished by an earlier run")
         return [Tried(**content) for content in read_json(kept)]
     tried = [Tried(number, values) for number, values in enumerate(recipes)]
     connect()
@@ -131,7 +134,7 @@ def _search(
             one.end = "done"
     stopped = sum(one.end == "stopped" for one in tried)
     taken = sum(len(one.rows) for one in tried)
-    say(
+    log.info(
         f"{run.name}: {counted(len(tried), 'trial')} in {listener.duration(time.monotonic() - started)}: "
         f"{stopped} stopped early, {taken:,} of {len(tried) * epochs:,} epochs taken"
     )
@@ -164,14 +167,14 @@ class _Hearing:
                 {name: row[name] for name in row if name not in ("phase", "epoch")}, step=row["epoch"]
             )
             leader = max(self._tried, key=lambda other: (len(other.rows) >= self._epochs, other.score))
-            say_if_due(
+            log_if_due(
                 f"{self._run.name}: trial {one.number} ({described(one.values)}): epoch {row['epoch']} of "
                 f"{self._epochs}, macro recall {row['val_macro_recall']:.2%}; the best so far is trial "
                 f"{leader.number} with {leader.score:.2%}"
             )
         elif event["kind"] == "stopped":
             one.end = event["message"]
-            say(f"{self._run.name}: trial {one.number} ({described(one.values)}): {event['message']}")
+            log.info(f"{self._run.name}: trial {one.number} ({described(one.values)}): {event['message']}")
         elif event["kind"] == "failed":
             one.end = event["what"]
         elif event["kind"] == "done":
@@ -185,7 +188,7 @@ class _Hearing:
         rounds = -(-len(self._tried) // at_once) - 1
         if not self._promised and rounds:
             seconds = (time.monotonic() - self._started) * rounds
-            say(f"{self._run.name}: the other trials will take {listener.duration(seconds)} at most")
+            log.info(f"{self._run.name}: the other trials will take {listener.duration(seconds)} at most")
         self._promised = True
 
     def _tracker(self, one: Tried) -> Tracker:
@@ -234,7 +237,7 @@ def _compare(
     ]
     places = [state_dir(STATE) / "trainings" / spec.key()[:24] / "result.json" for _, spec in jobs]
     left = [at for at, place in enumerate(places) if not place.exists()]
-    say(
+    log.info(
         f"{run.name}: the best recipe against the fixed one: {counted(len(jobs), 'training')}, "
         f"{len(jobs) - len(left)} of them finished by an earlier run"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from components.common.progress import say
 from components.common.storage import write_json, write_text
 from components.models.params import Net
 from components.step import Run
@@ -18,6 +18,8 @@ from components.tools.params import Tune
 from components.tools.tune_space import Tried, described, snippet
 from components.training import metrics, results
 from components.training.paired import interval
+
+log = logging.getLogger(__name__)
 
 FIXED, TUNED = "fixed", "tuned"
 
@@ -140,7 +142,7 @@ def find(
         "tune.gain", "info", what, said, measured=round(measured, 6),
         limit=None if limit is None else round(limit, 6), advice=advice, row="2.3",
     )  # fmt: skip
-    say(f"{run.name}: {what}: {said}")
+    log.info(f"{run.name}: {what}: {said}")
     return verdict
 
 

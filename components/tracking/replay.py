@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import posixpath
 import re
 import time
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from components.common.errors import RetortError
 from components.common.params import Registry
-from components.common.progress import say
 from components.common.storage import read_own_json, state_dir, write_json
 from components.tracking.client import (
     client_settings,
@@ -28,6 +28,8 @@ from components.tracking.spool import Entry, leftovers
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+
+log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 10.0  # for another step that makes the pipeline's run
 LEFTOVER_SECONDS = 2.0  # at a step's end, for what other steps left in the spool
@@ -121,7 +123,9 @@ class Replay:
                     if error.error_code != "INVALID_PARAMETER_VALUE" or self.done == 0:
                         raise
                     # MLflow will never take it: waiting would keep all that follows from it
-                    say(f"tracking: MLflow refused a record of '{start['step']}': {first_line(error)}")
+                    log.warning(
+                        f"tracking: MLflow refused a record of '{start['step']}': {first_line(error)}"
+                    )
                 self.done += count
         except BaseException:
             self._doubtful = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from components.common.params import Registry
-from components.common.progress import say
 from components.common.storage import human_bytes, state_dir
 from components.tracking.client import (
     StuckError,
@@ -26,6 +26,8 @@ from components.tracking.client import (
 from components.tracking.replay import Replay, send_leftovers
 from components.tracking.run_identity import pipeline_run, reused_steps
 from components.tracking.spool import Entry
+
+log = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 10.0  # a step waits for a server no longer than this in all
 REQUEST_SECONDS = 3  # ... and for one answer no longer than this
@@ -102,7 +104,7 @@ class Tracker:
         try:
             size = path.stat().st_size
             if size > MAX_ARTIFACT_BYTES:
-                say(f"tracking: {path} is {human_bytes(size)}: not copied into MLflow")
+                log.warning(f"tracking: {path} is {human_bytes(size)}: not copied into MLflow")
                 return
             file = self._entry.copy(path)
         except OSError as error:
@@ -183,7 +185,7 @@ class Tracker:
 
     def _warn(self, message: str) -> None:
         if not self._warned:
-            say(message)
+            log.warning(message)
         self._warned = True
 
 

@@ -7,19 +7,21 @@ promises; where the literature has a figure it is named.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from components.common.progress import say
 from components.step import Run
 from components.training import health
 from components.training.inputs.index import open_index
 from components.training.sampling import training_rows
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
+
+log = logging.getLogger(__name__)
 
 WORTH = 0.005  # a gain of less is not worth a person's time
 DOUBLED = (
@@ -175,7 +177,7 @@ def tell(run: Run, facts: Facts) -> list[Advice]:
         note="In order of what is likely to be gained in macro recall on validation: rules of thumb, from "
         "what this training measured, no promise. One change at a time shows whether they hold.",
     )
-    say(f"{run.name}: what would help most: {first}")
+    log.info(f"{run.name}: what would help most: {first}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ import torch
 
 from components.common import progress
 from components.common.environment import cores
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, sha256_json, state_dir, write_json
 from components.dataset import manifest as manifests
 from components.models.card import read_card
@@ -31,6 +32,8 @@ from components.training.pace import FORWARD
 from components.training.params import Ray
 from components.training.spec import TrainSpec
 from components.training.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 VERSION = 2  # of how a speed is measured: those of another number are measured again
 MEASURE_SECONDS = 2.0  # for what is timed of a network
@@ -150,7 +153,7 @@ def within(
         if rest + epochs * each > 60 * minutes:
             why += ", which is more than the budget: there is at least one"
     message = f"{counted(epochs, 'epoch')} of at most {most} in {minutes:g} min: {why}"
-    say(f"{run.name}: {message}")
+    log.info(f"{run.name}: {message}")
     run.find(
         "preflight.budget", "info", key, message, measured=epochs, limit=most, row="5.1",
         advice="A smaller network or global.image_size makes room for more." if epochs < most else "",
@@ -183,7 +186,7 @@ def say_estimate(run: Run, spec: TrainSpec, ray: Ray, where: str, disk: int, tra
         parts.append(f"a cost of {cost:.2f} at {ray.price_per_hour:g} an hour for the whole cluster")
         run.tracker.summary({"estimated_cost": cost})
     message = "training takes " + ", ".join(parts) if found is not None else ", ".join(parts)
-    say(f"{run.name}: {message}")
+    log.info(f"{run.name}: {message}")
     run.find(
         RULE, "info", f"{where}.train", message, row="5.1",
         measured=None if found is None else round(found.seconds, 1),
@@ -199,7 +202,7 @@ def learn(run: Run, spec: TrainSpec, ray: Ray, heard: Listener, seconds: float) 
     run.tracker.summary({"training_seconds": seconds})
     told = [found.measured for found in run.report.findings if found.rule == RULE and found.measured]
     if told and not heard.resumed:
-        say(f"{run.name}: trained in {duration(seconds)}; {duration(told[-1])} were expected")
+        log.info(f"{run.name}: trained in {duration(seconds)}; {duration(told[-1])} were expected")
     online = spec.distill is not None and spec.distill.teacher_labels == "online"
     other = any(spec.costs(phase) != (1.0, 1.0) or phase.augment for phase in spec.phases)
     if online or other or not sum(heard.seconds):  # what the teacher, or larger images, took is in it
@@ -244,7 +247,7 @@ def _speed(arch: Arch, spec: TrainSpec, ray: Ray) -> Speed | None:
         if not others:
             write_json(kept, asdict(found))
             return found
-        say(
+        log.warning(
             f"{arch.name} was measured while other work took about {others:.1f} cores of this machine: "
             "what is expected is as uncertain as that is"
         )

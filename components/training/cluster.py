@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from components.common import signals
 from components.common.environment import collect_less_often, environment
 from components.common.errors import RetortError, Terminated
-from components.common.progress import say
 from components.common.storage import disk_full, read_json, remove, state_dir, write_json
 from components.dataset import s3
 from components.training import reaper, remote
@@ -37,6 +36,8 @@ from components.training.stall import Stall
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0  # for a cluster that should be there
 POLL_SECONDS = 0.2
@@ -458,7 +459,7 @@ def fit(
     except Terminated:
         with signals.defer_signals():
             if ray.get(mailbox.stop.remote(), timeout=STOP_SECONDS):
-                say("stopping: the workers save a checkpoint first")
+                log.info("stopping: the workers save a checkpoint first")
                 end = time.monotonic() + STOP_SECONDS
                 while thread.is_alive() and time.monotonic() < end:
                     thread.join(POLL_SECONDS)
@@ -682,7 +683,9 @@ def _rescue(folder: Path) -> str | None:
             if found is not None:
                 os.replace(found, kept)
             elif not kept.exists():
-                say(f"{folder}: its list of checkpoints was cut off, and none is whole; training starts over")
+                log.warning(
+                    f"{folder}: its list of checkpoints was cut off, and none is whole; training starts over"
+                )
             for rest in folder.glob("checkpoint_*"):
                 remove(rest)
     return str(kept) if kept.exists() else None

@@ -8,11 +8,12 @@ Estimation using Deep Ensembles", 2017). From few labels each is trained in a mo
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from components.common.findings import Finding
-from components.common.progress import at, counted, say
+from components.common.progress import at, counted
 from components.common.storage import remove, state_dir
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
@@ -21,6 +22,8 @@ from components.training import control, driver, margin, preflight
 from components.training.control import Trained
 from components.training.params import DistillParams
 from components.training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 RULE = "distill.committee"
 
@@ -52,7 +55,7 @@ def join(
     folders = _trained(run, params, spec)
     if isinstance(folders, Finding):
         message = f"the teacher teaches alone: its committee was stopped by {folders.rule}: {folders.message}"
-        say(f"{run.name}: {message}")
+        log.info(f"{run.name}: {message}")
         run.find(RULE, "warning", "teacher", message, row="2.3", advice=folders.advice)
         return ()
     at("asking the committee")
@@ -67,7 +70,7 @@ def join(
         f"they recognise {together:.1%} of {counted(images, 'validation image')}, the teacher {alone:.1%}; "
         f"{verdict}"
     )
-    say(f"{run.name}: {message}")
+    log.info(f"{run.name}: {message}")
     run.find(RULE, "info", "teacher", message, measured=round(together, 6), limit=round(alone, 6), row="2.3")
     return folders if helps else ()
 
@@ -79,7 +82,7 @@ def _trained(run: Run, params: DistillParams, spec: TrainSpec) -> tuple[Path, ..
         for n in range(1, len(spec.phases) + 1)
     )
     if all(isinstance(control.read(folder, spec), Trained) for folder in folders):
-        say(f"{run.name}: the committee was trained before, by the same values: it is taken")
+        log.info(f"{run.name}: the committee was trained before, by the same values: it is taken")
         return folders
     place = driver.checkpoints("committee", spec)
     preflight.preflight(run, spec, params.ray, "student")

@@ -6,6 +6,7 @@ Distillation takes its network from there.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import numpy as np
 from components.audit.plan_schema import Plan
 from components.common.errors import FindingsError
 from components.common.findings import Finding
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.common.storage import atomic_path, read_json, remove, state_dir, write_json
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
@@ -29,6 +30,8 @@ from components.training.params import CheckParams, Distill
 from components.training.sampling import training_rows
 from components.training.spec import Phase, TrainSpec
 from components.training.state import Tensors, TrainResult
+
+log = logging.getLogger(__name__)
 
 NET = "control"
 FOLDER = "control"  # in outputs/check
@@ -257,7 +260,7 @@ def control_epochs(run: Run, params: CheckParams, student: TrainSpec, planned: i
     if one is not None:  # else the next run knows the speed
         write_json(kept, {"epochs": epochs})
     if epochs < planned:
-        say(
+        log.info(
             f"{run.name}: a short control of {counted(epochs, 'epoch')} of {planned} comes first, since "
             f"{why}; distill trains the whole one"
         )
@@ -391,7 +394,7 @@ def obtain(
     key = spec.key()
     folder = store(key)
     if isinstance(read(folder, spec, key), Trained):
-        say(f"{run.name}: the student alone was trained before, by the same values: that one is taken")
+        log.info(f"{run.name}: the student alone was trained before, by the same values: that one is taken")
         return folder
     remove(folder)
     result = attempt(run, spec, fit)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
 
 from components.common.findings import Finding
-from components.common.progress import at, counted, say
+from components.common.progress import at, counted
 from components.common.storage import human_bytes, need, need_disk, remove, write_json
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
@@ -36,6 +37,8 @@ from components.training.params import DistillParams
 from components.training.shipped import Pair
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
+
+log = logging.getLogger(__name__)
 
 TEACHER = "teacher: outputs/teacher/model.safetensors"
 ALONE = "control: the student alone, trained on labels without a teacher"
@@ -101,7 +104,7 @@ def _method(run: Run, params: DistillParams, base: TrainSpec, margin: Margin) ->
         chosen = min(pool, params.distill.unlabeled_per_class * len(base.class_names))
     known = control.known(params, base, chosen, margin.images, margin.teacher, margin.alone)
     how = method.choose(params.distill, known)
-    say(f"{run.name}: {how.why}")
+    log.info(f"{run.name}: {how.why}")
     return how
 
 
@@ -159,13 +162,15 @@ class _Jobs:
         name = self._run.name
         if Margin.read(check).failed == job.key:
             job.failed = True
-            say(f"{name}: the student alone was stopped in the check, so there is nothing to compare with")
+            log.warning(
+                f"{name}: the student alone was stopped in the check, so there is nothing to compare with"
+            )
             return
         fault = job.look(check / control.FOLDER)
         if not fault:
-            say(f"{name}: the student alone is the one that the check trained")
+            log.info(f"{name}: the student alone is the one that the check trained")
         elif job.left:
-            say(f"{name}: the student alone is trained here: of the check's, {fault}")
+            log.info(f"{name}: the student alone is trained here: of the check's, {fault}")
 
     def _to_do(self) -> list[_Job]:
         """Seed by seed, so that what is broken off has compared something."""
@@ -188,7 +193,9 @@ class _Jobs:
                     left = len(jobs) - number - 1
                     if number == 0 and left:
                         taken = listener.duration(monotonic() - started)
-                        say(f"{self._run.name}: it took {taken}; {counted(left, 'training')} like it to go")
+                        log.info(
+                            f"{self._run.name}: it took {taken}; {counted(left, 'training')} like it to go"
+                        )
                     started = monotonic()
         pairs = []
         for student, alone in zip_longest(self._students, self._controls):
@@ -207,7 +214,7 @@ class _Jobs:
             result = control.attempt(self._run, job.spec, fit)
             if isinstance(result, Finding):
                 job.failed = True
-                say(f"{self._run.name}: the student alone was stopped: {result.message}")
+                log.warning(f"{self._run.name}: the student alone was stopped: {result.message}")
                 return
         else:
             result = fit(self._run, job.spec)
@@ -244,7 +251,7 @@ def _say_disk(run: Run, params: DistillParams, spec: TrainSpec) -> None:
     count = splits.count("train") * views + splits.count("unlabeled")
     wanted = soft_labels.stored_bytes(count, len(spec.class_names), params.distill.top_k_labels)
     need_disk(spec.soft_labels, wanted, "soft labels")
-    say(
+    log.info(
         f"{run.name}: soft labels of {count:,} images take {human_bytes(wanted)} of disk, kept for later runs"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from components.training.params import Ray
 from components.training.spec import Phase, TrainSpec
 from components.training.state import TrainResult
 from components.weights.load import prepared
+
+log = logging.getLogger(__name__)
 
 INPUT_BOUND = 0.2  # of the time: more of it spent waiting for images is worth a change
 JUDGED_SECONDS = 20.0  # of training: before, a share of it says little
@@ -81,7 +84,7 @@ def make_spec(
         return replace(spec, shards=storage) if sharded else spec
     store = open_store(open_index(spec.manifest), root, spec.size, spec.recipe().source)
     for said in store.said:
-        progress.say(f"{said}: they are decoded as they are needed (train.num_workers: processes for that)")
+        log.info(f"{said}: they are decoded as they are needed (train.num_workers: processes for that)")
     return spec
 
 
@@ -96,7 +99,7 @@ def _optimizer(net: Net, start: Path | None) -> Optimizer:
     if source is None:
         return settings
     rates = optim.published_stage_rates(net.arch.name)
-    progress.say(
+    log.info(
         f"{source}: weights that were distilled learn at {', '.join(f'{rate:g}' for rate in rates)} of the "
         "rate, from the input to the classifier, whose is whole (optimizer.stage_rates: [] turns that off)"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import Any
 
 from components.common import progress
-from components.common.progress import say
 from components.step import Run
 from components.training.context import Event
+
+log = logging.getLogger(__name__)
 
 
 class Listener:
@@ -41,7 +43,7 @@ class Listener:
     def _say_last(self) -> None:
         """What a phase ended with is said, whether it is a line's turn or not."""
         if self._unsaid:
-            say(self._unsaid)
+            log.info(self._unsaid)
         self._unsaid = ""
 
     def _on_phase(self, event: Event) -> None:
@@ -60,14 +62,14 @@ class Listener:
         seconds = duration(event["seconds"])
         name = event["name"].removeprefix(f"{self._run.name}: ")  # a phase may be called as the step is
         if event["again"]:  # the first ones of a short training are soon corrected
-            progress.say_if_due(
+            progress.log_if_due(
                 f"{self._run.name}: {name}: {seconds} more from here, by what was measured since"
             )
         else:
-            say(f"{self._run.name}: {name} will take about {seconds}")
+            log.info(f"{self._run.name}: {name} will take about {seconds}")
 
     def _on_note(self, event: Event) -> None:
-        say(f"{self._run.name}: {event['said']}")
+        log.info(f"{self._run.name}: {event['said']}")
 
     def _on_finding(self, event: Event) -> None:
         """What workers have found out; told again after a restart."""
@@ -80,13 +82,15 @@ class Listener:
 
     def _on_started(self, event: Event) -> None:
         if self._seen:
-            say(f"{self._run.name}: a worker was lost before Ray knew of a checkpoint; training starts over")
+            log.warning(
+                f"{self._run.name}: a worker was lost before Ray knew of a checkpoint; training starts over"
+            )
 
     def _on_resumed(self, event: Event) -> None:
         self.resumed = True
         done = len(self._seen)
         why = "a worker was lost" if done else "an earlier run was interrupted"
-        say(
+        log.info(
             f"{self._run.name}: {why}; going on from its last checkpoint "
             f"(phase {event['phase'] + 1}, after epoch {event['epoch']})"
         )
@@ -101,7 +105,7 @@ class Listener:
             f"{self._run.name}: {row['phase']} epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
             f"validation loss {row['val_loss']:.4f}, top-1 {row['val_top1']:.2%}"
         )
-        self._unsaid = "" if progress.say_if_due(line) else line
+        self._unsaid = "" if progress.log_if_due(line) else line
         numbers = {name: row[name] for name in row if name not in ("phase", "epoch")}
         self._run.tracker.metrics(
             {f"{row['phase']}.{name}": value for name, value in numbers.items()}, step=row["epoch"]
@@ -119,7 +123,7 @@ class Listener:
         )
 
     def _on_left_off(self, event: Event) -> None:
-        say(
+        log.info(
             f"{self._run.name}: {event['phase']}: left off in epoch {event['epoch']} after step "
             f"{event['step']}; the same command goes on from there"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from components.common.errors import RetortError
 from components.common.findings import Finding
 from components.common.page import Page
-from components.common.progress import at, counted, say, track
+from components.common.progress import at, counted, track
 from components.common.storage import need, read_json, write_json
 from components.models.params import Train
 from components.step import Run
@@ -30,6 +31,8 @@ from components.training.precision import Precision
 from components.training.sampling import in_order, some, training_rows
 from components.training.spec import TrainSpec
 from components.training.teacher import Teacher, Teachers
+
+log = logging.getLogger(__name__)
 
 RULE = "distill.teacher_margin"
 ROW = "2.3"
@@ -261,7 +264,7 @@ def _find(
         limit={"forecast": round(gain.value, 6), "to": round(gain.high, 6)}, row=ROW,
         advice=_advice(level, chosen, how.label_share),
     )  # fmt: skip
-    say(f"{run.name}: {message}")
+    log.info(f"{run.name}: {message}")
     content = {who: {name: round(tops[who][name], 6) for name in ("top1", "macro_recall")} for who in tops}
     file = run.product(out / FILE)
     write_json(

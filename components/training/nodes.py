@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from components.common import progress
 from components.common.errors import RetortError
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.common.storage import state_dir
 from components.dataset import manifest as manifests
 from components.dataset import s3
@@ -26,6 +27,8 @@ from components.training.node import Ask, Node
 from components.training.params import Ray
 from components.training.preflight import RAY_BYTES, Fault, Needs, disk_faults, machine_faults, needs
 from components.training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 120.0  # of a node, imports included
 LOOK_SECONDS = 5.0  # between two looks at which nodes live
@@ -66,7 +69,7 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
                 faults += machine_faults(answer.there, _on_one(needed, most), where, answer.name)
                 faults += disk_faults(answer.there, needed.disk, f"{answer.name}'s copy of the inputs")
         names = ", ".join(answer.name for answer in answers)
-        say(f"{run.name}: {counted(len(answers), 'node')} answered: {names}")
+        log.info(f"{run.name}: {counted(len(answers), 'node')} answered: {names}")
     for fault in faults:
         run.find(**vars(fault))
     run.stop_on_errors()
@@ -235,13 +238,13 @@ class Watch:
         known, self._names = self._names, names
         if known:
             for node in known.keys() - names.keys():
-                say(f"ray: node {known[node]} is lost")
+                log.warning(f"ray: node {known[node]} is lost")
             for node in names.keys() - known.keys():
-                say(f"ray: node {names[node]} has joined")
+                log.info(f"ray: node {names[node]} has joined")
         least = ray.workers if ray.min_workers is None else min(ray.min_workers, ray.workers)
         waits = room < least
         if waits and not self._waits:
-            say(
+            log.warning(
                 f"ray: the nodes that are left have room for {room} of {counted(least, 'worker')}: training "
                 "waits until others join ('ray start --address=...'); Ctrl-C stops it, the same command goes "
                 "on later"

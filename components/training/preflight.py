@@ -6,6 +6,7 @@ takes of it), so that a node of a cluster is judged as this machine is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from components.common import progress
 from components.common.errors import RetortError
 from components.common.findings import Level
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.common.storage import human_bytes, state_dir
 from components.dataset import manifest as manifests
 from components.models import build, cost, heads
@@ -28,6 +29,8 @@ from components.training.inputs.index import open_index
 from components.training.machine import Machine
 from components.training.params import Ray
 from components.training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 VIT_IMAGES = 14_000_000  # ImageNet-21k: from there on a transformer does without strong augmentation
 DEIT_IMAGES = 1_281_167  # ImageNet-1k: enough with it
@@ -132,7 +135,7 @@ def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 
     for fault in faults:
         run.find(**vars(fault))
         if fault.level == "warning":  # in the report it would be read when the training is over
-            say(f"{run.name}: {fault.message}. {fault.advice}")
+            log.warning(f"{run.name}: {fault.message}. {fault.advice}")
     run.stop_on_errors()
     held = heads.fc_share(module)
     if held is not None:
@@ -163,7 +166,7 @@ def _say_batch(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
         f"validation: {spec.valid.batch_size} per worker, {spec.valid.batch_size * ray.workers} in all, "
         f"{spec.valid.num_workers} loader processes per worker"
     )
-    say(f"{run.name}: {message}")
+    log.info(f"{run.name}: {message}")
     run.find(
         "config.batch", "info", f"{where}.train.batch_size", message,
         measured=batch * ray.workers, row="5.1",

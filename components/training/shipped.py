@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from components.common.progress import counted, say
+from components.common.progress import counted
 from components.step import Run
 from components.training import optim, paired
 from components.training.control import NET as CONTROL
@@ -17,6 +18,8 @@ from components.training.metrics import evaluate, macro_recall
 from components.training.paired import Difference
 from components.training.params import DistillParams
 from components.training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 SURE = 0.05  # chance below which a difference is taken for one
 CLAIM = 3  # seeds from which on something is claimed of distilling
@@ -121,7 +124,7 @@ def say_kept(run: Run, kept: Kept) -> None:
         measured=kept.net, row=ROW,
         advice="" if kept.net == "student" else f"{WAY_OUT} distill.keep: student ships it all the same.",
     )  # fmt: skip
-    say(f"{run.name}: {kept.why}")
+    log.info(f"{run.name}: {kept.why}")
 
 
 def measured(

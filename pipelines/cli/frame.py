@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import logging
 import os
 import sys
 import traceback
@@ -22,6 +23,8 @@ from components.common.storage import disk_full
 from pipelines.cli.app import app
 from pipelines.cli.options import Options
 from pipelines.steps import DATA, OUTPUTS, PIPELINES
+
+log = logging.getLogger(__name__)
 
 NEXT_TO_NOTHING = 1 << 20  # bytes free on a disk that work failed on
 
@@ -62,7 +65,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         lines = message.strip().splitlines() or ["failed"]
-        print("\n".join([f"retort: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)
+        log.error("\n".join([f"retort: {lines[0]}", *(f"  {line}" for line in lines[1:])]))
         return status
 
 

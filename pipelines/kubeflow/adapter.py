@@ -6,6 +6,7 @@ command line: an error a person can cause is its message, not a traceback; SIGTE
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -16,16 +17,17 @@ from typing import Any
 
 from components.common import signals
 from components.common.errors import RetortError
-from components.common.progress import say
 from components.common.storage import read_json
 from pipelines.steps import Step, find
+
+log = logging.getLogger(__name__)
 
 
 def _plainly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if signals.stopped_by(error) is not None:
-        say("stopped")
+        log.info("stopped")
     elif isinstance(error, RetortError):
-        say(f"failed: {error}")
+        log.error(f"failed: {error}")
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.findings import read_report
-from components.common.progress import say
 from components.common.storage import remove, sha256_file, state_dir
 from pipelines.history import HOUSE
 from pipelines.kubeflow import dag
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import kfp
     import psutil
     from kfp_server_api import V2beta1Run
+
+log = logging.getLogger(__name__)
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_SECONDS = 20.0  # for the server's first answer
@@ -67,7 +69,9 @@ def submit_local(params: Params) -> tuple[Path, str]:
     with environment(own), _components_end_with_us(), redirect_stdout(_Readable(sys.stdout)):
         student = Path(_run_here(params, root)) / "model.safetensors"
     digest = sha256_file(student)
-    say(f"every step's products: {_relative(root)}/*/STEP/\nstudent: {_relative(student)}\nsha256: {digest}")
+    log.info(f"every step's products: {_relative(root)}/*/STEP/")
+    log.info(f"student: {_relative(student)}")
+    log.info(f"sha256: {digest}")
     return student, digest
 
 
@@ -320,7 +324,7 @@ def _follow(client: kfp.Client, run_id: str, host: str) -> None:
             heard = time.monotonic()
             for task, state in _tasks(run).items():
                 if state != said.get(task):
-                    say(f"{task}: {state.lower()}")
+                    log.info(f"{task}: {state.lower()}")
                     said[task] = state
             if run.state in ENDED:
                 break
@@ -330,7 +334,7 @@ def _follow(client: kfp.Client, run_id: str, host: str) -> None:
         where = f" at {', '.join(failed)}" if failed else ""
         reason = f": {run.error.message}" if run.error and run.error.message else ""
         raise RetortError(f"the run {run.state.lower()}{where}{reason}\nits logs: {link}")
-    say(f"the run {run.state.lower()}: {link}")
+    log.info(f"the run {run.state.lower()}: {link}")
 
 
 def _tasks(run: V2beta1Run) -> dict[str, str]:

@@ -189,6 +189,7 @@ SEARCH = """
 import sys, time
 import numpy as np
 from components.dataset.near import near_duplicates
+from tests.conftest import bare
 count = int(sys.argv[1])
 random = np.random.default_rng(0)
 hashes = random.integers(0, 2**64, count, dtype=np.uint64)

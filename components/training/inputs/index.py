@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from components.common.storage import (
 )
 from components.dataset import images, manifest
 from components.training import seals
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the files' layout
 BLOCK = 1 << 20  # rows of one record batch: a row's place is a division, not a search
@@ -176,7 +179,7 @@ def open_index(
             fault = seals.fault(folder / SEAL, folder)
             if fault is None:
                 return Index(folder)
-            (note or progress.say)(f"{folder}: {fault}; the index is built again")
+            (note or log.warning)(f"{folder}: {fault}; the index is built again")
             remove(folder)
         build(path, folder, fingerprint)
     return Index(folder)

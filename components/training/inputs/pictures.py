@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from components.common.storage import atomic_path, human_bytes, need_disk, remov
 from components.dataset import images, manifest, s3
 from components.training import augmentation, seals
 from components.training.inputs.index import Index
+
+log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 Aspects = npt.NDArray[np.float32] | None  # width over height of what canvases show, [B]; None: squares
@@ -264,7 +267,7 @@ def decode(
             fault = seals.fault(seal, folder)
             if fault is None:
                 return target
-            progress.say(f"{folder}: {fault}; the images are decoded again")
+            log.warning(f"{folder}: {fault}; the images are decoded again")
             remove(target)
         free = shutil.disk_usage(folder).free
         if limit is None and wanted > DISK_SHARE * free:

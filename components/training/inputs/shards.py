@@ -8,6 +8,7 @@ each: a node reads that part of the shard until it has fetched the whole one for
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import tarfile
@@ -42,6 +43,8 @@ from components.training import remote
 from components.training.inputs.index import Index, open_index
 from components.training.inputs.pictures import DISK_SHARE, Contents, Files
 from components.training.params import ShardParams
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 FOLDER = "shards"
@@ -302,4 +305,4 @@ class _Node:
         except Timeout:
             return  # another process does
         except (RetortError, OSError) as error:
-            progress.say(f"shards: {error}; images are read from {self._storage.uri} one by one")
+            log.warning(f"shards: {error}; images are read from {self._storage.uri} one by one")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
+import re
 import threading
 
 import pytest
 
 from components.common import progress
+from tests.conftest import bare
 
 
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +32,7 @@ def test_long_work_says_plain_lines_with_percentages(
             now += 1.0
             task.advance(note="a.png")
     now += 15
-    lines = capsys.readouterr().err.splitlines()
+    lines = bare(capsys.readouterr().err).splitlines()
     assert lines == [
         "  Decoding: 5% (2/40, 2 s)  a.png",
         "  Decoding: 42% (17/40, 17 s)  a.png",
@@ -39,7 +42,7 @@ def test_long_work_says_plain_lines_with_percentages(
         now += 3
         task.advance(2)
         now += 15
-    assert capsys.readouterr().err.splitlines() == [
+    assert bare(capsys.readouterr().err).splitlines() == [
         "  Decoding: 50% (2/4, 3 s)", "  Decoding: 100% (4/4, 18 s)",
     ]  # fmt: skip
 
@@ -86,17 +89,19 @@ def test_long_work_is_named_after_two_seconds_and_then_now_and_again(
         clock.look(1.9)
         assert capsys.readouterr().err == ""
         clock.look(0.2)
-        assert capsys.readouterr().err == "  weights: reading (2 s)\n"
+        assert bare(capsys.readouterr().err) == "  weights: reading (2 s)\n"
         clock.look(14)
         assert capsys.readouterr().err == ""
         clock.look(2)
-        assert capsys.readouterr().err == "  weights: reading (18 s)\n"
-        progress.say("a line")
+        assert bare(capsys.readouterr().err) == "  weights: reading (18 s)\n"
+        progress.log.info("a line")
         clock.look(14)
-        assert capsys.readouterr().err == "a line\n", "it was not silent for so long"
+        assert bare(capsys.readouterr().err) == "a line\n", "it was not silent for so long"
         progress.at("comparing")
         clock.look(2)
-        assert capsys.readouterr().err == "  weights: comparing (2 s)\n", "something new is named at once"
+        assert bare(capsys.readouterr().err) == "  weights: comparing (2 s)\n", (
+            "something new is named at once"
+        )
 
 
 def test_the_innermost_work_is_named(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,10 +109,10 @@ def test_the_innermost_work_is_named(clock: Clock, capsys: pytest.CaptureFixture
         with progress.task("asking", 5) as task:
             task.advance(2)
             clock.look(3)
-            assert capsys.readouterr().err.startswith("  asking: 40% (2/5, ")
+            assert bare(capsys.readouterr().err).startswith("  asking: 40% (2/5, ")
             progress.at("later")
         clock.look(16)
-        assert capsys.readouterr().err.splitlines()[-1] == "  check: later (16 s)"
+        assert bare(capsys.readouterr().err).splitlines()[-1] == "  check: later (16 s)"
 
 
 def test_all_work_together_says_a_line_in_15_seconds(
@@ -123,15 +128,15 @@ def test_all_work_together_says_a_line_in_15_seconds(
                 for _ in range(3):
                     clock.look(1.0)
                     task.advance()
-                    results += progress.say_if_due(f"epoch {turn}")
+                    results += progress.log_if_due(f"epoch {turn}")
                     if capsys.readouterr().err:
                         said.append(clock.now)
     gaps = [after - before for before, after in itertools.pairwise(said)]
     assert min(gaps) >= 15
     assert max(gaps) <= 18, "nor does it fall silent"
     assert results > 0
-    progress.say("a fault is said at once")
-    progress.say("and another")
+    progress.log.info("a fault is said at once")
+    progress.log.info("and another")
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
@@ -140,9 +145,9 @@ def test_another_number_of_seconds_can_be_set(
 ) -> None:
     monkeypatch.setenv("RETORT_LINE_SECONDS", "1")
     with progress.doing("distill"):
-        assert [progress.say_if_due(str(turn)) for turn in range(2)] == [True, False]
+        assert [progress.log_if_due(str(turn)) for turn in range(2)] == [True, False]
         clock.look(1)
-        assert progress.say_if_due("again")
+        assert progress.log_if_due("again")
     monkeypatch.setenv("RETORT_LINE_SECONDS", "often")
     assert progress.line_seconds() == progress.LINE_SECONDS
 
@@ -152,7 +157,7 @@ def test_on_a_terminal_each_result_is_said(clock: Clock, monkeypatch: pytest.Mon
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(progress.sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    assert [progress.say_if_due(f"epoch {turn}") for turn in range(3)] == [True] * 3
+    assert [progress.log_if_due(f"epoch {turn}") for turn in range(3)] == [True] * 3
     assert terminal.getvalue().count("\n") == 3
 
 
@@ -165,10 +170,53 @@ def test_a_spinner_leaves_no_trace_on_a_terminal(clock: Clock, monkeypatch: pyte
         clock.look(3)
         clock.look(0.25)
         assert terminal.getvalue().count("weights: reading (3 s)") == 2
-        progress.say("done")
+        progress.log.info("done")
         assert terminal.getvalue().endswith("\r\x1b[Kdone\n")
         clock.look(3)
     assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_lines_have_their_time_and_level(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("components.training.driver")
+    log.warning("100% of it: a line\n  and one more")
+    log.debug("nobody asked")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d WARNING 100% of it: a line\n  and one more\n",
+        capsys.readouterr().err,
+    )
+    try:
+        monkeypatch.setenv("RETORT_LOG_LEVEL", "error")
+        progress.begin_logging()
+        log.warning("left out")
+        log.error("said")
+        assert bare(capsys.readouterr().err) == "said\n"
+        monkeypatch.setenv("RETORT_LOG_LEVEL", "loud")
+        progress.begin_logging()
+        assert "RETORT_LOG_LEVEL: 'loud' is none of debug, info" in capsys.readouterr().err
+    finally:
+        monkeypatch.delenv("RETORT_LOG_LEVEL")
+        progress.begin_logging()
+
+
+def test_other_libraries_are_as_loud_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not [one for one in logging.getLogger().handlers if isinstance(one, progress.LineHandler)]
+    logging.getLogger("mlflow.store").info("a library's")
+    assert "a library's" not in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_warning_has_its_level_and_a_note_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    long = "/a/path/" * 40
+    progress.log.info(long)
+    progress.log.warning("[a] look")
+    note, warning = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert note == long, "no line is broken: a path can be copied"
+    assert warning == "WARNING [a] look"
 
 
 def test_the_thread_ends_with_the_work_and_lives_in_no_child() -> None:

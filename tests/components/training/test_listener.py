@@ -10,6 +10,7 @@ import pytest
 from components.common import progress
 from components.training import listener
 from components.training.listener import Listener
+from tests.conftest import bare
 
 
 class Hearing:
@@ -45,7 +46,7 @@ def test_hundreds_of_short_epochs_are_no_flood(hearing: Hearing, capsys: pytest.
             hearing.phase(phase, 100)
             for number in range(1, 101):
                 hearing.epoch(phase, number, 1.0)
-    lines = [line for line in capsys.readouterr().err.splitlines() if " epoch " in line]
+    lines = [line for line in bare(capsys.readouterr().err).splitlines() if " epoch " in line]
     assert len(lines) <= 2 * (100 // 15 + 2)
     for phase in ("distil", "labelled"):
         assert any(line.startswith(f"distill: {phase} epoch 100: loss") for line in lines), "the last is said"
@@ -57,7 +58,7 @@ def test_long_epochs_are_said_one_by_one(hearing: Hearing, capsys: pytest.Captur
         hearing.phase("finetune", 3)
         for number in (1, 2, 3):
             hearing.epoch("finetune", number, 20.0)
-    lines = [line for line in capsys.readouterr().err.splitlines() if " epoch " in line]
+    lines = [line for line in bare(capsys.readouterr().err).splitlines() if " epoch " in line]
     assert [line.split(":")[1] for line in lines] == [f" finetune epoch {number}" for number in (1, 2, 3)]
 
 
@@ -70,7 +71,7 @@ def test_corrections_of_an_estimate_are_no_flood(
             hearing.listener(
                 {"kind": "estimate", "name": "finetune: 5 epochs", "seconds": 40.0, "again": turn > 0}
             )
-    lines = capsys.readouterr().err.splitlines()
+    lines = bare(capsys.readouterr().err).splitlines()
     assert lines[0] == "distill: finetune: 5 epochs will take about 40 s"
     assert [line.endswith("40 s more from here, by what was measured since") for line in lines[1:]] == [
         True, True,

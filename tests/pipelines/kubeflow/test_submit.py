@@ -18,7 +18,7 @@ import pytest
 from components.common.errors import RetortError
 from pipelines.kubeflow import dag, submit
 from pipelines.params import Params, load
-from tests.conftest import alive, descendants
+from tests.conftest import alive, bare, descendants
 from tests.pipelines.kubeflow.kfp_server import KfpServer
 
 HOUSE = Path(__file__).resolve().parents[3]
@@ -82,7 +82,7 @@ def test_waiting_says_each_tasks_state_and_outlives_a_broken_poll(
         run("SUCCEEDED", {"ingest": "SUCCEEDED", "validate": "SUCCEEDED"}),
     ]
     submit.submit(params(server.url), wait=True)
-    said = capsys.readouterr().err.splitlines()
+    said = bare(capsys.readouterr().err).splitlines()
     assert said[:4] == ["ingest: running", "ingest: succeeded", "validate: running", "validate: succeeded"]
     assert "succeeded" in said[4]
 
@@ -158,7 +158,7 @@ def test_a_local_run_that_fails_names_the_step_and_what_it_said(tmp_path: Path) 
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     first, second = err.splitlines()[-2:]
-    assert first.startswith("retort: ingest: nowhere: no such folder")
+    assert bare(first).startswith("retort: ingest: nowhere: no such folder")
     assert second.strip().startswith("see .retort/kfp/runs/")
     assert "\x1b" not in err
     assert "Traceback" not in out + err
