@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.common.environment import cores
-from components.common.errors import RetortError
+from components.common.errors import ImageError, RetortError
 from components.common.progress import counted
 from components.dataset import images, manifest, sources
 from components.dataset.columns import matches
 from components.dataset.params import Data, IngestParams
+from components.dataset.sources.found import Rejected, matcher
 
 log = logging.getLogger(__name__)
 
@@ -138,10 +139,10 @@ def _state() -> Iterator[None]:
 Kind = tuple[str | None, str | None, bool]  # class, split, real
 
 
-def _counted(found: sources.Found, data: Data) -> tuple[Counter[Kind], list[str], sources.Rejected]:
+def _counted(found: sources.Found, data: Data) -> tuple[Counter[Kind], list[str], Rejected]:
     """Rows of each kind, a sample of paths that is spread over all of them, and what is no row and why."""
-    made_up = sources.matcher([*data.synthetic, *data.semi_synthetic])
-    unlabeled = sources.matcher(data.unlabeled)
+    made_up = matcher([*data.synthetic, *data.semi_synthetic])
+    unlabeled = matcher(data.unlabeled)
     counts: Counter[Kind] = Counter()
     sample: list[str] = []
     lost = list(found.rejected)
@@ -176,7 +177,7 @@ def _opened(paths: list[str], data: Data) -> tuple[int, float]:
         started = time.perf_counter()
         try:
             images.load_rgb(data.root, path, 64)
-        except images.ImageError:
+        except ImageError:
             continue
         taken.append(time.perf_counter() - started)
     return int(median(sides)), median(taken or [0.002])
@@ -189,7 +190,7 @@ def _side(path: str, root: str) -> int | None:
     if "://" in path:
         try:
             return min(images.open_header(images.read_bytes(root, path)).size)
-        except images.ImageError:
+        except ImageError:
             return None
     place = Path(manifest.image_path(root, path))
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.common.environment import cores
-from components.common.errors import RetortError
+from components.common.errors import ChangedError, ImageError, RetortError
 from components.common.progress import task
 from components.common.storage import sha256_file, state_dir
 from components.dataset import images
@@ -177,9 +177,9 @@ def _batches(
     def pixels(i: int) -> NDArray[np.uint8] | None:
         try:
             return images.load_rgb(root, paths[i], backbone.size, images.Pin(None, hashes[i]))
-        except images.ChangedError:  # its features would be stored under the other content's hash
+        except ChangedError:  # its features would be stored under the other content's hash
             raise
-        except images.ImageError:
+        except ImageError:
             return None  # validate names such images, or was told not to open them
 
     with ThreadPoolExecutor(cores()) as pool:

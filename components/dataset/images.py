@@ -15,7 +15,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from components.common.errors import RetortError
+from components.common.errors import ChangedError, ImageError
 from components.dataset.manifest import image_path
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ NOT_READ = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # by content, whatever the name says
 MAX_PIXELS = 89_478_485  # 1 GiB as float32 RGB: Pillow's own limit before it warns
 MAX_BYTES = 1 << 29
-NAMED = 3  # images that an error names
 DRAFT = 1.5  # of a canvas's side, at least, is what a JPEG is decoded at: enough for antialiasing to average
 VERSION = 1  # of what is computed here: caches of pixels made by another number are not used
 PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the chunk that ends every PNG
@@ -50,33 +49,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 def decoder() -> str:
     """What turns files into pixels, as keys of caches name it: this module, and Pillow."""
     return f"{VERSION}, Pillow {PIL.__version__}"
-
-
-class ImageError(RetortError):
-    """One image cannot be used; ``rule`` is the rule it breaks, such as ``image.unreadable``."""
-
-    def __init__(self, rule: str, message: str) -> None:
-        super().__init__(message)
-        self.rule = rule
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ImageError, (self.rule, str(self))  # loader processes hand it over
-
-
-class ChangedError(ImageError):
-    """Images that are no longer those of the manifest (``image.changed``); ``what`` says of each how."""
-
-    def __init__(self, *what: str) -> None:
-        more = f"; and {len(what) - NAMED} more near them" if len(what) > NAMED else ""
-        super().__init__(
-            "image.changed",
-            f"image.changed: {'; '.join(what[:NAMED])}{more}: not what 'retort ingest' read. Put it back, or "
-            "run 'retort ingest' and 'retort validate' again",
-        )
-        self.what = what
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ChangedError, self.what
 
 
 class Pin(NamedTuple):

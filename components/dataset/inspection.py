@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from components.common.environment import cores
+from components.common.errors import ImageError
 from components.common.progress import track
 from components.common.storage import state_dir
 from components.dataset import images, quality, s3
@@ -67,7 +68,7 @@ def inspect(content: bytes) -> Inspection:
         known["frames"] = int(getattr(header, "n_frames", 1))
         image = images.to_rgb(header)
         known["rotated"] = header.getexif().get(274, 1) != 1
-    except images.ImageError as error:
+    except ImageError as error:
         return Inspection(**known, rule=error.rule, problem=str(error))
     except Exception as error:  # noqa: BLE001 - counting frames or reading EXIF of a damaged file
         return Inspection(**known, rule="image.unreadable", problem=f"{type(error).__name__}: {error}")
@@ -191,7 +192,7 @@ def _inspect_one(root: str, etags: dict[str, str], path: str) -> Inspection:
         if path in etags:
             s3.fetch(path, etags[path])
         return inspect(images.read_bytes(root, path))
-    except images.ImageError as error:
+    except ImageError as error:
         return Inspection(rule=error.rule, problem=str(error))
 
 

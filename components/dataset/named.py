@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 
-from components.common.errors import RetortError
+from components.common.errors import ImageError, RetortError
 from components.dataset import images, manifest
-from components.dataset.images import EXTENSIONS, ImageError
-from components.dataset.sources import encode
+from components.dataset.images import EXTENSIONS
+from components.dataset.sources.found import encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

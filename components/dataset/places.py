@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+from components.common.errors import ImageError
 from components.dataset import s3
-from components.dataset.images import ImageError
 from components.dataset.manifest import image_path
 from components.dataset.params import Data
-from components.dataset.sources import Found
+from components.dataset.sources.found import Found
 from components.step import Run
 
 TRIED = 64  # images of a list, spread over it

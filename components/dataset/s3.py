@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from components.common.errors import RetortError
+from components.common.errors import ImageError, RetortError
 from components.common.storage import atomic_path, state_dir, write_json
 from components.dataset.params import S3
 
@@ -197,8 +197,6 @@ def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:
         ReadTimeoutError,
         ResponseStreamingError,
     )
-
-    from components.dataset.images import ImageError
 
     for attempt in range(1, DROPS + 1):
         try:

@@ -1,4 +1,4 @@
-"""The expectations that a data set has to meet, in Great Expectations. To add a check, add a line here.
+"""The expectations that a data set has to meet, in Great Expectations. Those of rules.py are among them.
 
 The expectations look at two small tables that are exact at any size of the data: ``groups``, one row for
 each label, split and source, and ``totals``, one row of counts (see ``validate.groups`` and
@@ -20,9 +20,13 @@ from urllib.parse import quote
 from components.common.page import render
 from components.common.storage import atomic_path
 from components.dataset.manifest import SOURCES, SPLITS, UNLABELED
+from components.dataset.rules import CASES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SEVERITIES = {"error": "critical", "warning": "warning", "info": "info"}  # Great Expectations' words by ours
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ def expectations(gx: Any, max_bad_share: float, class_num: int) -> dict[str, lis
     def rule(name: str, severity: str = "critical") -> dict[str, Any]:
         return {"meta": {"rule": name}, "severity": severity}
 
+    def case(name: str) -> dict[str, Any]:
+        return rule(name, SEVERITIES[CASES[name].level])
+
     def between(column: str, low: float | None = None, high: float | None = None, **more: Any) -> Any:
         return e.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, **more)
 
@@ -53,28 +60,26 @@ def expectations(gx: Any, max_bad_share: float, class_num: int) -> dict[str, lis
 
     return {
         "groups": [
+            e.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS), **case("manifest.split")),
             e.ExpectColumnValuesToBeInSet(
-                column="split", value_set=list(SPLITS), **rule("manifest.split", "warning")
+                column="source", value_set=list(SOURCES), **case("manifest.source")
             ),
-            e.ExpectColumnValuesToBeInSet(
-                column="source", value_set=list(SOURCES), **rule("manifest.source", "warning")
-            ),
-            between("label", low=0, row_condition=labelled, **rule("labels.missing", "warning")),
+            between("label", low=0, row_condition=labelled, **case("labels.missing")),
             between("label", high=class_num - 1, row_condition=labelled, **rule("labels.class_num")),
             e.ExpectColumnValuesToBeInSet(
                 column="label",
                 value_set=[UNLABELED],
                 row_condition=unlabelled,
-                **rule("labels.unlabeled", "warning"),
+                **case("labels.unlabeled"),
             ),
             e.ExpectColumnValuesToBeInSet(
                 column="source",
                 value_set=["real"],
                 row_condition=held_out,
-                **rule("leakage.synthetic", "warning"),
+                **case("leakage.synthetic"),
             ),
             between("names", high=1, row_condition=labelled, **rule("labels.names", "warning")),
-            between("without_path", high=0, **rule("manifest.path", "warning")),
+            between("without_path", high=0, **case("manifest.path")),
         ],
         "totals": [
             total("train", low=1, **rule("splits.empty")),
@@ -82,13 +87,7 @@ def expectations(gx: Any, max_bad_share: float, class_num: int) -> dict[str, lis
             total("classes", low=2, **rule("labels.classes")),
             total("lowest_label", high=0, **rule("labels.start", "warning")),
             total("gaps", high=0, **rule("labels.contiguous", "warning")),
-            total("unreadable", high=0, **rule("image.unreadable", "warning")),
-            total("bombs", high=0, **rule("image.bomb", "warning")),
-            total("exact_duplicates", high=0, **rule("duplicates.exact", "warning")),
-            total("near_duplicates", high=0, **rule("duplicates.near", "warning")),
-            total("contradicting_labels", high=0, **rule("duplicates.labels", "warning")),
-            total("exact_leaks", high=0, **rule("leakage.exact", "warning")),
-            total("near_leaks", high=0, **rule("leakage.near", "warning")),
+            *(total(one.total, high=0, **case(name)) for name, one in CASES.items() if one.total),
             total("quarantined_share", high=max_bad_share, **rule("validate.max_bad_share")),
         ],
     }
@@ -144,7 +143,7 @@ def run(
 def _failure(item: Any) -> Failure:
     config = item.expectation_config
     severity = str(getattr(config.severity, "value", config.severity))
-    level = {"critical": "error", "warning": "warning"}.get(severity, "info")
+    level = next((ours for ours, theirs in SEVERITIES.items() if theirs == severity), "info")
     seen = item.result.get("partial_unexpected_list") or item.result.get("observed_value")
     raised = (item.exception_info or {}).get("exception_message")
     column = config.kwargs.get("column", "")

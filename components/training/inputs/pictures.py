@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from components.common import progress
 from components.common.environment import cores
-from components.common.errors import RetortError
+from components.common.errors import ChangedError, RetortError
 from components.common.storage import atomic_path, human_bytes, need_disk, remove, sha256_json, state_dir
 from components.dataset import images, manifest, s3
 from components.training import augmentation, seals
@@ -166,7 +166,7 @@ class Part:
         """One picture and its aspect, from its file; errors name it and say what to do."""
         try:
             return self.form.made(self.contents(row))
-        except images.ChangedError:
+        except ChangedError:
             raise
         except RetortError as error:
             name = self.index.path(row)
@@ -300,7 +300,7 @@ def _fill(part: Part, target: Path, processes: int | None, alive: Callable[[int,
             try:
                 for start, (changed, of_chunk) in zip(starts, _whole(done), strict=True):
                     if changed:
-                        raise images.ChangedError(*changed)
+                        raise ChangedError(*changed)
                     aspects[start : start + CHUNK] = of_chunk
                     task.advance(len(of_chunk))
                     if alive is not None:
@@ -358,14 +358,14 @@ def _thread_chunk(part: Part, array: Pixels, start: int, pool: Executor | None) 
     rows = part.rows[start : start + CHUNK].tolist()
     aspects, changed = np.ones(len(rows), np.float32), list[str]()
 
-    def made(row: int) -> tuple[Pixels, float] | images.ChangedError:
+    def made(row: int) -> tuple[Pixels, float] | ChangedError:
         try:
             return part.make(row)
-        except images.ChangedError as error:
+        except ChangedError as error:
             return error
 
     for place, found in enumerate((map if pool is None else pool.map)(made, rows)):
-        if isinstance(found, images.ChangedError):
+        if isinstance(found, ChangedError):
             changed += found.what
         else:
             array[start + place], aspects[place] = found

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.audit import features
+from components.common.errors import ImageError
 from components.dataset import manifest as manifests
-from components.dataset.images import ImageError
 
 
 def test_an_image_that_was_replaced_gets_no_features(digits: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pillow_heif
 import pytest
 from PIL import Image
 
+from components.common.errors import ChangedError, ImageError
 from components.dataset import images
-from components.dataset.images import ChangedError, ImageError, Pin, decode, load_rgb, read_bytes, thumbnail
+from components.dataset.images import Pin, decode, load_rgb, read_bytes, thumbnail
 from tests.components.dataset.conftest import digit, encoded, put
 
 pillow_heif.register_heif_opener()  # to write with

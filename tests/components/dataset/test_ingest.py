@@ -23,7 +23,9 @@ from components.dataset import manifest as manifests
 from components.dataset import sources
 from components.dataset.images import read_bytes
 from components.dataset.params import Splits
-from components.dataset.sources import Row, encode, glob_regex, matcher, parse_line
+from components.dataset.sources.folder import DEEPEST
+from components.dataset.sources.found import Row, encode, glob_regex, matcher
+from components.dataset.sources.lists import parse_line
 from components.dataset.splits import splits_of
 from tests.components.dataset.conftest import Steps, digit, encoded, put
 
@@ -238,7 +240,7 @@ def test_what_leads_to_no_image_is_named_and_stops_nothing(photos: Path, steps: 
     (photos / "a" / "itself.png").symlink_to("itself.png")
     (photos / "a" / "nowhere.png").symlink_to("nowhere.jpg")
     os.mkfifo(photos / "b" / "pipe.png")
-    deep = photos / "c" / "/".join("d" * sources.DEEPEST)
+    deep = photos / "c" / "/".join("d" * DEEPEST)
     put(deep / "deep.png", encoded(digit(0)))
     assert len(steps.ingest(str(photos), photos)) == 60
     assert steps.findings("ingest")["ingest.rejected"].measured == 4

@@ -15,9 +15,9 @@ import pytest
 from moto import mock_aws
 from sklearn.datasets import load_digits
 
-from components.common.errors import FindingsError, RetortError
+from components.common.errors import FindingsError, ImageError, RetortError
 from components.dataset import s3
-from components.dataset.images import ImageError, read_bytes
+from components.dataset.images import read_bytes
 from components.dataset.params import S3
 from tests.components.conftest import KEY, SECRET, Store, no_other_keys
 from tests.components.dataset.conftest import Steps, digit, encoded

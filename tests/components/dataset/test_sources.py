@@ -15,7 +15,9 @@ from components.common.errors import RetortError
 from components.common.findings import Finding, read_report
 from components.dataset import s3, sources
 from components.dataset.params import IngestParams
-from components.dataset.sources import Found, Row, parse_line, walk
+from components.dataset.sources.folder import DEEPEST, walk
+from components.dataset.sources.found import Found, Row
+from components.dataset.sources.lists import parse_line
 from tests.components.dataset.conftest import Steps, digit, encoded, put
 
 LARGEST = 2**31 - 2
@@ -192,8 +194,8 @@ def test_a_link_to_a_folder_above_the_source_is_no_class(tmp_path: Path) -> None
 
 
 def test_how_deep_the_source_lies_takes_nothing_from_the_depth_below_it(tmp_path: Path) -> None:
-    place = tmp_path / "/".join("d" * sources.DEEPEST)
-    inside = "/".join("e" * (sources.DEEPEST - 1))
+    place = tmp_path / "/".join("d" * DEEPEST)
+    inside = "/".join("e" * (DEEPEST - 1))
     put(place / inside / "0.png", b"")
     lost: sources.Rejected = []
     assert list(walk(bytes(place), lost)) == [f"{inside}/0.png".encode()]

@@ -14,11 +14,10 @@ import pytest
 import timm
 import torch
 
-from components.common.errors import FindingsError, RetortError
+from components.common.errors import FindingsError, ImageError, RetortError
 from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
-from components.dataset.images import ImageError
 from components.export import exported, graph
 from components.export.export import export
 from components.models.card import read_card

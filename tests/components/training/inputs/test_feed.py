@@ -13,9 +13,8 @@ import psutil
 import pytest
 import torch
 
-from components.common.errors import RetortError
+from components.common.errors import ChangedError, RetortError
 from components.dataset import images
-from components.dataset.images import ChangedError
 from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.inputs.feed import Feed, Way, open_feed, shm_needed
 from components.training.inputs.index import open_index

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.common.errors import RetortError
+from components.common.errors import ImageError, RetortError
 from components.dataset import images
-from components.dataset.images import ImageError
 from components.training import augmentation
 from components.training.inputs import pictures
 from components.training.inputs.index import open_index

@@ -13,9 +13,8 @@ import torch
 import webdataset
 
 from components.audit.plan_schema import read_plan
-from components.common.errors import RetortError
+from components.common.errors import ChangedError, RetortError
 from components.dataset import s3
-from components.dataset.images import ChangedError
 from components.dataset.params import S3
 from components.training import driver, remote
 from components.training.augmentation import Augment
