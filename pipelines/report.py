@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.common.findings import Report, read_report
-from components.common.page import findings_html, read_sections, render
+from components.common.page import read_sections, render
 from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, write_text
 from components.registry.compare import verdict
 from pipelines.params import Params
 from pipelines.steps import MAIN, OUTPUTS, Pipeline, Stage
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass
@@ -45,10 +46,7 @@ def report(params: Params, outputs: Path, pipeline: Pipeline = MAIN) -> None:
     """
     steps = [_read(outputs, stage) for stage in pipeline.stages]
     answers, headline = _answers(outputs), _headline(outputs)
-    write_text(
-        outputs / "index.html",
-        render(f"Retort: {params.registry.name}", _body(params, steps, answers, headline)),
-    )
+    write_text(outputs / "index.html", _page(params, steps, answers, headline))
     for question, answer in answers:
         print(f"{question} {answer}")
     for step in steps:
@@ -169,7 +167,7 @@ def _configuration(row: dict[str, Any]) -> str:
     return f"{row['engine']}, {counted(row['threads'], 'thread')}, {row['precision']}, batch {row['batch']}"
 
 
-def _body(
+def _page(
     params: Params, steps: list[Left], answers: list[tuple[str, str]], headline: list[tuple[str, str, str]]
 ) -> str:
     failed = [step for step in steps if step.verdict == "failed"]
@@ -180,79 +178,8 @@ def _body(
         state, sentence = "unfinished", f"Not run yet: {', '.join(step.title for step in missing)}."
     else:
         state, sentence = "passed", "Every step passed its checks."
-    cards = "".join(
-        f'<div class="figurecard"><div class="label">{html.escape(label)}</div>'
-        f'<div class="value">{html.escape(value)}</div><div class="label">{html.escape(note)}</div></div>'
-        for label, value, note in headline
-    )
-    chips = "".join(
-        f'<li><a class="chip {step.verdict.replace(" ", "-")}" href="#{step.name}">{html.escape(step.title)}'
-        f"{_marks(step)}</a></li>"
-        for step in steps
-    )
-    name = html.escape(params.registry.name)
-    return (
-        f"<style>{STYLE}</style>"
-        f'<h1>{name} <span class="badge {state}">{state}</span></h1><p>{html.escape(sentence)}</p>'
-        f"{_answers_html(answers)}"
-        f'<div class="cards">{cards}</div>'
-        f'<nav><ol class="steps">{chips}</ol></nav>'
-        + "".join(_step(step) for step in steps if step.report is not None)
-    )
-
-
-def _answers_html(answers: list[tuple[str, str]]) -> str:
-    if not answers:
-        return ""
-    lines = "".join(f"<dt>{html.escape(asked)}</dt><dd>{html.escape(said)}</dd>" for asked, said in answers)
-    return f'<dl class="answers">{lines}</dl>'
-
-
-def _marks(step: Left) -> str:
-    warnings, errors = step.count("warning"), step.count("error")
-    marks = ""
-    if errors:
-        marks += f' <span class="badge error">{errors}</span>'
-    if warnings:
-        marks += f' <span class="badge warning">{warnings}</span>'
-    return marks
-
-
-def _step(step: Left) -> str:
-    assert step.report is not None
-    loud, notes = step.report.loud(), step.report.notes()
-    parts = [
-        f'<article id="{step.name}"><h2 class="step">{html.escape(step.title)} '
-        f'<span class="badge {step.verdict}">{step.verdict}</span></h2>'
-    ]
-    if loud:
-        parts.append(findings_html(loud))
-    if notes:
-        parts.append(f"<details><summary>{_notes(len(notes))}</summary>{findings_html(notes)}</details>")
-    parts += [
-        f"<section><h3>{html.escape(section['title'])}</h3>{section['html']}</section>"
-        for section in step.sections
-    ]
-    return "".join(parts) + "</article>"
-
-
-def _notes(count: int) -> str:
-    return f"{count} note" if count == 1 else f"{count} notes"
-
-
-STYLE = """
-.answers{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:4px 16px 12px}
-.answers dt{font-weight:650;margin-top:8px}.answers dd{margin:2px 0 0}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(156px,1fr));gap:12px;margin:16px 0}
-.figurecard{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
-.figurecard .value{font-size:1.25rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}
-.figurecard .label{color:var(--soft);font-size:.85rem}
-.steps{list-style:none;display:flex;flex-wrap:wrap;gap:8px;padding:0;margin:18px 0}
-.chip{display:inline-block;padding:4px 12px;border-radius:99px;border:1px solid var(--line);
-background:var(--paper);color:var(--ink);text-decoration:none;font-size:.88rem}
-.chip::before{content:"\\25CF";margin-right:6px;color:var(--soft)}
-.chip.passed::before{color:var(--good)}.chip.failed::before{color:var(--bad)}
-article{margin-top:34px}h2.step{font-size:1.3rem;border-bottom:2px solid var(--line);padding-bottom:6px}
-details{margin:8px 0}summary{cursor:pointer;color:var(--soft)}
-.badge.unfinished{background:var(--warn)}
-"""
+    name = params.registry.name
+    return render(
+        "run.html", TEMPLATES, title=f"Retort: {name}", name=name, state=state, sentence=sentence,
+        answers=answers, headline=headline, steps=steps, counted=counted,
+    )  # fmt: skip

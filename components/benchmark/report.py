@@ -45,10 +45,8 @@ def write(
         page.figure("Accuracy against latency", curves.latency_figure(results, budget), note=curve_note)
         page.figure("Accuracy against size and compute", curves.cost_figure(results), note=cost_note)
         _tables(page, results, chosen, costs)
-    body = "".join(
-        f"<section><h2>{section['title']}</h2>{section['html']}</section>" for section in alone.sections
-    )
-    write_text(run.product(out / "curves.html"), render("Accuracy against latency", body))
+    html = render("sections.html", title="Accuracy against latency", sections=alone.sections)
+    write_text(run.product(out / "curves.html"), html)
 
 
 def _tables(

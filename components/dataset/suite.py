@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from components.common.page import render
 from components.common.storage import atomic_path
@@ -24,6 +23,8 @@ from components.dataset.rules import CASES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 SEVERITIES = {"error": "critical", "warning": "warning", "info": "info"}  # Great Expectations' words by ours
@@ -193,22 +194,20 @@ def _without_network(site: Path) -> None:
 
 def _write_index(site: Path, results: list[Any]) -> None:
     """The library's own index is drawn by scripts from elsewhere; this one is plain."""
-    rows = []
+    suites = []
     for result in sorted(results, key=lambda one: one.suite_name):
         name, counts = result.suite_name, result.statistics
-        met = counts["successful_expectations"]
-        page = next(site.glob(f"validations/{name}/**/*.html")).relative_to(site)
-        rows.append(
-            f'<tr><td><a href="{quote(str(page))}">{name}</a></td>'
-            f"<td>{'met' if result.success else 'not met'}</td>"
-            f'<td class="number">{met} of {counts["evaluated_expectations"]}</td>'
-            f'<td><a href="expectations/{name}.html">the suite</a></td></tr>'
+        suites.append(
+            {
+                "name": name,
+                "page": str(next(site.glob(f"validations/{name}/**/*.html")).relative_to(site)),
+                "verdict": "met" if result.success else "not met",
+                "met": counts["successful_expectations"],
+                "asked": counts["evaluated_expectations"],
+            }
         )
-    head = "<tr><th>table</th><th>verdict</th><th>expectations met</th><th></th></tr>"
-    body = (
-        f'<h1>Data Docs</h1><section><div class="wide"><table>{head}{"".join(rows)}</table></div></section>'
-    )
-    (site / "index.html").write_text(render("Data Docs", body), encoding="utf-8")
+    page = render("data_docs.html", TEMPLATES, title="Data Docs", suites=suites)
+    (site / "index.html").write_text(page, encoding="utf-8")
 
 
 STYLE = """
