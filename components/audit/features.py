@@ -16,7 +16,7 @@ from components.common.environment import cores
 from components.common.errors import ChangedError, ImageError, RetortError
 from components.common.progress import task
 from components.common.storage import sha256_file, state_dir
-from components.dataset import images
+from components.dataset.images import Images, Pin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,10 +151,11 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
         known = _lookup(cache, hashes)
         todo = [i for i, digest in enumerate(hashes) if digest is None or digest not in known]
         fresh: dict[int, bytes] = {}
+        images = Images(root, paths, [Pin(None, digest) for digest in hashes])
         with task("features of images", len(todo)) as shown:
             for start in range(0, len(todo), PORTION):
                 portion = todo[start : start + PORTION]
-                batches = _batches(backbone, root, paths, hashes, portion)
+                batches = _batches(backbone, images, portion)
                 made = dict(one for batch in batches for one in batch)
                 _store(cache, [(hashes[i], content) for i, content in made.items() if hashes[i]])
                 fresh.update(made)
@@ -169,14 +170,12 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
     return Features(deep, small, np.array([blob is not None for blob in blobs], bool))
 
 
-def _batches(
-    backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequence[str | None], todo: Sequence[int]
-) -> Iterator[list[tuple[int, bytes]]]:
+def _batches(backbone: Backbone, images: Images, todo: Sequence[int]) -> Iterator[list[tuple[int, bytes]]]:
     """(position, features as bytes) of the images that can be read, a batch at a time."""
 
     def pixels(i: int) -> NDArray[np.uint8] | None:
         try:
-            return images.load_rgb(root, paths[i], backbone.size, images.Pin(None, hashes[i]))
+            return images.square(i, backbone.size)
         except ChangedError:  # its features would be stored under the other content's hash
             raise
         except ImageError:

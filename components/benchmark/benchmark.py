@@ -153,7 +153,7 @@ class _Model:
     def images(self, params: BenchmarkParams, rows: exported.Rows) -> np.ndarray:
         """``rows`` as the graph takes them."""
         size = self.about.size
-        _, pixels = next(exported.pixel_batches(params.data.root, rows, size, max(len(rows), 1)))
+        _, pixels = next(rows.images(params.data.root).squares(size, max(len(rows), 1)))
         return self.about.feed(pixels)
 
 
@@ -281,7 +281,7 @@ def _top1_within(params: BenchmarkParams, model: _Model, config: Config, rows: e
     path = model.files[model.name, "fp32"]
     run = ENGINES[config.engine].open(Job(path, config.precision, config.threads, batch))
     right = 0
-    for place, pixels in exported.pixel_batches(params.data.root, some, model.about.size, batch):
+    for place, pixels in some.images(params.data.root).squares(model.about.size, batch):
         filled = pixels[np.arange(batch) % len(pixels)]
         found = run(model.about.feed(filled)).argmax(axis=1)[: len(pixels)]
         right += int((found == some.labels[place]).sum())
@@ -321,10 +321,10 @@ def _preprocessing(
     params: BenchmarkParams, model: _Model, rows: exported.Rows, started: float
 ) -> list[tuple[str, float]]:
     """Milliseconds per image, medians, of what stands before the network: outside the graph and inside it."""
-    from components.dataset import images as reader
+    from components.dataset.images import central_square
     from components.export import graph
 
-    about, root = model.about, params.data.root
+    about = model.about
     path = model.files[model.name, "fp32"]
     steps: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="retort-benchmark-") as folder:
@@ -336,17 +336,17 @@ def _preprocessing(
             whole = graph.with_preprocessing(onnx.load(path), about.size, about.mean, about.std)
             onnx.save(whole, Path(folder) / "whole.onnx")
             alone, inside = inside, exported.session(Path(folder) / "whole.onnx", 1)
-        some = rows.spread(64)
-        for place, pin in zip(some.paths, some.pins, strict=True):
+        images = rows.spread(64).images(params.data.root)
+        for number in range(len(images.paths)):
             if (
                 len(next(iter(steps.values()), [])) >= MIN_IMAGES
                 and _elapsed(started) > params.benchmark.time_budget_s
             ):
                 break
             marks = [time.perf_counter()]
-            image = reader.decode(reader.read_bytes(root, place, pin))
+            image = images.whole(number)
             marks.append(time.perf_counter())
-            square = reader.central_square(image, about.size)[None]
+            square = central_square(image, about.size)[None]
             marks.append(time.perf_counter())
             normal = exported.normalise(square, about.mean, about.std)
             marks.append(time.perf_counter())

@@ -7,6 +7,8 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,6 +63,41 @@ class Pin(NamedTuple):
 def pins(table: pa.Table | pa.RecordBatch) -> list[Pin]:
     """The pin of each row of a manifest, from its columns ``bytes`` and ``sha256``."""
     return [Pin(*row) for row in zip(table["bytes"].to_pylist(), table["sha256"].to_pylist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of some rows of a manifest, by their number: the one way in which steps read them.
+
+    Attributes:
+        root: the folder below which they lie, ``data.root``.
+        pins: what each must be.
+
+    Every method raises ImageError where an image is missing or cannot be decoded, ChangedError (one of them)
+    where it is no longer the manifest's, and RetortError where a store cannot be reached.
+    """
+
+    root: str | Path
+    paths: Sequence[str]
+    pins: Sequence[Pin]
+
+    def content(self, number: int) -> bytes:
+        """The file."""
+        return read_bytes(self.root, self.paths[number], self.pins[number])
+
+    def whole(self, number: int) -> Image.Image:
+        """The whole image in RGB."""
+        return decode(self.content(number))
+
+    def square(self, number: int, size: int) -> NDArray[np.uint8]:
+        """Its central square, uint8 [size, size, 3]."""
+        return central_square(self.whole(number), size)
+
+    def squares(self, size: int, batch: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+        """Central squares of all, uint8 [n, size, size, 3], ``batch`` at a time, with their place."""
+        for start in range(0, len(self.paths), batch):
+            place = slice(start, min(start + batch, len(self.paths)))
+            yield place, np.stack([self.square(number, size) for number in range(place.start, place.stop)])
 
 
 def read_bytes(root: str | Path, path: str, pin: Pin | None = None) -> bytes:

@@ -42,8 +42,9 @@ class Named:
         for place in self.manifests:
             with manifest.whole(place), pq.ParquetFile(place) as rows:
                 for batch in rows.iter_batches(batch_size=4096, columns=["path", "bytes", "sha256"]):
-                    for name, pin in zip(batch["path"].to_pylist(), images.pins(batch), strict=True):
-                        yield name, _decoded(partial(images.read_bytes, self.root, name, pin))
+                    found = images.Images(self.root, batch["path"].to_pylist(), images.pins(batch))
+                    for number, name in enumerate(found.paths):
+                        yield name, _decoded(partial(found.content, number))
 
     def read(self, size: int) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
         """The same with the central square, uint8 [size, size, 3], in place of the whole image."""

@@ -109,7 +109,7 @@ def _fold(
     if not blocks:
         return module
     some = rows.spread(BATCH)
-    _, pixels = next(exported.pixel_batches(params.data.root, some, card.input_size[-1], BATCH))
+    _, pixels = next(some.images(params.data.root).squares(card.input_size[-1], BATCH))
     images = torch.from_numpy(exported.normalise(pixels, card.mean, card.std))
     with torch.inference_mode():
         before, after = module(images), folded(images)
@@ -144,7 +144,7 @@ def _write(
 
     def batches() -> Iterator[np.ndarray]:
         train = exported.rows(manifest, "train").spread(CALIBRATION_IMAGES)
-        for _, pixels in exported.pixel_batches(params.data.root, train, size, BATCH):
+        for _, pixels in train.images(params.data.root).squares(size, BATCH):
             yield exported.normalise(pixels, card.mean, card.std)
 
     asked = list(settings.files())
@@ -180,9 +180,8 @@ def _prove(
     """Compare on the whole validation split; and on whole images, if the graph resizes by itself."""
     import torch
 
-    from components.dataset import images as reader
-
     settings, root, size = params.export, params.data.root, card.input_size[-1]
+    images = rows.images(root)
 
     def network(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -193,19 +192,17 @@ def _prove(
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         count = -(-len(rows) // BATCH)
-        prepared = exported.pixel_batches(root, rows, size, BATCH)
-        for place, pixels in track(prepared, "comparing scores", count):
+        for place, pixels in track(images.squares(size, BATCH), "comparing scores", count):
             yield pixels, rows.labels[place]
             if as_files is None or run_file is None:
                 continue
             logits = network(pixels)
-            named = zip(rows.paths[place], rows.pins[place], strict=True)
-            for index, (path, pin) in enumerate(named):
-                image = np.asarray(reader.decode(reader.read_bytes(root, path, pin)))[None]
+            for index in range(len(pixels)):
+                image = np.asarray(images.whole(place.start + index))[None]
                 one = slice(index, index + 1)
                 run_into(as_files, run_file, image, logits[one], rows.labels[place][one])
 
-    _, some = next(exported.pixel_batches(root, rows.spread(BATCH), size, BATCH))
+    _, some = next(rows.spread(BATCH).images(root).squares(size, BATCH))
     with torch.inference_mode():
         exact = copy.deepcopy(module).double()(
             torch.from_numpy(exported.normalise(some, card.mean, card.std)).double()

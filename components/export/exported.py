@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from components.models.card import ModelCard
 if TYPE_CHECKING:
     import onnxruntime
 
-    from components.dataset.images import Pin
+    from components.dataset.images import Images, Pin
 
 INPUT = "images"
 OUTPUT = "scores"
@@ -160,6 +159,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def images(self, root: str) -> Images:
+        """Their images, which lie below ``root``."""
+        from components.dataset.images import Images
+
+        return Images(root, self.paths, self.pins)
+
     def spread(self, count: int) -> Rows:
         """At most ``count`` of them, evenly over the whole: the same ones each time."""
         if len(self) <= count:
@@ -215,20 +220,6 @@ def rows(manifest: Path, split: str) -> Rows:
     if not table.num_rows:
         raise RetortError(f"{manifest}: no row of the split '{split}'; export and benchmark measure on it")
     return Rows(table["path"].to_pylist(), table["label"].to_numpy(), pins(table))
-
-
-def pixel_batches(root: str, rows: Rows, size: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Decoded images, uint8 [n, size, size, 3], ``batch`` at a time, with their place among ``rows``.
-
-    Raises:
-        ChangedError: when an image is no longer the manifest's.
-    """
-    from components.dataset.images import load_rgb
-
-    for start in range(0, len(rows), batch):
-        place = slice(start, min(start + batch, len(rows)))
-        named = zip(rows.paths[place], rows.pins[place], strict=True)
-        yield place, np.stack([load_rgb(root, path, size, pin) for path, pin in named])
 
 
 @lru_cache(maxsize=1)

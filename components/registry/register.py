@@ -281,7 +281,7 @@ class _Registration:
         """One input, uint8 [1, size, size, 3]: a validation image, or noise where none may be shown."""
         size = self.model.size
         if self.params.report.thumbnails:
-            return next(exports.pixel_batches(self.params.data.root, self.rows.spread(1), size, 1))[1]
+            return next(self.rows.spread(1).images(self.params.data.root).squares(size, 1))[1]
         noise = np.random.default_rng(self.params.general.seed)
         return noise.integers(0, 256, (1, size, size, 3), dtype=np.uint8)
 
@@ -386,7 +386,7 @@ class _Registration:
         """Recall by class name of an exported model on this validation split, for the classes it knows."""
         opened_model = exports.session(path)
         model = exports.describe(opened_model, path)
-        batches = exports.pixel_batches(self.params.data.root, self.rows, model.size, BATCH)
+        batches = self.rows.images(self.params.data.root).squares(model.size, BATCH)
         said: list[str] = []
         for _, pixels in track(batches, "champion on this data", -(-len(self.rows) // BATCH)):
             scores = exports.run(opened_model, model.feed(pixels))

@@ -185,7 +185,7 @@ def test_a_candidate_without_an_export_is_named(exports: Exports, tmp_path: Path
 
 def images_of(exports: Exports, count: int) -> np.ndarray:
     rows = exported.rows(exports.digits.manifest, "val").spread(count)
-    _, pixels = next(exported.pixel_batches(str(exports.digits.root), rows, 32, count))
+    _, pixels = next(rows.images(str(exports.digits.root)).squares(32, count))
     return exported.normalise(pixels, [0.5] * 3, [0.5] * 3)
 
 

@@ -102,7 +102,7 @@ def trained(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     rows = exported.rows(digits.manifest, "train")
-    _, pixels = next(exported.pixel_batches(str(digits.root), rows, SIZE, len(rows)))
+    _, pixels = next(rows.images(str(digits.root)).squares(SIZE, len(rows)))
     images = torch.from_numpy(exported.normalise(pixels, [0.5] * 3, [0.5] * 3))
     labels = torch.tensor(rows.labels, dtype=torch.long)
     module = timm.create_model(ARCH, num_classes=10)

@@ -67,7 +67,7 @@ class Project:
 
     def _pixels(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = exports.rows(self.folder / "clean.parquet", split)
-        batches = exports.pixel_batches(str(self.folder / "images"), rows, SIZE, 512)
+        batches = rows.images(str(self.folder / "images")).squares(SIZE, 512)
         pixels = np.concatenate([batch for _, batch in batches])
         return exports.normalise(pixels, MEAN, STD), rows.labels
 
