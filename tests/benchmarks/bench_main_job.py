@@ -56,7 +56,7 @@ def _first(clone: Path, env: dict[str, str]) -> list[Row]:
         at_most("main job, after set-up", seconds, 300, "s"),
         at_most("main job, peak memory", peak / GIB, 6, "GiB", "PSS of the process tree"),
     ]
-    for step, taken in re.findall(r"^(\S+): done in ([\d.]+) s", output, re.MULTILINE):
+    for step, taken in re.findall(r"(\S+): done in ([\d.]+) s", output):
         rows.append(Row(f"  step {step}", float(taken), "s"))
     return rows
 
