@@ -22,6 +22,8 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from components.common.findings import Finding, read_report
+
 HOUSE = Path(__file__).resolve().parents[1]
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each test that is not small
 MEDIUM, LARGE = 0.25, 12.0  # seconds from which on a test is one; see "tests" in CONTRIBUTING.md
@@ -153,3 +155,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def bare(text: str) -> str:
     """Lines of a log without the time and the level that each begins with where there is no terminal."""
     return re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+ ", "", text)
+
+
+def findings(out: Path) -> dict[str, list[Finding]]:
+    """The findings of the step that wrote ``out``, by rule, in the order of its report."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in read_report(out / "report.json").findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    return by_rule

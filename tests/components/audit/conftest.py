@@ -16,10 +16,11 @@ from components.audit.params import AuditParams
 from components.audit.plan import plan as make_plan
 from components.audit.plan_schema import Plan, read_plan
 from components.audit.synthetic import audit_synthetic
-from components.common.findings import Finding, read_report
+from components.common.findings import Finding
 from components.dataset import manifest as manifests
 from components.dataset.ingest import ingest
 from components.dataset.params import IngestParams
+from tests.conftest import findings
 
 SIZE = 32
 
@@ -99,10 +100,7 @@ class Audits:
 
     def findings(self, part: str) -> dict[str, list[Finding]]:
         """The findings of a report, by rule."""
-        by_rule: dict[str, list[Finding]] = {}
-        for finding in read_report(self.out / part / "report.json").findings:
-            by_rule.setdefault(finding.rule, []).append(finding)
-        return by_rule
+        return findings(self.out / part)
 
     def samples(self) -> list[dict[str, Any]]:
         return pq.read_table(self.out / "synthetic" / "samples.parquet").to_pylist()

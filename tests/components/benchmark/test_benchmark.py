@@ -19,17 +19,10 @@ from components.benchmark.params import Benchmark
 from components.benchmark.processors import processors
 from components.benchmark.sweep import Config, sweep
 from components.common.errors import FindingsError, RetortError
-from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
 from components.export import exported
 from tests.components.benchmark.conftest import Exports
-
-
-def findings(out: Path) -> dict[str, list[Finding]]:
-    found: dict[str, list[Finding]] = {}
-    for finding in read_report(out / "report.json").findings:
-        found.setdefault(finding.rule, []).append(finding)
-    return found
+from tests.conftest import findings
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from components.common.findings import Finding, read_report
+from components.dataset import manifest as manifests
 from components.dataset.ingest import ingest
 from components.dataset.params import IngestParams, ValidateParams
 from components.dataset.validate import validate
@@ -92,6 +93,19 @@ class Steps:
     @staticmethod
     def cases() -> pa.Table:
         return pq.read_table("outputs/validate/findings.parquet")
+
+
+def row(path: str | None, label: int | None, split: str | None = "train", **more: Any) -> dict[str, Any]:
+    """A row of a manifest that somebody else made; its content is known by its path."""
+    return {"path": path, "label": label, "split": split, "source": "real", "sha256": path, **more}
+
+
+def write_manifest(rows: list[dict[str, Any]], path: Path = Steps.manifest) -> None:
+    """A manifest of rows, whatever its own rules say of them."""
+    columns = {name: [one.get(name) for one in rows] for name in manifests.SCHEMA.names}
+    fields = [field.with_nullable(True) for field in manifests.SCHEMA]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, schema=pa.schema(fields)), path)
 
 
 @pytest.fixture

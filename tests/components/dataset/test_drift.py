@@ -14,8 +14,7 @@ from components.common.errors import RetortError
 from components.common.storage import sha256_file
 from components.dataset import drift
 from components.dataset import manifest as manifests
-from tests.components.dataset.conftest import Steps
-from tests.components.dataset.test_validate import row, write_manifest
+from tests.components.dataset.conftest import Steps, row, write_manifest
 
 
 def counts(rows: Any) -> pd.DataFrame:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from components.common.errors import RetortError
-from components.dataset import manifest as manifests
 from components.dataset.inspection import inspect
 from components.dataset.near import near_duplicates, same_everywhere
-from tests.components.dataset.conftest import Steps, digit, encoded, put
+from tests.components.dataset.conftest import Steps, digit, encoded, put, row, write_manifest
 
 
 def frame(number: int, side: int) -> Image.Image:
@@ -98,17 +94,6 @@ def test_a_doubtful_pair_of_two_labels_is_said_and_takes_nothing_away(steps: Ste
     others = {path for path, other in leaks if path.split("/")[1] != other.split("/")[1]}
     assert others == {"train/7/copy.png"}
     assert {path for path in torn if path.startswith("train")} - aside
-
-
-def row(path: str, label: int | None, split: str, **more: Any) -> dict[str, Any]:
-    return {"path": path, "label": label, "split": split, "source": "real", "sha256": path, **more}
-
-
-def write_manifest(rows: list[dict[str, Any]]) -> None:
-    columns = {name: [one.get(name) for one in rows] for name in manifests.SCHEMA.names}
-    schema = pa.schema([field.with_nullable(True) for field in manifests.SCHEMA])
-    Steps.manifest.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns, schema=schema), Steps.manifest)
 
 
 def test_a_bad_validation_row_does_not_take_its_good_twin_along(steps: Steps) -> None:

@@ -22,7 +22,7 @@ from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
 from components.dataset import suite
-from tests.components.dataset.conftest import Steps, digit, encoded, put
+from tests.components.dataset.conftest import Steps, digit, encoded, put, row, write_manifest
 
 
 def recoded(content: bytes, side: int = 48, quality: int = 85) -> bytes:
@@ -306,18 +306,6 @@ def test_a_number_of_images_is_looked_at_and_none_shown_where_that_is_asked(
 
 
 # manifests that somebody else made
-
-
-def row(path: str | None, label: int | None, split: str | None = "train", **more: Any) -> dict[str, Any]:
-    return {"path": path, "label": label, "split": split, "source": "real", "sha256": path, **more}
-
-
-def write_manifest(rows: list[dict[str, Any]], path: Path = Steps.manifest) -> None:
-    columns = {name: [one.get(name) for one in rows] for name in manifests.SCHEMA.names}
-    fields = [field.with_nullable(True) for field in manifests.SCHEMA]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns, schema=pa.schema(fields)), path)
-
 
 GOOD = [
     row(f"{split}{number}", number % 2, split) for number in range(20) for split in ("train", "val", "test")
