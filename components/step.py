@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ class Run:
         self._products.append((staged, path))
         return staged
 
+    def sha256(self, path: Path) -> str:
+        """The sha256 of one of the step's inputs."""
+        return self.report.inputs[name_of(path)]
+
     def stop_on_errors(self) -> None:
         """Raise FindingsError when an error was found: call it before work that errors make pointless."""
         if not self.report.passed:
@@ -83,6 +88,27 @@ class Run:
                 remove(final)
 
 
+_known: ContextVar[Mapping[Path, Path]] = ContextVar("known", default={})  # noqa: B039 - never changed
+
+
+@contextmanager
+def known_as(names: Mapping[Path, Path]) -> Iterator[None]:
+    """Call what lies at or below these places by other names: a Kubeflow artifact as DVC keeps it."""
+    token = _known.set(names)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def name_of(path: Path) -> str:
+    """How reports and messages call a file: its path, as the step was given it, or what it is known as."""
+    for place, name in _known.get().items():
+        if path == place or place in path.parents:
+            return str(name / path.relative_to(place))
+    return str(path)
+
+
 def summary(report: Report, out: Path) -> str:
     """One or two lines: the first error and how many more, and where to read on."""
     errors = report.errors()
@@ -100,15 +126,14 @@ def step(
     name: str,
     params: StepParams,
     out: Path,
-    inputs: Mapping[str, Path] | None = None,
+    inputs: Sequence[Path] = (),
     keep: tuple[str, ...] = (),
     products: Sequence[Path] = (),
 ) -> Iterator[Run]:
     """Run a step that owns the folder ``out``, but for the entries in ``keep`` (other steps' own).
 
     Args:
-        inputs: the name under which the report lists each file read (``data/clean.parquet``), and its
-            path here (a KFP artifact lies elsewhere than a DVC file).
+        inputs: the files that the step reads; the report lists them by ``name_of``, with their sha256.
         products: what the step leaves outside ``out``.
 
     Both are emptied first, as DVC does before a stage: however the step ends, no later one goes on with what
@@ -121,7 +146,7 @@ def step(
         RetortError: before anything is removed, when that would take what is not the step's own: the files
             behind a link, or one of its inputs.
     """
-    with doing(name), _framed(name, params, out, inputs or {}, keep, products) as run:
+    with doing(name), _framed(name, params, out, inputs, keep, products) as run:
         yield run
 
 
@@ -130,7 +155,7 @@ def _framed(
     name: str,
     params: StepParams,
     out: Path,
-    inputs: Mapping[str, Path],
+    inputs: Sequence[Path],
     keep: tuple[str, ...],
     products: Sequence[Path],
 ) -> Iterator[Run]:
@@ -144,7 +169,7 @@ def _framed(
     run = Run(name, params, out, tracker)
     status = "FAILED"
     try:
-        run.report.inputs = {label: sha256_file(path) for label, path in inputs.items() if path.is_file()}
+        run.report.inputs = {name_of(path): sha256_file(path) for path in inputs if path.is_file()}
         at("opening a run in MLflow")
         tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
         at("at work")
@@ -179,7 +204,7 @@ def _framed(
 
 
 def _refuse_to_empty(
-    out: Path, inputs: Mapping[str, Path], keep: tuple[str, ...], products: Sequence[Path]
+    out: Path, inputs: Sequence[Path], keep: tuple[str, ...], products: Sequence[Path]
 ) -> None:
     """Raise RetortError where emptying ``out`` and removing ``products`` would take what others own."""
     if out.is_symlink():
@@ -191,12 +216,12 @@ def _refuse_to_empty(
         raise RetortError(f"{out}: not a folder, and the step's report goes there; move the file away")
     own = out.resolve()
     rewritten = {product.resolve() for product in products}
-    for name, path in inputs.items():
+    for path in inputs:
         place = path.resolve()
         inside = place == own or (own in place.parents and place.relative_to(own).parts[0] not in keep)
         if inside or place in rewritten:
             raise RetortError(
-                f"{name}: the step reads this file, and {'empties its folder' if inside else 'rewrites it'} "
+                f"{path}: the step reads this file, and {'empties its folder' if inside else 'rewrites it'} "
                 "at the start; keep a copy elsewhere, and name that one"
             )
 

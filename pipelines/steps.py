@@ -435,6 +435,11 @@ PIPELINES = (MAIN,)
 AUDIT = ("audit-imbalance", "audit-synthetic", "plan")  # what 'retort audit' runs, in turn
 
 
-def find(name: str) -> Step:
-    """The step of that name, in whichever pipeline uses it."""
-    return next(stage.step for line in PIPELINES for stage in line.stages if stage.step.name == name)
+def find(step: str, option: str = "") -> tuple[Pipeline, Stage]:
+    """The stage that uses a step with that value of its option, and its pipeline."""
+    return next(
+        (pipeline, stage)
+        for pipeline in PIPELINES
+        for stage in pipeline.stages
+        if (stage.step.name, stage.option) == (step, option)
+    )

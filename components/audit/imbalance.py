@@ -32,7 +32,7 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
         RetortError: ``manifest`` is no manifest, has no training rows, or ``audit.distribution`` does not
             fit its classes.
     """
-    with step("audit-imbalance", params, out, {"data/clean.parquet": manifest}) as run:
+    with step("audit-imbalance", params, out, [manifest]) as run:
         need(manifest, "validate")
         counts = count(manifest)
         total = counts.total
@@ -41,7 +41,7 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
         few = _few(run, counts, params.audit.min_per_class)
         _write_classes(run.product(out / "classes.parquet"), counts, found, few)
         part = ImbalancePart(
-            manifest=run.report.inputs["data/clean.parquet"],
+            manifest=run.sha256(manifest),
             labels=counts.labels.tolist(),
             names=counts.names,
             train={source: counts.train[:, column].tolist() for column, source in enumerate(SOURCES)},

@@ -30,10 +30,7 @@ def plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Path) ->
     Raises:
         RetortError: a part is missing or damaged, or the two are not of the same data.
     """
-    inputs = {
-        "outputs/audit/imbalance/part.json": imbalance / FILE,
-        "outputs/audit/synthetic/part.json": synthetic / FILE,
-    }
+    inputs = [imbalance / FILE, synthetic / FILE]
     with step("plan", params, out, inputs, keep=("imbalance", "synthetic")) as run:
         sizes = read_part(ImbalancePart, imbalance, "audit imbalance")
         sources = read_part(SyntheticPart, synthetic, "audit synthetic")

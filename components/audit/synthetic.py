@@ -36,8 +36,7 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
     Raises:
         RetortError: a file is missing or damaged, or a store cannot be reached.
     """
-    inputs = {"data/clean.parquet": manifest, "outputs/weights/features.onnx": features}
-    with step("audit-synthetic", params, out, inputs) as run:
+    with step("audit-synthetic", params, out, [manifest, features]) as run:
         need(manifest, "validate")
         need(features, "weights")
         counts = count(manifest)
@@ -50,7 +49,7 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
         rows = look(run, params, manifest, features, counts)
         samples = [] if rows is None else _probe(run, params, counts, rows, classes)
         rules.same_order(run, counts, classes)
-        _write(run, params, out, counts, classes, samples)
+        _write(run, params, manifest, out, counts, classes, samples)
 
 
 def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class]) -> list[Sample]:
@@ -82,7 +81,13 @@ def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: l
 
 
 def _write(
-    run: Run, params: AuditParams, out: Path, counts: Counts, classes: list[Class], samples: list[Sample]
+    run: Run,
+    params: AuditParams,
+    manifest: Path,
+    out: Path,
+    counts: Counts,
+    classes: list[Class],
+    samples: list[Sample],
 ) -> None:
     """The part of the plan, the tables, the proposed corrections and the page."""
     by_source = {}
@@ -96,7 +101,7 @@ def _write(
             left = LeftOut(path=file.path, finding=file.rule, label=file.label, source=file.source)
             leave_out.setdefault(file.path, left)
     part = SyntheticPart(
-        manifest=run.report.inputs["data/clean.parquet"],
+        manifest=run.sha256(manifest),
         by_source=by_source,
         leave_out=list(leave_out.values()),
         findings=run.report.findings,

@@ -24,7 +24,7 @@ from components.export import exported
 from components.export.formats import FORMATS
 from components.export.precisions import PRECISIONS, of_own_file
 from components.models.card import names_finding
-from components.step import Run, step
+from components.step import Run, name_of, step
 
 PROOF_IMAGES = 16  # on which an engine must agree before it is timed
 SAMPLE = 1024  # validation images on which accuracy is measured, where export did not
@@ -53,9 +53,8 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
     """
     settings = params.benchmark
     folders = {name: exports.get(name, Path(name)) for name in settings.candidates}
-    inputs = {"data/clean.parquet": manifest}
-    inputs |= {f"{_label(name)}/model.onnx": path / "model.onnx" for name, path in folders.items()}
-    with step("benchmark", params, out, inputs=inputs) as run:
+    inputs = [manifest, *(folder / "model.onnx" for folder in folders.values())]
+    with step("benchmark", params, out, inputs) as run:
         started = time.perf_counter()
         _need_models(folders)
         rows = exported.rows(manifest, "val")
@@ -107,16 +106,12 @@ def _check_names(run: Run, models: Mapping[str, _Model], manifest: Path) -> None
     data = exported.class_names(manifest)
     for name, model in models.items():
         found = names_finding(
-            model.about.class_names, data, name, f"{_label(name)}/model.onnx",
+            model.about.class_names, data, name, name_of(model.files[name, "fp32"]),
             "Train and export it on this data, or leave it out of benchmark.candidates.",
         )  # fmt: skip
         if found["level"] != "info":
             run.find(**found)
     run.stop_on_errors()
-
-
-def _label(name: str) -> str:
-    return {"student": "outputs/export", "teacher": "outputs/export/teacher"}.get(name, name)
 
 
 def _onnx_files() -> dict[str, str]:

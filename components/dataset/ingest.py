@@ -33,7 +33,7 @@ def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
         RetortError: when there is nothing to read, or fewer than two classes.
     """
     data = params.data
-    inputs = {path: Path(path) for path in _files_read(data)}
+    inputs = [Path(path) for path in _files_read(data)]
     with step("ingest", params, out, inputs, products=[manifest]) as run:
         found = sources.read(params)
         rules = RowRules(data)

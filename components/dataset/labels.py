@@ -36,7 +36,7 @@ def labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> N
     if not found:
         return
     lowest, highest = found[0], found[-1]
-    remap = "Set data.remap_labels: true; the mapping is saved in outputs/ingest/label_map.json."
+    remap = "Set data.remap_labels: true; the mapping is saved beside ingest's report."
     if lowest > 0:
         run.find(
             "labels.start", "warning", f"label {lowest}",

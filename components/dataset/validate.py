@@ -31,10 +31,10 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         RetortError: when ``manifest`` is no manifest.
         FindingsError: among others, when more than ``validate.max_bad_share`` of the rows are bad.
     """
-    inputs = {"data/manifest.parquet": manifest}
+    inputs = [manifest]
     baseline = Path(params.validation.baseline) if params.validation.baseline else None
     if baseline:
-        inputs[str(baseline)] = baseline
+        inputs.append(baseline)
         if out.resolve() in baseline.resolve().parents:
             raise RetortError(
                 f"validate.baseline: {baseline} lies in {out}, which this step rewrites; "

@@ -45,12 +45,8 @@ def export(
         FindingsError: when the checkpoint, the class count or the parity is wrong.
     """
     role = of or ("teacher" if "teacher" in (out.name, model.name) else "student")
-    inputs = {
-        "data/clean.parquet": manifest,
-        f"outputs/{role}/model.safetensors": model / "model.safetensors",
-        f"outputs/{role}/model.json": model / "model.json",
-    }
-    with step("export", params, out, inputs=inputs, keep=("teacher",)) as run:
+    inputs = [manifest, model / "model.safetensors", model / "model.json"]
+    with step("export", params, out, inputs, keep=("teacher",)) as run:
         rows = exported.rows(manifest, "val")
         verdicts.names(run, model, manifest, role)
         at(f"loading the {role}")

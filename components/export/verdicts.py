@@ -15,7 +15,7 @@ from components.export.params import ExportParams
 from components.export.parity import BATCH, Comparison, Proof, Written
 from components.export.precisions import PRECISIONS
 from components.models.card import ModelCard, first_difference, names_finding, read_card
-from components.step import Run
+from components.step import Run, name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ def names(run: Run, model: Path, manifest: Path, role: str) -> None:
     label = first_difference(names, data)
     if not names or (label is not None and label >= len(names)):
         return  # no classifier, or too few classes: the class count says so
-    where = f"outputs/{role}/model.json"
+    where = name_of(model / "model.json")
     run.find(**names_finding(names, data, role, where, exported.way_out(card, manifest, role)))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -22,7 +21,7 @@ from components.models.card import ModelCard, names_finding, read_card
 from components.registry.compare import FIRST, MIN_IMAGES, Comparison, compare, reason, verdict
 from components.registry.params import RegisterParams
 from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
-from components.step import Run, step
+from components.step import Run, name_of, step
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -64,56 +63,83 @@ def register(
         FindingsError: when the files do not belong together.
         RetortError: when a file is missing, or the tracker does not answer: this step needs it.
     """
-    made = {
-        "data/clean.parquet": (manifest, "validate"),
-        "outputs/student/model.safetensors": (student / "model.safetensors", "distill"),
-        "outputs/student/model.json": (student / "model.json", "distill"),
-        "outputs/student/metrics.json": (student / "metrics.json", "distill"),
-        "outputs/export/model.onnx": (exported / "model.onnx", "export"),
-        "outputs/export/parity.json": (exported / "parity.json", "export"),
-        "outputs/export/report.json": (exported / "report.json", "export"),
-        "outputs/benchmark/choice.json": (benchmark / "choice.json", "benchmark"),
-        "outputs/check/gate.json": (check / "gate.json", "check"),
-        "outputs/check/report.json": (check / "report.json", "check"),
-        "outputs/audit/plan.json": (plan, "plan"),
-    }
-    files = {label: path for label, (path, _) in made.items()}
-    with step("register", params, out, inputs=files) as run:
-        for path, maker in made.values():
+    read = _Read(manifest, student, exported, benchmark, check, plan)
+    with step("register", params, out, list(read.makers())) as run:
+        for path, maker in read.makers().items():
             need(path, maker)
             if path.suffix == ".json":
                 read_json(path)  # some are only copied: a cut file would become a part of the version
-        _check_names(run, files)
+        _check_names(run, read)
         run.stop_on_errors()
-        _check_proofs(run, files)
+        _check_proofs(run, read)
         run.stop_on_errors()
         at("opening the registry in MLflow")
         with opened(params.registry, "register") as versions, tempfile.TemporaryDirectory() as scratch:
-            _Registration(run, params, versions, files, Path(scratch)).carry_out()
+            _Registration(run, params, versions, read, Path(scratch)).carry_out()
 
 
-def _check_names(run: Run, files: Mapping[str, Path]) -> None:
+@dataclass(frozen=True)
+class _Read:
+    """What is registered, and what proves it: the clean manifest, the folders of steps, and the plan."""
+
+    manifest: Path
+    student: Path
+    exported: Path
+    benchmark: Path
+    check: Path
+    plan: Path
+
+    @property
+    def card(self) -> Path:
+        return self.student / "model.json"
+
+    @property
+    def model(self) -> Path:
+        return self.exported / "model.onnx"
+
+    def proofs(self) -> dict[str, Path]:
+        """The files that are kept with a version, by their names there."""
+        return {
+            "plan.json": self.plan,
+            "gate.json": self.check / "gate.json",
+            "check-report.json": self.check / "report.json",
+            "parity.json": self.exported / "parity.json",
+            "export-report.json": self.exported / "report.json",
+            "choice.json": self.benchmark / "choice.json",
+            CARD: self.card,
+            CHECKPOINT: self.student / "model.safetensors",
+            METRICS: self.student / "metrics.json",
+        }
+
+    def makers(self) -> dict[Path, str]:
+        """Every file that is read, and the step that made it."""
+        folders = {
+            self.student: "distill", self.exported: "export", self.benchmark: "benchmark", self.check: "check"
+        }  # fmt: skip
+        proofs = {path: folders.get(path.parent, "plan") for path in self.proofs().values()}
+        return {self.manifest: "validate", self.model: "export", **proofs}
+
+
+def _check_names(run: Run, read: _Read) -> None:
     """The names that the model is served with are those of the data that it is judged on."""
-    card = read_card(files["outputs/student/model.json"], changed=True)
-    manifest = files["data/clean.parquet"]
-    advice = exports.way_out(card, manifest, "student")
-    data = exports.class_names(manifest)
-    run.find(**names_finding(card.class_names, data, "student", "outputs/student/model.json", advice))
+    card = read_card(read.card, changed=True)
+    advice = exports.way_out(card, read.manifest, "student")
+    data = exports.class_names(read.manifest)
+    run.find(**names_finding(card.class_names, data, "student", name_of(read.card), advice))
 
 
-def _check_proofs(run: Run, files: Mapping[str, Path]) -> None:
+def _check_proofs(run: Run, read: _Read) -> None:
     """The exported file must come from this student, and both must have passed their checks."""
-    inputs = run.report.inputs
     wrong = []
-    onnx = exports.read(files["outputs/export/model.onnx"])
-    if onnx.sha256 != inputs["outputs/student/model.safetensors"]:
+    onnx = exports.read(read.model)
+    if onnx.sha256 != run.sha256(read.student / "model.safetensors"):
         wrong.append(("model.onnx", "was exported from another checkpoint than the student's", "export"))
-    wrong += [("model.onnx", said, "export") for said in _unlike(onnx, files["outputs/student/model.json"])]
-    proved = read_json(files["outputs/export/parity.json"]).get("files", {}).get("model.onnx", {})
-    if proved.get("sha256") != inputs["outputs/export/model.onnx"]:
+    wrong += [("model.onnx", said, "export") for said in _unlike(onnx, read.card)]
+    proved = read_json(read.exported / "parity.json").get("files", {}).get("model.onnx", {})
+    if proved.get("sha256") != run.sha256(read.model):
         wrong.append(("parity.json", "is the proof of another model.onnx", "export"))
-    for name in ("export", "check"):
-        if not read_report(files[f"outputs/{name}/report.json"]).passed:
+    for name, folder in (("export", read.exported), ("check", read.check)):
+        if not read_report(folder / "report.json").passed:
             wrong.append((f"{name}/report.json", "says that the step did not pass", name))
     for subject, message, again in wrong:
         advice = f"Run 'retort {again}' again."
@@ -153,7 +179,7 @@ class _Registration:
     run: Run
     params: RegisterParams
     versions: Versions
-    files: Mapping[str, Path]
+    read: _Read
     scratch: Path
     card: ModelCard = field(init=False)
     metrics: dict[str, Any] = field(init=False)
@@ -162,11 +188,11 @@ class _Registration:
     reason: str = ""  # of its alias
 
     def __post_init__(self) -> None:
-        self.card = read_card(self.files["outputs/student/model.json"])
-        self.metrics = read_json(self.files["outputs/student/metrics.json"])
-        self.sha256 = self.run.report.inputs["outputs/export/model.onnx"]
-        self.model = exports.read(self.files["outputs/export/model.onnx"])
-        self.rows = exports.rows(self.files["data/clean.parquet"], "val")
+        self.card = read_card(self.read.card)
+        self.metrics = read_json(self.read.student / "metrics.json")
+        self.sha256 = self.run.sha256(self.read.model)
+        self.model = exports.read(self.read.model)
+        self.rows = exports.rows(self.read.manifest, "val")
 
     def carry_out(self) -> None:
         self.versions.make()
@@ -287,21 +313,10 @@ class _Registration:
 
     def _proofs(self) -> list[Path]:
         """Copies of the proofs under names of their own, and the sha256 of all that was read."""
-        names = {
-            "outputs/audit/plan.json": "plan.json",
-            "outputs/check/gate.json": "gate.json",
-            "outputs/check/report.json": "check-report.json",
-            "outputs/export/parity.json": "parity.json",
-            "outputs/export/report.json": "export-report.json",
-            "outputs/benchmark/choice.json": "choice.json",
-            "outputs/student/model.json": CARD,
-            "outputs/student/model.safetensors": CHECKPOINT,
-            "outputs/student/metrics.json": METRICS,
-        }
         folder = self.scratch / "proofs"
         folder.mkdir()
-        for label, name in names.items():
-            shutil.copyfile(self.files[label], folder / name)
+        for name, path in self.read.proofs().items():
+            shutil.copyfile(path, folder / name)
         write_json(folder / "inputs.json", self.run.report.inputs)
         return sorted(folder.iterdir())
 

@@ -86,12 +86,11 @@ def compare_weights(
     net: Net = getattr(params, settings.of)
     registry = params.registry.model_copy(update={"name": f"{params.registry.name}-compare-weights"})
     params = params.model_copy(update={"registry": registry})
-    inputs = {"data/clean.parquet": manifest, "outputs/audit/plan.json": plan}
-    with step("compare-weights", params, out, inputs=inputs) as run:
+    with step("compare-weights", params, out, [manifest, plan]) as run:
         need(manifest, "validate")
         epochs = settings.epochs or net.train.epochs
         phases = (Phase("finetune", "net", epochs, net.lr),)
-        audited = driver.load_plan(run, plan)
+        audited = driver.load_plan(run, plan, manifest)
         base = driver.make_spec(params, net, params.ray, params.data, manifest, audited, None, phases)
         actual = driver.labels(base, settings.split)
         if not len(actual):

@@ -82,8 +82,7 @@ def expand(
             fault.
     """
     weights = model / checkpoint.FILE
-    inputs = {"data/clean.parquet": manifest, "outputs/audit/plan.json": plan, str(weights): weights}
-    with step("expand", params, out, inputs=inputs) as run:
+    with step("expand", params, out, [manifest, plan, weights]) as run:
         table = manifests.read(need(manifest, "validate"))
         old, card = checkpoint.load(model)
         _need_classifier(old, model)
@@ -98,7 +97,7 @@ def expand(
             card,
             classes,
             folder / "clean.parquet",
-            relabel(driver.load_plan(run, plan), labels),
+            relabel(driver.load_plan(run, plan, manifest), labels),
         )
         preflight.preflight(run, spec, params.ray, of, 1 + params.expand.control)
         index = open_index(spec.manifest)

@@ -64,13 +64,12 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
     net: Net = getattr(params, settings.of)
     registry = params.registry.model_copy(update={"name": f"{params.registry.name}-tune"})
     params = params.model_copy(update={"registry": registry})
-    inputs = {"data/clean.parquet": manifest, "outputs/audit/plan.json": plan}
-    with step("tune", params, out, inputs=inputs) as run:
+    with step("tune", params, out, [manifest, plan]) as run:
         need(manifest, "validate")
         epochs = settings.epochs or net.train.epochs
         recipes = proposals(axes(settings, net), settings.trials, params.general.seed)
         start = driver.start_weights(weights, settings.of, net)
-        read = driver.load_plan(run, plan)
+        read = driver.load_plan(run, plan, manifest)
 
         def spec_of(values: Values) -> TrainSpec:
             own = applied(net, values)

@@ -33,7 +33,7 @@ def check(
         RetortError: a file is missing or not what it should be.
     """
     files = gate.inputs(manifest, plan, teacher, weights, params.distill.teachers)
-    with step("check", params, out, inputs=files) as run:
+    with step("check", params, out, files) as run:
         need(manifest, "validate")
         rules(run, params, manifest=manifest, teacher=teacher, weights=weights)
         found = margin.judge(

@@ -34,7 +34,7 @@ from components.training.state import Tensors, TrainResult
 log = logging.getLogger(__name__)
 
 NET = "control"
-FOLDER = "control"  # in outputs/check
+FOLDER = "control"  # in the folder of the check
 FILE, PREDICTIONS, SEAL = "control.json", "predictions.npz", "seal.json"
 SCHEMA_VERSION = 1
 ASKED = "asked-"  # before a name in PREDICTIONS

@@ -13,7 +13,7 @@ from components.common.progress import at, counted
 from components.common.storage import human_bytes, need, need_disk, remove, write_json
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
-from components.step import Run, step
+from components.step import Run, name_of, step
 from components.training import (
     advice,
     budget,
@@ -40,7 +40,6 @@ from components.training.state import TrainResult
 
 log = logging.getLogger(__name__)
 
-TEACHER = "teacher: outputs/teacher/model.safetensors"
 ALONE = "control: the student alone, trained on labels without a teacher"
 
 
@@ -73,11 +72,10 @@ def distill(
         RetortError: the gate did not pass these inputs; a file, the plan, Ray or a worker is at fault.
     """
     judged = gate.inputs(manifest, plan, teacher, weights, params.distill.teachers)
-    inputs = {**judged, "outputs/check/gate.json": check / gate.FILE}
-    with step("distill", params, out, inputs=inputs) as run:
+    with step("distill", params, out, [*judged, check / gate.FILE]) as run:
         need(manifest, "validate")
         gate.require_passed(check, params, judged)
-        base = control.student_spec(params, manifest, driver.load_plan(run, plan), teacher, weights)
+        base = control.student_spec(params, manifest, driver.load_plan(run, plan, manifest), teacher, weights)
         epochs = control.planned(run, params, base, check / control.FOLDER)
         margin = Margin.read(check)
         how = _method(run, params, base, margin)
@@ -279,7 +277,8 @@ def _write(
         lineage.append(Lineage(source=ALONE, sha256=network.sha256, coverage=1.0))
     else:  # the teacher gave its answers, not its tensors: it covers none of the student's
         card = read_card(teacher / "model.json")
-        lineage.append(Lineage(source=TEACHER, sha256=card.sha256, coverage=0.0))
+        source = f"teacher: {name_of(teacher / 'model.safetensors')}"
+        lineage.append(Lineage(source=source, sha256=card.sha256, coverage=0.0))
         lineage += committee.lineage(members)
     driver.save_model(
         spec, network.tensors, lineage, run.product(out / "model.safetensors"),

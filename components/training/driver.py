@@ -106,13 +106,13 @@ def _optimizer(net: Net, start: Path | None) -> Optimizer:
     return settings.model_copy(update={"stage_rates": rates})
 
 
-def load_plan(run: Run, plan: Path) -> Plan:
-    """The plan, if it was made for the clean manifest that ``run`` lists among its inputs.
+def load_plan(run: Run, plan: Path, manifest: Path) -> Plan:
+    """The plan, if it was made for the clean manifest, an input of ``run``.
 
     Raises:
         RetortError: it is missing, damaged, or of other data.
     """
-    return read_plan(need(plan, "plan"), run.report.inputs["data/clean.parquet"])
+    return read_plan(need(plan, "plan"), run.sha256(manifest))
 
 
 def class_names(params: StepParams, manifest: Path) -> tuple[str, ...]:

@@ -25,16 +25,11 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
         FindingsError: preflight.shm, train.finite or train.learns.
         RetortError: a file, the plan, Ray or a worker is at fault.
     """
-    inputs = {
-        "data/clean.parquet": manifest,
-        "outputs/audit/plan.json": plan,
-        "outputs/weights/teacher.safetensors": weights / "teacher.safetensors",
-    }
-    with step("finetune", params, out, inputs=inputs) as run:
+    with step("finetune", params, out, [manifest, plan, weights / "teacher.safetensors"]) as run:
         need(manifest, "validate")
         train = params.teacher.train
         whole = driver.make_spec(
-            params, params.teacher, params.ray, params.data, manifest, driver.load_plan(run, plan),
+            params, params.teacher, params.ray, params.data, manifest, driver.load_plan(run, plan, manifest),
             driver.start_weights(weights, "teacher", params.teacher), (),
         )  # fmt: skip
         spec = budget.within(

@@ -99,7 +99,7 @@ class Setting:
         if not self.loaded:
             found.append(f"no trained weights ({who}.weights: none)")
         else:
-            found.append("weights that do not belong here (weights.coverage in outputs/weights/report.html)")
+            found.append("weights that do not belong here (weights.coverage in the report of 'weights')")
         if self.images < 16:
             found.append(f"{self.images} images a step, few for batch norms: raise {who}.train.batch_size")
         if 1 / 30 < self.ratio < 3:

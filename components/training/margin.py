@@ -101,7 +101,7 @@ def judge(
         RetortError: the plan, Ray or a worker is at fault.
     """
     run.stop_on_errors()
-    student = control.student_spec(params, manifest, driver.load_plan(run, plan), teacher, weights)
+    student = control.student_spec(params, manifest, driver.load_plan(run, plan, manifest), teacher, weights)
     method.choose(
         params.distill, control.known(params, student, 0, 0, None, None)
     )  # refused before the hours

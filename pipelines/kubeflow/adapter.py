@@ -18,6 +18,7 @@ from typing import Any
 from components.common import signals
 from components.common.errors import RetortError
 from components.common.storage import read_json
+from components.step import known_as
 from pipelines.steps import Step, find
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,13 @@ def run(name: str, given: Mapping[str, Any]) -> None:
     Raises:
         KeyError: when the body lacks a section, an input or an output that the step's row names.
     """
-    step = find(name)
+    pipeline, stage = find(name, given.get("of", ""))
+    step = stage.step
     places = {argument: Path(value.path) for argument, value in given.items() if hasattr(value, "path")}
-    step.call(_params(step, given, places), places, given[step.option] if step.option else "")
+    # where an artifact lies says nothing to a person, and is another place in each run
+    names = {places[argument]: kept for argument, kept in pipeline.places(stage).items()}
+    with known_as(names):
+        step.call(_params(step, given, places), places, stage.option)
     folder = step.folder(places)
     if "metrics" in given:
         for number, value in _headline(folder):

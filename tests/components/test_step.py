@@ -11,7 +11,7 @@ import pytest
 from components.common.errors import FindingsError, RetortError, Terminated
 from components.common.findings import read_report
 from components.common.params import StepParams
-from components.step import step
+from components.step import known_as, name_of, step
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_products_appear_beside_the_report_when_the_step_passes(out: Path, tmp_p
     source = tmp_path / "in.txt"
     source.write_text("hello")
     elsewhere = tmp_path / "data" / "rows.txt"
-    with step("demo", params(), out, {"data/in.txt": source}) as run:
+    with step("demo", params(), out, [source]) as run:
         run.product(out / "model.txt").write_text("m")
         run.product(elsewhere).write_text("r")
         run.find("demo.note", "info", "all", "fine")
@@ -46,8 +46,22 @@ def test_products_appear_beside_the_report_when_the_step_passes(out: Path, tmp_p
     assert elsewhere.read_text() == "r"
     report = read_report(out / "report.json")
     assert report.passed
-    assert list(report.inputs) == ["data/in.txt"]
-    assert len(report.inputs["data/in.txt"]) == 64
+    assert report.inputs == {str(source): run.sha256(source)}
+    assert len(run.sha256(source)) == 64
+
+
+def test_an_artifact_is_called_what_it_is_known_as(out: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "3f/teacher"
+    artifact.mkdir(parents=True)
+    (artifact / "model.json").write_text("{}")
+    with known_as({artifact: Path("outputs/teacher")}):
+        with step("demo", params(), out, [artifact / "model.json"]) as run:
+            pass
+        assert name_of(artifact) == "outputs/teacher"
+        assert name_of(tmp_path / "3f/teachers") == str(tmp_path / "3f/teachers")
+    assert list(read_report(out / "report.json").inputs) == ["outputs/teacher/model.json"]
+    assert run.sha256(Path("outputs/teacher/model.json"))
+    assert name_of(artifact) == str(artifact)
 
 
 def test_an_error_leaves_a_failed_report_and_no_product(out: Path) -> None:
@@ -163,7 +177,7 @@ def test_what_a_step_reads_it_does_not_remove(out: Path, tmp_path: Path, place: 
     for path in (out / "mine.csv", made):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("verdicts")
-    read = {"data.corrections": tmp_path / place}
+    read = [tmp_path / place]
     with (
         pytest.raises(RetortError, match="keep a copy elsewhere"),
         step("demo", params(), out, read, products=[made]),

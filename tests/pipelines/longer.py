@@ -8,13 +8,14 @@ from kfp import dsl
 from components.common.params import StepParams
 from components.common.storage import write_json
 from components.dataset.params import IngestParams
+from components.step import name_of
 from components.step import step as framed
-from pipelines.steps import MAIN, Stage, Step
+from pipelines.steps import MAIN, Pipeline, Stage, Step
 
 
 def count_bytes(params: StepParams, *, manifest: Path, out: Path, of: str) -> None:
     """A step of no use: how long the manifest is."""
-    with framed("count", params, out, {"data/clean.parquet": manifest}) as run:
+    with framed("count", params, out, [manifest]) as run:
         run.find("validate.rows", "info", "rows", f"{of}: {len(manifest.read_bytes())} bytes")
 
 
@@ -72,7 +73,8 @@ def count(
 def draw(params: IngestParams, *, out: Path) -> None:
     """Leaves what it was told, as a trained network leaves its metrics."""
     out.mkdir(exist_ok=True)
-    (out / "seen.txt").write_text(f"{params.general.seed} {params.registry.name} {params.data.root}")
+    seen = (params.general.seed, params.registry.name, params.data.root, name_of(out / "seen.txt"))
+    (out / "seen.txt").write_text(" ".join(map(str, seen)))
     (out / "report.html").write_text("page")
     write_json(out / "metrics.json", {"val": {"top1": 0.5, "confusion": []}, "seconds": 3})
 
@@ -83,4 +85,10 @@ DRAWN = Step(
     parameters="components.dataset.params:IngestParams",
     takes={"out": "drawn"},
     help="Draw.",
+)
+DRAWING = Pipeline(
+    name="drawing",
+    description="Images.",
+    result="drawn.drawn",
+    stages=(Stage(DRAWN, "Draw", inputs={}, outputs={"drawn": "outputs/drawn", "images": None}),),
 )

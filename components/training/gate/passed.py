@@ -9,6 +9,7 @@ from typing import Any
 from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.common.storage import need, read_json, sha256_file, write_json
+from components.step import name_of
 from components.training.params import CheckParams
 
 SCHEMA_VERSION = 3  # 3: what the check has found, beside what it was given
@@ -22,25 +23,19 @@ FREE = {
 
 def inputs(
     manifest: Path, plan: Path, teacher: Path, weights: Path, teachers: Sequence[str] = ()
-) -> dict[str, Path]:
-    """The files that the gate judges, by the names that reports use.
+) -> list[Path]:
+    """The files that the gate judges.
 
     Args:
         teachers: folders of more teachers (``distill.teachers``).
     """
-    files = {
-        "data/clean.parquet": manifest,
-        "outputs/audit/plan.json": plan,
-        "outputs/teacher/model.safetensors": teacher / "model.safetensors",
-        "outputs/teacher/model.json": teacher / "model.json",
-    }
-    for who in ("teacher", "student"):
-        for kind in ("safetensors", "json"):
-            files[f"outputs/weights/{who}.{kind}"] = weights / f"{who}.{kind}"
-    for folder in teachers:
-        for name in ("model.safetensors", "model.json"):
-            files[f"{folder}/{name}"] = Path(folder) / name
-    return files
+    trained = [teacher, *map(Path, teachers)]
+    return [
+        manifest,
+        plan,
+        *(weights / f"{who}.{kind}" for who in ("teacher", "student") for kind in ("safetensors", "json")),
+        *(folder / name for folder in trained for name in ("model.safetensors", "model.json")),
+    ]
 
 
 def checked_values(params: CheckParams) -> dict[str, Any]:
@@ -73,12 +68,12 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def _hashes(files: dict[str, Path]) -> dict[str, str]:
-    return {label: sha256_file(path) for label, path in files.items() if path.is_file()}
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: sha256_file(path) for name, path in files.items() if path.is_file()}
 
 
 def write(
-    path: Path, params: CheckParams, files: dict[str, Path], found: Mapping[str, Path] | None = None
+    path: Path, params: CheckParams, files: Sequence[Path], found: Mapping[str, Path] | None = None
 ) -> None:
     """Write down what passed.
 
@@ -86,14 +81,14 @@ def write(
         found: what the check has made beside it, by its path there, and where that lies now.
     """
     content = {
-        "inputs": _hashes(files),
-        "found": _hashes(dict(found or {})),
+        "inputs": _hashes({name_of(file): file for file in files}),
+        "found": _hashes(found or {}),
         "judged": checked_values(params),
     }
     write_json(path, {"schema_version": SCHEMA_VERSION, **content})
 
 
-def require_passed(folder: Path, params: CheckParams, files: dict[str, Path]) -> None:
+def require_passed(folder: Path, params: CheckParams, files: Sequence[Path]) -> None:
     """Raises RetortError unless the check in ``folder`` passed for exactly these files and values."""
     again = "run 'retort check' again"
     report = read_report(need(folder / "report.json", "check"))
@@ -102,10 +97,10 @@ def require_passed(folder: Path, params: CheckParams, files: dict[str, Path]) ->
     gate = read_json(need(folder / FILE, "check"))
     if gate.get("schema_version") != SCHEMA_VERSION:
         raise RetortError(f"{folder / FILE}: not a gate of this program; {again}")
-    now = _hashes(files)
-    for label in sorted({*now, *gate["inputs"]}):
-        if now.get(label) != gate["inputs"].get(label):
-            raise RetortError(f"{label}: not the file that passed the check before distillation; {again}")
+    now = _hashes({name_of(file): file for file in files})
+    for name in sorted({*now, *gate["inputs"]}):
+        if now.get(name) != gate["inputs"].get(name):
+            raise RetortError(f"{name}: not the file that passed the check before distillation; {again}")
     made = _hashes({name: folder / name for name in gate["found"]})
     for name, sha256 in gate["found"].items():
         if made.get(name) != sha256:

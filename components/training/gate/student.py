@@ -9,7 +9,7 @@ import torch
 
 from components.common.errors import RetortError
 from components.models import build, checkpoint
-from components.step import Run
+from components.step import Run, name_of
 from components.training.gate import source
 from components.training.gate.evidence import Evidence, examine
 from components.training.gate.images import Judged
@@ -19,7 +19,6 @@ from components.training.params import CheckParams
 from components.weights.load import another, load_backbone
 
 RULE, ROW = "distill.student_weights", "2.3"
-FILE = "outputs/weights/student.safetensors"
 SAMPLE = 192  # real images that are sent through a network: channel statistics then lie within a tenth or so
 
 
@@ -61,7 +60,7 @@ def judge_source(run: Run, params: CheckParams, who: str, weights: Path) -> None
     """
     rule = f"distill.{who}_weights"
     found = source.reread(weights, who, getattr(params, who), params.data.s3)
-    file = f"outputs/weights/{who}.safetensors"
+    file = name_of(weights / f"{who}.safetensors")
     for fault in found.faults:
         run.find(
             rule, "error", f"{who}: source", f"{file}: {fault}", measured=found.source, row=ROW,
@@ -127,12 +126,12 @@ def _values(run: Run, params: CheckParams, path: Path, images: Judged, proved: b
     limit = {"coverage": 1.0, **evidence.limit}
     for fault in faults:
         run.find(
-            RULE, "error", "student", f"{FILE}: {fault}", measured=measured, limit=limit, row=ROW,
+            RULE, "error", "student", f"{name_of(path)}: {fault}", measured=measured, limit=limit, row=ROW,
             advice="Run 'retort weights' with weights made for this architecture.",
         )  # fmt: skip
     for doubt in evidence.doubts:
         run.find(
-            RULE, "warning", "student", f"{FILE}: {doubt}", measured=measured, limit=limit, row=ROW,
+            RULE, "warning", "student", f"{name_of(path)}: {doubt}", measured=measured, limit=limit, row=ROW,
             advice="Look at its source: where that was read again, and is what you meant, go on.",
         )  # fmt: skip
     if not faults and not evidence.doubts and proved:

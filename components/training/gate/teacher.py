@@ -22,7 +22,7 @@ from components.dataset import manifest as manifests
 from components.models import checkpoint
 from components.models.card import ModelCard, names_finding, read_card
 from components.models.params import Arch, Train
-from components.step import Run
+from components.step import Run, name_of
 from components.training.gate.evidence import UNTRAINED, constant_share
 from components.training.gate.images import Judged
 from components.training.gate.student import judge_source
@@ -42,7 +42,7 @@ DISTILLED = "teacher: "  # how the lineage of a distilled network names who taug
 
 @dataclass(frozen=True)
 class Subject:
-    """A teacher that is judged: ``name`` as findings call it; ``main``: the one of ``outputs/teacher``."""
+    """A teacher that is judged: ``name`` as findings call it; ``main``: the one that finetune made."""
 
     name: str
     folder: Path
@@ -87,7 +87,7 @@ def _readable(subject: Subject) -> bool:
 
 
 def _file(subject: Subject, name: str = "model.json") -> str:
-    return f"outputs/teacher/{name}" if subject.main else str(subject.folder / name)
+    return name_of(subject.folder / name)
 
 
 def _classes(
@@ -137,7 +137,7 @@ def _data(run: Run, card: ModelCard, subject: Subject, manifest: Path) -> None:
         WEIGHTS, "error", subject.name,
         f"{_file(subject)} says that it was trained on other data (fingerprint "
         f"{card.data_fingerprint[:12]}..., "
-        f"data/clean.parquet has {own[:12]}...): names and counts of classes may agree, its images and "
+        f"{name_of(manifest)} has {own[:12]}...): names and counts of classes may agree, its images and "
         "labels "
         "do not",
         measured=card.data_fingerprint[:12], limit=own[:12], row=ROW,
@@ -313,7 +313,7 @@ def _is_student(
     if params.student.weights == "none" or another(weights, "student"):
         return []  # what is wrong with the student's file is said of the student
     if sha256_file(path) == sha256_file(subject.folder / checkpoint.FILE):
-        return ["it is the file outputs/weights/student.safetensors: the student's start weights"]
+        return [f"it is the file {name_of(path)}: the student's start weights"]
     if equal_kernels(tensors, checkpoint.read_tensors(path)):
         return ["every kernel is the student's start weights': the student would be taught by itself"]
     return []
@@ -347,14 +347,15 @@ def _descent(
         )
     if equal_kernels(tensors, before):
         faults.append("its backbone is still what it started from: it was not trained on this data")
-    record = read_json(need(weights / "teacher.json", "weights")).get("lineage", [])
+    start = weights / "teacher.json"
+    record = read_json(need(start, "weights")).get("lineage", [])
     own = [entry.model_dump(mode="json") for entry in card.lineage]
     if not own:
         faults.append("its model.json names no weights that it came from")
     elif own[: len(record)] != record:  # 'expand' adds an entry of its own
         faults.append(
             f"its model.json says that it came from {own[0]['source']} (sha256 {own[0]['sha256'][:12]}...), "
-            f"outputs/weights/teacher.json names {_first(record)}"
+            f"{name_of(start)} names {_first(record)}"
         )
     return faults, advice, "they descend from its start weights and moved on"
 

@@ -65,7 +65,7 @@ def params(uri: str = SQLITE, name: str = "demo") -> StepParams:
 def run_step(
     p: StepParams, name: str = "finetune", out: str = "outputs/teacher", inputs: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    with step(name, p, Path(out), inputs={label: Path(label) for label in inputs}) as run:
+    with step(name, p, Path(out), [Path(name) for name in inputs]) as run:
         run.tracker.metrics({"val_top1": 0.5}, step=0)
         run.tracker.metrics({"val_top1": 0.75}, step=1)
         run.tracker.summary({"top1": 0.75})
@@ -101,8 +101,8 @@ def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
     Path("data").mkdir()
     Path("data/clean.parquet").write_bytes(b"rows")
     out = Path("outputs/teacher")
-    inputs = {"data/clean.parquet": Path("data/clean.parquet")}
-    with step("finetune", params(), out, inputs=inputs) as run:
+    inputs = [Path("data/clean.parquet")]
+    with step("finetune", params(), out, inputs) as run:
         run.tracker.dataset("digits", "ab" * 32, Path("data/clean.parquet"), {"train": 8, "val": 2})
         run.tracker.metrics({"val_top1": 0.5, "recall/class é%": 0.25}, step=0)
         run.tracker.metrics({"val_top1": 0.75}, step=1)
@@ -133,7 +133,7 @@ def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
     assert spooled() == []
 
 
-def tracking_input(inputs: dict[str, Path]) -> str:
+def tracking_input(inputs: list[Path]) -> str:
     return json.loads(Path("outputs/teacher/report.json").read_text())["inputs"]["data/clean.parquet"]
 
 
@@ -317,8 +317,8 @@ from components.common.params import StepParams
 from components.step import step
 
 name, out, reads, makes = sys.argv[1:5]
-inputs = {label: Path(label) for label in reads.split(",") if label}
-with step(name, StepParams(), Path(out), inputs=inputs) as run:
+inputs = [Path(file) for file in reads.split(",") if file]
+with step(name, StepParams(), Path(out), inputs) as run:
     run.tracker.metrics({"loss": 1.0}, step=0)
     if makes == "dies":
         os.kill(os.getpid(), 9)

@@ -140,7 +140,7 @@ def test_a_row_is_a_task_with_the_parameters_that_its_class_reads(
 def test_a_body_hands_sections_places_page_and_metrics_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "find", {"drawn": longer.DRAWN}.__getitem__)
+    monkeypatch.setattr(adapter, "find", lambda name, option: (longer.DRAWING, longer.DRAWING[name]))
     logged: dict[str, float] = {}
     given = {
         "general": {"seed": 3.0}, "checks": {}, "report": {}, "registry": {"name": "photos"},
@@ -149,13 +149,15 @@ def test_a_body_hands_sections_places_page_and_metrics_on(
         "metrics": SimpleNamespace(path=str(tmp_path / "metrics"), log_metric=logged.__setitem__),
     }  # fmt: skip
     adapter.run("drawn", given)
-    assert (tmp_path / "drawn/seen.txt").read_text() == f"3 photos {tmp_path / 'images'}"
+    assert (
+        tmp_path / "drawn/seen.txt"
+    ).read_text() == f"3 photos {tmp_path / 'images'} outputs/drawn/seen.txt"
     assert (tmp_path / "images").is_dir()
     assert (tmp_path / "page").read_text() == (tmp_path / "drawn/report.html").read_text()
     assert logged == {"val.top1": 0.5}
     given["data"] = {"source": "photos", "root": "photos"}
     adapter.run("drawn", given)
-    assert (tmp_path / "drawn/seen.txt").read_text() == "3 photos photos"
+    assert (tmp_path / "drawn/seen.txt").read_text() == "3 photos photos outputs/drawn/seen.txt"
     del given["data"]
     with pytest.raises(KeyError, match="data"):
         adapter.run("drawn", given)
