@@ -24,7 +24,7 @@ from components.tracking.tracker import Tracker
 log = logging.getLogger(__name__)
 
 
-class Run:
+class StepContext:
     """What a step works with while it runs: its report, its page, its tracker, and staged files."""
 
     def __init__(self, name: str, params: StepParams, out: Path, tracker: Tracker) -> None:
@@ -36,7 +36,7 @@ class Run:
         self.page = Page()
         self._products: list[tuple[Path, Path]] = []
 
-    def find(
+    def add_finding(
         self,
         rule: str,
         level: Level,
@@ -129,7 +129,7 @@ def step(
     inputs: Sequence[Path] = (),
     keep: tuple[str, ...] = (),
     products: Sequence[Path] = (),
-) -> Iterator[Run]:
+) -> Iterator[StepContext]:
     """Run a step that owns the folder ``out``, but for the entries in ``keep`` (other steps' own).
 
     Args:
@@ -158,7 +158,7 @@ def _framed(
     inputs: Sequence[Path],
     keep: tuple[str, ...],
     products: Sequence[Path],
-) -> Iterator[Run]:
+) -> Iterator[StepContext]:
     bound_threads()
     _refuse_to_empty(out, inputs, keep, products)
     out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _framed(
         remove(old)
     started = time.monotonic()
     tracker = Tracker(name, params.registry)
-    run = Run(name, params, out, tracker)
+    run = StepContext(name, params, out, tracker)
     status = "FAILED"
     try:
         run.report.inputs = {name_of(path): sha256_file(path) for path in inputs if path.is_file()}
@@ -226,12 +226,12 @@ def _refuse_to_empty(
             )
 
 
-def _write_report(run: Run) -> None:
+def _write_report(run: StepContext) -> None:
     run.report.write(run.out / "report.json")
     run.page.write(run.out, run.report)
 
 
-def _say_done(run: Run, seconds: float) -> None:
+def _say_done(run: StepContext, seconds: float) -> None:
     counts = dict.fromkeys(("error", "warning", "info"), 0)
     for finding in run.report.findings:
         counts[finding.level] += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from components.common.errors import RetortError
 from components.common.storage import write_text
 
-HOUSE = Path(__file__).resolve().parent.parent  # the checkout, or the image's folder
+REPO_ROOT = Path(__file__).resolve().parent.parent  # the checkout, or the image's folder
 
 # What git calls when it runs a hook; here they would lead to that repository instead of the project's.
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
@@ -53,7 +53,7 @@ def start(folder: Path, *, git: bool, ignored: Sequence[str] = ()) -> tuple[bool
         kind = "" if top == folder.resolve() else "--subdir"
     _dvc_init(folder, kind)
     add_lines(folder / ".dvc/.gitignore", DVC_IGNORED)
-    add_lines(folder / ".dvcignore", (HOUSE / ".dvcignore").read_text(encoding="utf-8").splitlines())
+    add_lines(folder / ".dvcignore", (REPO_ROOT / ".dvcignore").read_text(encoding="utf-8").splitlines())
     return made, advice
 
 
@@ -102,7 +102,7 @@ def _repository(folder: Path) -> Path | None:
     if top == folder.resolve():
         return top
     ignored = _asked(folder, "check-ignore", "--quiet", ".").returncode == 0
-    return None if ignored or top == HOUSE else top
+    return None if ignored or top == REPO_ROOT else top
 
 
 def _dvc_init(folder: Path, kind: str) -> None:

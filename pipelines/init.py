@@ -22,7 +22,7 @@ from components.dataset.images import EXTENSIONS
 from components.dataset.params import Data
 from components.models.params import Optimizer
 from pipelines import facts, history, propose
-from pipelines.history import HOUSE
+from pipelines.history import REPO_ROOT
 from pipelines.params import Params, build, load, parse
 from pipelines.propose import Proposal
 
@@ -141,7 +141,7 @@ def init(
         (folder / "images").mkdir(exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
     own_repository, advice = history.start(folder, git=git, ignored=_not_for_git(folder, params.data))
-    stages = (HOUSE / "dvc.yaml").read_text(encoding="utf-8")
+    stages = (REPO_ROOT / "dvc.yaml").read_text(encoding="utf-8")
     seen = images is None or "://" not in images
     write_text(folder / "dvc.yaml", _own_stages(stages) if seen else stages)
     made = [".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "components", "dvc.yaml"]
@@ -348,4 +348,4 @@ def _link_code(folder: Path) -> None:
         link.unlink()
     elif link.exists():
         raise RetortError(f"{link}: stands where the link to Retort's code belongs; choose another folder")
-    link.symlink_to(HOUSE / "components", target_is_directory=True)
+    link.symlink_to(REPO_ROOT / "components", target_is_directory=True)

@@ -24,7 +24,7 @@ from hypothesis import settings
 
 from components.common.findings import Finding, read_report
 
-HOUSE = Path(__file__).resolve().parents[1]
+REPO_ROOT = Path(__file__).resolve().parents[1]
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each test that is not small
 MEDIUM, LARGE = 0.25, 12.0  # seconds from which on a test is one; see "tests" in CONTRIBUTING.md
 
@@ -103,16 +103,16 @@ class Checkout:
         self.folder = folder
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=HOUSE,
+            cwd=REPO_ROOT,
             check=True,
             capture_output=True,
         )
         for name in filter(None, listed.stdout.decode().split("\0")):
-            if not (HOUSE / name).is_file():
+            if not (REPO_ROOT / name).is_file():
                 continue
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(HOUSE / name, target)
+            shutil.copy2(REPO_ROOT / name, target)
         subprocess.run(["git", "init", "--quiet", os.fspath(folder)], check=True)
 
     def run(

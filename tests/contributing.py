@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.step import Run
+from components.step import StepContext
 
 TRACKER: Any = SimpleNamespace(metrics=lambda numbers: None, summary=lambda numbers: None)
 
 
-def found_by(run: Run, rule: str) -> str:
+def found_by(run: StepContext, rule: str) -> str:
     return next(finding.level for finding in run.report.findings if finding.rule == rule)
 
 
@@ -28,7 +28,7 @@ def check() -> None:
     sizes = np.array([10, 10])
     train = np.stack([sizes, 0 * sizes, 0 * sizes], axis=1)
     params = AuditParams.model_validate({"checks": {"waive": ["imbalance.dummy"]}})
-    run = Run("audit-imbalance", params, Path("out"), TRACKER)
+    run = StepContext("audit-imbalance", params, Path("out"), TRACKER)
     imbalance._ratio(run, Counts(np.arange(2), ["a", "b"], train, sizes, sizes), 4.0)
     assert found_by(run, "imbalance.dummy") == "warning", "an error that is waived"
 
@@ -47,7 +47,7 @@ def rule_of_rows() -> None:
         db.execute("create table cases (rule varchar, row int, path varchar, other varchar, detail varchar)")
         quarantine.broken_rows(db)
         assert db.execute("select rule, path from cases").fetchall() == [("manifest.dummy", bad)]
-        run = Run("validate", ValidateParams(), Path("out"), TRACKER)
+        run = StepContext("validate", ValidateParams(), Path("out"), TRACKER)
         quarantine.report_cases(run, db)
     assert found_by(run, "manifest.dummy") == "warning"
     assert "manifest.dummy" in rules.KEPT
@@ -106,7 +106,7 @@ def augmentation() -> None:
     assert (Augment(name, 1, 8)(pixels, numbers, numbers) == 100).all()
 
 
-def _exported(root: Path, settings: dict[str, Any]) -> tuple[Run, dict[str, Path]]:
+def _exported(root: Path, settings: dict[str, Any]) -> tuple[StepContext, dict[str, Path]]:
     """Write and prove a small network's files; where they lie."""
     import pyarrow as pa
     import torch
@@ -137,7 +137,7 @@ def _exported(root: Path, settings: dict[str, Any]) -> tuple[Run, dict[str, Path
         std=[0.5] * 3, data_fingerprint="", lineage=[], sha256="0" * 64,
     )  # fmt: skip
     params = ExportParams.model_validate({"data": {"root": str(root)}, "export": settings})
-    run = Run("export", params, root / "out", TRACKER)
+    run = StepContext("export", params, root / "out", TRACKER)
     files = export._write(run, params, module, card, root / "clean.parquet", root / "out")
     proof, _ = export._prove(params, module, card, exported.rows(root / "clean.parquet", "val"), files)
     assert not verdicts.parity(run, proof, files, "student")

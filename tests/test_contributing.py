@@ -15,8 +15,8 @@ import pytest
 
 from tests import test_docs
 
-HOUSE = Path(__file__).resolve().parents[1]
-TEXT = (HOUSE / "CONTRIBUTING.md").read_text(encoding="utf-8")
+REPO_ROOT = Path(__file__).resolve().parents[1]
+TEXT = (REPO_ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PATH = re.compile(r"`((?:components|pipelines|tests|docs|infra)/[\w./-]*)`")
 NAMED = re.compile(r"`(\w+)`\s+of\s+`((?:components|pipelines)/[\w./-]+\.py)`")
 
@@ -58,7 +58,7 @@ THINGS = {
             (
                 "components/audit/imbalance.py",
                 "    measured = ratio(total)\n",
-                '    run.find("imbalance.dummy", "error", "classes", "Planted.", measured=measured)\n',
+                '    run.add_finding("imbalance.dummy", "error", "classes", "Planted.", measured=measured)\n',
             ),
             *listed("imbalance.dummy", "imbalance.ratio"),
         ],
@@ -298,8 +298,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree with everything added."""
     root = tmp_path_factory.mktemp("house")
     for folder in ("components", "pipelines", "docs"):
-        shutil.copytree(HOUSE / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(HOUSE / "tests/contributing.py", root / "contributing.py")
+        shutil.copytree(REPO_ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(REPO_ROOT / "tests/contributing.py", root / "contributing.py")
     for thing in THINGS.values():
         for name, content in thing.files.items():
             assert not (root / name).exists()
@@ -341,7 +341,7 @@ def test_what_is_added_there_is_used(kind: str, used: dict[str, str]) -> None:
 def test_a_rule_that_is_added_is_found_by_the_test_of_the_documents(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(test_docs, "HOUSE", copy)
+    monkeypatch.setattr(test_docs, "REPO_ROOT", copy)
     for rule in ("imbalance.dummy", "manifest.dummy", "quality.dummy"):
         assert rule in test_docs.rules_in_code()
         assert rule in test_docs.rules_in_docs()
@@ -349,11 +349,11 @@ def test_a_rule_that_is_added_is_found_by_the_test_of_the_documents(
 
 @pytest.mark.parametrize("path", sorted(set(PATH.findall(TEXT))))
 def test_every_place_that_is_named_is_there(path: str) -> None:
-    assert (HOUSE / path).exists(), f"CONTRIBUTING.md names {path}"
-    assert path.endswith("/") == (HOUSE / path).is_dir()
+    assert (REPO_ROOT / path).exists(), f"CONTRIBUTING.md names {path}"
+    assert path.endswith("/") == (REPO_ROOT / path).is_dir()
 
 
 @pytest.mark.parametrize(("name", "path"), sorted(set(NAMED.findall(TEXT))))
 def test_every_name_of_a_place_is_there(name: str, path: str) -> None:
-    found = re.search(rf"^(?:class )?{name}\b", (HOUSE / path).read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(rf"^(?:class )?{name}\b", (REPO_ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
     assert found, f"CONTRIBUTING.md names {name} of {path}"

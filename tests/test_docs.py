@@ -19,7 +19,7 @@ from pipelines.cli.options import Options
 from pipelines.params import keys, load
 from tests.own_data import page
 
-HOUSE = Path(__file__).resolve().parents[1]
+REPO_ROOT = Path(__file__).resolve().parents[1]
 RULE = re.compile(r"[a-z]+\.[a-z_0-9]+")
 NOT_RULES = {".json", ".parquet", ".onnx", ".yaml", ".html", ".csv"}
 
@@ -27,12 +27,12 @@ NOT_RULES = {".json", ".parquet", ".onnx", ".yaml", ".html", ".csv"}
 def rules_in_code() -> set[str]:
     """First arguments of ``find``, keyword ``rule``, and keys of tables that findings are made from."""
     found: set[str] = set()
-    for path in (HOUSE / "components").rglob("*.py"):
+    for path in (REPO_ROOT / "components").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             values: list[ast.expr] = []
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-                if name in ("find", "Stop", "rule", "_report", "info"):
+                if name in ("add_finding", "Stop", "rule", "_report", "info"):
                     values += node.args[:1]
                 values += [word.value for word in node.keywords if word.arg == "rule"]
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CASES":
@@ -51,7 +51,9 @@ def rules_in_code() -> set[str]:
 
 
 def rules_in_docs() -> set[str]:
-    named = set(re.findall(r"`([a-z]+\.[a-z_0-9]+)`", (HOUSE / "docs/rules.md").read_text(encoding="utf-8")))
+    named = set(
+        re.findall(r"`([a-z]+\.[a-z_0-9]+)`", (REPO_ROOT / "docs/rules.md").read_text(encoding="utf-8"))
+    )
     return named - ({key for key, _ in keys()} - set(RULES))  # a rule may be called as its limit is
 
 
@@ -68,23 +70,23 @@ def test_every_rule_is_documented() -> None:
     assert not set(RULES) - documented, "say in docs/rules.md what these rules mean"
     literals = {
         word
-        for path in (HOUSE / "components").rglob("*.py")
+        for path in (REPO_ROOT / "components").rglob("*.py")
         if path.name != "rules.py" or path.parent.name != "common"  # the list itself is no use of a rule
         for word in re.findall(r"[\"']([a-z]+\.[a-z_0-9]+)[\"']", path.read_text(encoding="utf-8"))
     }
     costs = re.findall(
-        r"^            \"([a-z_]+)\"", (HOUSE / "components/tools/cost.py").read_text(), re.MULTILINE
+        r"^            \"([a-z_]+)\"", (REPO_ROOT / "components/tools/cost.py").read_text(), re.MULTILINE
     )
     literals |= {f"cost.{name}" for name in costs}
     assert not documented - literals, "no code knows these rules"
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (HOUSE / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (REPO_ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page_of", PAGES)
 def test_every_link_of_a_page_leads_somewhere(page_of: str) -> None:
-    path = HOUSE / page_of
+    path = REPO_ROOT / page_of
     text = path.read_text(encoding="utf-8")
     links = re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", text)
     for said, target in links:
@@ -102,9 +104,11 @@ def test_every_link_of_a_page_leads_somewhere(page_of: str) -> None:
 
 
 def test_the_architecture_names_every_room_of_the_import_contract() -> None:
-    contracts = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    contracts = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "importlinter"
+    ]
     layers = next(contract["layers"] for contract in contracts["contracts"] if contract["type"] == "layers")
-    text = (HOUSE / "docs/architecture.md").read_text(encoding="utf-8")
+    text = (REPO_ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rooms = re.findall(r"`((?:components|pipelines)[\w/]*?)(?:/|\.py)`\]", text.partition("## The rooms")[2])
     assert [layer.replace(".", "/") for layer in layers] == list(dict.fromkeys(rooms))[: len(layers)]
 
@@ -128,34 +132,34 @@ def test_every_command_of_the_page_about_own_data_can_be_said() -> None:
     root = typer.main.get_command(app)
     for arguments in said:
         options, rest = Options.take(arguments)
-        load(HOUSE / "params.yaml", options.overrides)
+        load(REPO_ROOT / "params.yaml", options.overrides)
         parse(root, "retort", rest)
 
 
 @pytest.mark.parametrize("page_", ["README.md", "docs/training.md"])
 def test_every_command_of_the_other_pages_can_be_said(page_: str) -> None:
-    blocks = re.findall(r"```\n(.*?)```", (HOUSE / page_).read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```\n(.*?)```", (REPO_ROOT / page_).read_text(encoding="utf-8"), re.DOTALL)
     lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
     said = [shlex.split(line, comments=True)[1:] for line in lines if line.strip().startswith("retort ")]
     assert len(said) >= 2
     root = typer.main.get_command(app)
     for arguments in said:
         options, rest = Options.take(arguments)
-        load(HOUSE / "params.yaml", options.overrides)
+        load(REPO_ROOT / "params.yaml", options.overrides)
         parse(root, "retort", rest)
 
 
 @pytest.mark.parametrize("name", ["train", "teacher.train"])
 def test_keys_of_the_page_on_training_are_keys(name: str) -> None:
     known = {key for key, _ in keys()}
-    text = (HOUSE / "docs/training.md").read_text(encoding="utf-8")
+    text = (REPO_ROOT / "docs/training.md").read_text(encoding="utf-8")
     found = set(re.findall(rf"`{re.escape(name)}\.([a-z_]+)", text))
     assert found
     assert {f"teacher.train.{key}" for key in found if f"train.{key}" not in RULES} <= known
 
 
 def test_keys_of_distillation_on_that_page_are_keys() -> None:
-    text = (HOUSE / "docs/training.md").read_text(encoding="utf-8")
+    text = (REPO_ROOT / "docs/training.md").read_text(encoding="utf-8")
     found = set(re.findall(r"`(distill\.[a-z_]+)", text))
     assert "distill.method" in found
     assert found <= {key for key, _ in keys()} | set(RULES)
@@ -178,7 +182,7 @@ def test_experiments_of_the_page_change_keys_that_there_are() -> None:
         for change in re.findall(r"-S (\S+)", command)
     ]
     assert changes
-    load(HOUSE / "params.yaml", changes)
+    load(REPO_ROOT / "params.yaml", changes)
 
 
 def test_every_rule_of_the_page_is_one() -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from components.dataset import s3
 from components.models.card import read_card
-from components.step import Run
+from components.step import StepContext
 from components.training import budget, driver, preflight
 from components.training import cluster as cluster_of_ray
 from components.training.params import Ray
@@ -180,7 +180,7 @@ def test_own_data_through_dvc(made: tuple[Data, Project], cluster: None) -> None
 def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings run in this process: what is tested is what the steps hand to one another."""
 
-    def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path, *_: object) -> TrainResult:
+    def train(run: StepContext, spec: TrainSpec, ray: Ray, folder: Path, *_: object) -> TrainResult:
         return local.run(spec).result
 
     monkeypatch.setattr(driver, "train", train)

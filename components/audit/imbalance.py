@@ -16,7 +16,7 @@ from components.audit.part import FILE, ImbalancePart
 from components.audit.plan_schema import Sampling
 from components.common.progress import counted
 from components.common.storage import need
-from components.step import Run, step
+from components.step import StepContext, step
 
 WORST = 10  # classes that a report names one by one
 MIN_VALIDATION = 10  # below it one image is more than ten points of recall
@@ -60,7 +60,7 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
         report.imbalance(run.page, counts, found, params.audit)
 
 
-def _ratio(run: Run, counts: Counts, limit: float) -> bool:
+def _ratio(run: StepContext, counts: Counts, limit: float) -> bool:
     """``imbalance.ratio``: a warning above the limit; returns whether it was."""
     total = counts.total
     measured = ratio(total)
@@ -69,7 +69,7 @@ def _ratio(run: Run, counts: Counts, limit: float) -> bool:
     pair = f"'{counts.names[smallest]}' has {total[smallest]:,} training images, "
     pair += f"'{counts.names[largest]}' {total[largest]:,}"
     if measured <= limit:
-        run.find(
+        run.add_finding(
             "imbalance.ratio", "info", "classes",
             f"The largest class is {measured:.1f} x the smallest: {pair}.",
             measured=measured, limit=limit, row="1.2",
@@ -78,7 +78,7 @@ def _ratio(run: Run, counts: Counts, limit: float) -> bool:
     small = int((total[there] * limit < total[largest]).sum())
     others = f" {small:,} classes are that far below the largest." if small > 1 else ""
     effective = ratio(effective_number(total[there]))
-    run.find(
+    run.add_finding(
         "imbalance.ratio", "warning", f"class '{counts.names[smallest]}'",
         f"The largest class is {measured:.1f} x the smallest ({effective:.1f} x by effective number of "
         f"samples): {pair}.{others}",
@@ -90,7 +90,7 @@ def _ratio(run: Run, counts: Counts, limit: float) -> bool:
     return True
 
 
-def _few(run: Run, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
+def _few(run: StepContext, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
     """``imbalance.few_samples``, for learning and for validation; returns both masks over the classes."""
     masks = {
         "learn": counts.total < min_per_class,
@@ -98,7 +98,7 @@ def _few(run: Run, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
     }
     learn = np.flatnonzero(masks["learn"])
     for c in learn[np.argsort(counts.total[learn], kind="stable")][:WORST].tolist():
-        run.find(
+        run.add_finding(
             "imbalance.few_samples", "warning", f"class '{counts.names[c]}'",
             f"{counted(int(counts.total[c]), 'training image is', 'training images are')} "
             "too few to learn it.",
@@ -106,7 +106,7 @@ def _few(run: Run, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
             advice="Add images, or merge the class with one that it looks like.", row="1.2",
         )  # fmt: skip
     if len(learn) > WORST:
-        run.find(
+        run.add_finding(
             "imbalance.few_samples", "warning", f"{len(learn):,} classes",
             f"{len(learn):,} of {len(counts.labels):,} classes have fewer than {min_per_class} training "
             f"images; the worst {WORST} are named above, all of them in classes.parquet.",
@@ -119,7 +119,7 @@ def _few(run: Run, counts: Counts, min_per_class: int) -> dict[str, np.ndarray]:
         worst = judge[np.argsort(counts.val[judge], kind="stable")][:WORST].tolist()
         named = ", ".join(f"'{counts.names[c]}' ({counts.val[c]})" for c in worst)
         more = f", and {len(judge) - WORST:,} more: classes.parquet" if len(judge) > WORST else ""
-        run.find(
+        run.add_finding(
             "imbalance.few_samples", "warning", ", ".join(f"class '{counts.names[c]}'" for c in worst),
             f"Too few validation images to judge {len(judge):,} of {len(counts.labels):,} classes: "
             f"{named}{more}. One image more or less is over ten points of recall.",

@@ -15,7 +15,7 @@ from components.audit.part import FILE, ImbalancePart, SyntheticPart, read_part
 from components.audit.plan_schema import LeaveOut, Plan, Sampling
 from components.common.errors import RetortError
 from components.common.progress import counted
-from components.step import Run, step
+from components.step import StepContext, step
 
 
 def plan(params: AuditParams, *, imbalance: Path, synthetic: Path, out: Path) -> None:
@@ -110,7 +110,7 @@ def _by_class(labels: np.ndarray, found: Balance) -> dict[int, float]:
     return by_label(labels, found.by_class)
 
 
-def _explain(run: Run, plan: Plan, found: Balance) -> None:
+def _explain(run: StepContext, plan: Plan, found: Balance) -> None:
     """``plan.sampling`` and ``plan.loss``: what training will do, and why."""
     sampling = plan.sampling
     counts = np.array(list(sampling.counts.values()))
@@ -122,13 +122,13 @@ def _explain(run: Run, plan: Plan, found: Balance) -> None:
     by_source = f" {weighed} by source." if sampling.by_source else ""
     dropped = f" {counted(len(plan.leave_out), 'row is', 'rows are')} left out." if plan.leave_out else ""
     asked = f" Asked for by {sampling.finding}." if sampling.finding else ""
-    run.find(
+    run.add_finding(
         "plan.sampling", "info", sampling.distribution,
         f"Sampling is {sampling.distribution}: {changed}. {found.why}{by_source}{dropped}{asked}",
         measured=float(found.expected.max() / found.expected[found.expected > 0].min()),
         advice="audit.distribution changes it; so does editing plan.json.", row="1.2",
     )  # fmt: skip
-    run.find(
+    run.add_finding(
         "plan.loss", "info", plan.loss.name, f"The loss is {plan.loss.name}. {plan.loss.why}",
         advice="audit.loss changes it.", row="1.2",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from components.audit.features import Backbone, extract, gradients
 from components.audit.params import AuditParams
 from components.audit.probe import compressed, standardised
 from components.dataset.database import database
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,9 @@ class Rows:
         return self.real & (self.split != "test")
 
 
-def look(run: Run, params: AuditParams, manifest: Path, features: Path, counts: Counts) -> Rows | None:
+def look(
+    run: StepContext, params: AuditParams, manifest: Path, features: Path, counts: Counts
+) -> Rows | None:
     """The rows and their features; None, and an info that says why, when there is no use in looking.
 
     Raises:
@@ -88,8 +90,8 @@ def look(run: Run, params: AuditParams, manifest: Path, features: Path, counts: 
     )
 
 
-def _skipped(run: Run, why: str) -> None:
-    run.find(
+def _skipped(run: StepContext, why: str) -> None:
+    run.add_finding(
         "synthetic.probe", "info", "probe",
         f"The probe was skipped: {why}. Recognisability, degradation, domain gap and suspect labels are "
         "not known.",
@@ -97,7 +99,7 @@ def _skipped(run: Run, why: str) -> None:
     )  # fmt: skip
 
 
-def _say_how_many(run: Run, params: AuditParams, counts: Counts, chosen: int, read: int) -> None:
+def _say_how_many(run: StepContext, params: AuditParams, counts: Counts, chosen: int, read: int) -> None:
     total = int(counts.total.sum() + counts.val.sum() + counts.test.sum())
     if read == total:
         return
@@ -106,7 +108,7 @@ def _say_how_many(run: Run, params: AuditParams, counts: Counts, chosen: int, re
         how = f" (audit.probe_images: {params.audit.probe_images:,}), evenly over the classes"
     if read < chosen:
         how += f"; {chosen - read:,} could not be read"
-    run.find(
+    run.add_finding(
         "synthetic.probe", "info", "images",
         f"The probe looked at {read:,} of {total:,} labelled images{how}.",
         measured=read, limit=total, row="4.1",

@@ -14,7 +14,7 @@ from components.audit.probe import Discriminant, Folded, Moments, standardised
 from components.audit.rows import Rows
 from components.audit.suspects import Sample, sample
 from components.common.findings import Level
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Class:
         return self.blown_up or self.unrecognisable or self.harmful
 
 
-def blow_up(run: Run, counts: Counts, limit: float) -> list[Class]:
+def blow_up(run: StepContext, counts: Counts, limit: float) -> list[Class]:
     """Rule 1. Every class with synthetic images; ``synthetic.blow_up`` for those that they blow up."""
     total, made = counts.total, counts.made
     ordered = np.sort(total[total > 0])
@@ -69,7 +69,7 @@ def blow_up(run: Run, counts: Counts, limit: float) -> list[Class]:
         classes.append(one)
     blown = sorted((one for one in classes if one.blown_up), key=lambda one: (-one.to_median, one.place))
     for one in blown[:WORST]:
-        run.find(
+        run.add_finding(
             "synthetic.blow_up", "warning", f"class '{counts.names[one.place]}'",
             f"{one.made:,} synthetic images beside {counts.train[one.place, 0]:,} real ones are "
             f"{one.to_median:.1f} x the median size of the other classes.",
@@ -98,10 +98,10 @@ def _median_without(ordered: NDArray[np.int64], size: int) -> float:
     return float(ordered[low + (low >= place)] + ordered[high + (high >= place)]) / 2
 
 
-def _rest(run: Run, rule: str, level: Level, count: int, what: str) -> None:
+def _rest(run: StepContext, rule: str, level: Level, count: int, what: str) -> None:
     """Beyond WORST subjects: how many there are, and where all of them stand."""
     if count > WORST:
-        run.find(
+        run.add_finding(
             rule, level, f"{count:,} classes",
             f"{count:,} classes {what}: {WORST} are named, all of them stand in classes.parquet.",
             measured=count, row="4.1",
@@ -109,7 +109,7 @@ def _rest(run: Run, rule: str, level: Level, count: int, what: str) -> None:
 
 
 def recognisable(
-    run: Run,
+    run: StepContext,
     params: AuditParams,
     counts: Counts,
     rows: Rows,
@@ -165,7 +165,7 @@ def recognisable(
         mine = rows.place[made] == one.place
         taken = np.bincount(told[mine & (told != one.place)], minlength=number)
         rather = f"; most others it takes for '{counts.names[int(taken.argmax())]}'" if taken.any() else ""
-        run.find(
+        run.add_finding(
             "synthetic.recognisable", "warning", f"class '{counts.names[one.place]}'",
             f"Classifiers that know only real images recognise {one.recognised:.0%} of {one.looked_at:,} "
             f"synthetic images ({one.beyond_chance:.0%} beyond chance, of {len(known):,} classes)"
@@ -233,7 +233,7 @@ def _upper(hits: float, count: int) -> float:
 
 
 def degradation(
-    run: Run,
+    run: StepContext,
     counts: Counts,
     rows: Rows,
     classes: list[Class],
@@ -297,7 +297,7 @@ def degradation(
             continue
         of = "" if culprit.place == c else f" of '{counts.names[culprit.place]}'"
         looks = f", most of them like '{counts.names[commonest]}'" if len(odd) else ""
-        run.find(
+        run.add_finding(
             "synthetic.degradation", "warning", f"class '{counts.names[c]}'",
             f"Recall of its real held-out images falls from {recall:.1%} to {with_made:.1%} when synthetic "
             f"images{of} are added (McNemar, p = {chance:.1g}). {len(odd):,} of {len(made):,} of those look "
@@ -358,7 +358,7 @@ def _made(counts: Counts, rows: Rows, classes: list[Class]) -> Moments:
     return total
 
 
-def domain_gap(run: Run, counts: Counts, rows: Rows, classes: list[Class], shrinkage: float) -> None:
+def domain_gap(run: StepContext, counts: Counts, rows: Rows, classes: list[Class], shrinkage: float) -> None:
     """``synthetic.domain_gap``: how well real and synthetic images of a class are told apart, out of fold."""
     from sklearn.metrics import roc_auc_score
 
@@ -375,7 +375,7 @@ def domain_gap(run: Run, counts: Counts, rows: Rows, classes: list[Class], shrin
             named.append(one)
     named.sort(key=lambda one: (-(one.auc or 0), one.place))
     for one in named[:WORST]:
-        run.find(
+        run.add_finding(
             "synthetic.domain_gap", "info", f"class '{counts.names[one.place]}'",
             f"A probe tells its synthetic images from its real ones: AUC {one.auc:.2f} (0.5 is chance).",
             measured=one.auc, limit=TOLD_APART,
@@ -390,7 +390,7 @@ def domain_gap(run: Run, counts: Counts, rows: Rows, classes: list[Class], shrin
     )
 
 
-def same_order(run: Run, counts: Counts, classes: list[Class]) -> None:
+def same_order(run: StepContext, counts: Counts, classes: list[Class]) -> None:
     """Rule 2's first half: synthetic images of the same order as the other classes need no balancing."""
     named = [one for one in classes if not one.named]
     real = counts.train[:, 0] + counts.val + counts.test
@@ -401,7 +401,7 @@ def same_order(run: Run, counts: Counts, classes: list[Class]) -> None:
             tried = "Whether they are recognisable was not tried."
         else:
             tried = f"A classifier of real images recognises {one.recognised:.0%} of them."
-        run.find(
+        run.add_finding(
             "synthetic.same_order", "info", f"class '{counts.names[one.place]}'",
             f"{one.made:,} synthetic images are {one.to_median:.1f} x the median size of the other classes: "
             f"of the same order, so they need no balancing. {tried}",

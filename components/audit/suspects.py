@@ -16,7 +16,7 @@ from components.audit.counts import Counts
 from components.audit.probe import Calibration
 from components.audit.rows import Rows
 from components.common.progress import counted
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,7 +113,7 @@ def judge(
 
 
 def suspects(
-    run: Run, counts: Counts, rows: Rows, real: NDArray[np.int64], judged: Judgement | None
+    run: StepContext, counts: Counts, rows: Rows, real: NDArray[np.int64], judged: Judgement | None
 ) -> list[Sample]:
     """``labels.suspect``: real images whose given label is rather wrong than right; hard ones beside them.
 
@@ -124,7 +124,7 @@ def suspects(
         real: int64 [n], the rows that were judged.
     """
     if judged is None:
-        run.find(
+        run.add_finding(
             "labels.suspect", "info", "labels",
             f"No label was judged: fewer than two classes have {FEWEST} real training images to learn from.",
             measured=0, limit=0, row="4.1",
@@ -149,7 +149,7 @@ def suspects(
     if others:
         number = int((~trained).sum())
         mistaken = float((1 - judged.wrong[judged.suspect & ~trained]).sum())
-        run.find(
+        run.add_finding(
             "labels.suspect", "info", ", ".join(one.path for one in others[:WORST]),
             f"In validation and test, {len(others):,} of {number:,} real images are rather of another class "
             f"than their label says, by what was learnt from training images ({expected(mistaken)}): "
@@ -162,7 +162,7 @@ def suspects(
 
 
 def _say(
-    run: Run,
+    run: StepContext,
     counts: Counts,
     judged: Judgement,
     found: list[Sample],
@@ -174,7 +174,7 @@ def _say(
     unjudged = _unjudged(counts, judged, given)
     judgeable = int((judged.known & ~judged.unsure)[given].sum())
     if not found:
-        run.find(
+        run.add_finding(
             "labels.suspect", "info", "labels",
             f"No label of {judgeable:,} real training images is suspect. Both models together recognise "
             f"{1 - differ:.1%} of {len(given):,}; the others are in samples.parquet." + unjudged,
@@ -182,7 +182,7 @@ def _say(
         )  # fmt: skip
         return
     share = len(found) / len(given)
-    run.find(
+    run.add_finding(
         "labels.suspect", "warning" if share > FEW else "info", ", ".join(one.path for one in found[:WORST]),
         f"{len(found):,} of {judgeable:,} real training images ({share:.1%}) are rather of another class "
         f"than their label says ({expected(by_mistake)}): {_shown(found)}. A discriminant and the nearest "

@@ -20,7 +20,7 @@ from components.audit.rules import Class
 from components.audit.suspects import Sample, judge, suspects
 from components.common.sheet import write_csv
 from components.common.storage import need
-from components.step import Run, step
+from components.step import StepContext, step
 
 
 def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out: Path) -> None:
@@ -42,7 +42,7 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
         counts = count(manifest)
         classes = rules.blow_up(run, counts, params.audit.blow_up)
         if not classes:
-            run.find(
+            run.add_finding(
                 "synthetic.none", "info", "images",
                 "There are no synthetic images: only suspect labels are looked for.", measured=0, row="4.1",
             )  # fmt: skip
@@ -52,7 +52,9 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
         _write(run, params, manifest, out, counts, classes, samples)
 
 
-def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class]) -> list[Sample]:
+def _probe(
+    run: StepContext, params: AuditParams, counts: Counts, rows: Rows, classes: list[Class]
+) -> list[Sample]:
     """Everything that takes features; fills ``classes``, and returns the files to look at.
 
     Which rows decide: on labels of training rows, real training rows alone, each by the others; on synthetic
@@ -81,7 +83,7 @@ def _probe(run: Run, params: AuditParams, counts: Counts, rows: Rows, classes: l
 
 
 def _write(
-    run: Run,
+    run: StepContext,
     params: AuditParams,
     manifest: Path,
     out: Path,

@@ -24,7 +24,7 @@ from components.export import exported
 from components.export.formats import FORMATS
 from components.export.precisions import PRECISIONS, of_own_file
 from components.models.card import names_finding
-from components.step import Run, name_of, step
+from components.step import StepContext, name_of, step
 
 PROOF_IMAGES = 16  # on which an engine must agree before it is timed
 SAMPLE = 1024  # validation images on which accuracy is measured, where export did not
@@ -101,7 +101,7 @@ def _need_models(folders: Mapping[str, Path]) -> None:
             )
 
 
-def _check_names(run: Run, models: Mapping[str, _Model], manifest: Path) -> None:
+def _check_names(run: StepContext, models: Mapping[str, _Model], manifest: Path) -> None:
     """Each candidate calls its classes what the data call them: else accuracies do not compare."""
     data = exported.class_names(manifest)
     for name, model in models.items():
@@ -110,7 +110,7 @@ def _check_names(run: Run, models: Mapping[str, _Model], manifest: Path) -> None
             "Train and export it on this data, or leave it out of benchmark.candidates.",
         )  # fmt: skip
         if found["level"] != "info":
-            run.find(**found)
+            run.add_finding(**found)
     run.stop_on_errors()
 
 
@@ -188,13 +188,13 @@ def cost(path: Path) -> tuple[int, int]:
     return params, macs
 
 
-def _threads(run: Run, wanted: Sequence[int]) -> list[int]:
+def _threads(run: StepContext, wanted: Sequence[int]) -> list[int]:
     """Those that the processors allow; more would measure the scheduler."""
     have = processors()
     kept = sorted({count for count in wanted if 1 <= count <= have.threads})
     left = sorted(set(wanted) - set(kept))
     if left:
-        run.find(
+        run.add_finding(
             "benchmark.threads",
             "info" if kept else "warning",
             f"{', '.join(map(str, left))} threads",
@@ -207,13 +207,13 @@ def _threads(run: Run, wanted: Sequence[int]) -> list[int]:
     return kept or [have.threads]
 
 
-def _say_unmeasured(run: Run, done: Sweep, budget_s: float) -> None:
+def _say_unmeasured(run: StepContext, done: Sweep, budget_s: float) -> None:
     reasons: dict[tuple[str, str], list[Config]] = {}
     for config, reason in done.refused.items():
         reasons.setdefault((f"{config.engine} {config.precision}", reason), []).append(config)
     for (subject, reason), configs in reasons.items():
         wrong = "other answers" in reason
-        run.find(
+        run.add_finding(
             "benchmark.engine",
             "warning" if wrong else "info",
             subject,
@@ -223,7 +223,7 @@ def _say_unmeasured(run: Run, done: Sweep, budget_s: float) -> None:
         )
     if done.unmeasured:
         names = "; ".join(str(config) for config in done.unmeasured[:3])
-        run.find(
+        run.add_finding(
             "benchmark.time_budget",
             "warning",
             f"{len(done.unmeasured)} configurations",
@@ -362,7 +362,7 @@ def _elapsed(started: float) -> float:
 
 
 def _find(
-    run: Run,
+    run: StepContext,
     params: BenchmarkParams,
     results: Sequence[Result],
     chosen: Choice,
@@ -370,7 +370,7 @@ def _find(
     validation_images: int,
 ) -> None:
     recommended = chosen.recommended.result
-    run.find(
+    run.add_finding(
         "benchmark.choice",
         "info",
         recommended.name(),
@@ -385,7 +385,7 @@ def _find(
     if budget is not None:
         fits = budget.chosen
         near = fits is not None and fits.p50_ms * (1 + fits.noise) > budget.budget_ms
-        run.find(
+        run.add_finding(
             "benchmark.latency_budget",
             "warning" if fits is None or near else "info",
             f"{budget.budget_ms:g} ms",
@@ -403,7 +403,7 @@ def _find(
         )
     _find_noise(run, results)
     _find_pair(run, chosen)
-    run.find(
+    run.add_finding(
         "benchmark.curves",
         "info",
         f"{len(results)} configurations",
@@ -414,10 +414,10 @@ def _find(
     )
 
 
-def _find_noise(run: Run, results: Sequence[Result]) -> None:
+def _find_noise(run: StepContext, results: Sequence[Result]) -> None:
     worst = max(results, key=lambda result: result.noise)
     middle = float(np.median([result.noise for result in results]))
-    run.find(
+    run.add_finding(
         "benchmark.noise",
         "warning" if middle > NOISY else "info",
         "identical rounds",
@@ -432,12 +432,12 @@ def _find_noise(run: Run, results: Sequence[Result]) -> None:
     )
 
 
-def _find_pair(run: Run, chosen: Choice) -> None:
+def _find_pair(run: StepContext, chosen: Choice) -> None:
     pair = chosen.pair
     if pair is None:
         return
     faster, smaller = pair.ratio_high < 1, pair.size_ratio < 1
-    run.find(
+    run.add_finding(
         "benchmark.student",
         "info" if faster and smaller else "warning",
         f"{pair.engine} {pair.precision}, threads {pair.threads}, batch {pair.batch}",
@@ -452,7 +452,7 @@ def _find_pair(run: Run, chosen: Choice) -> None:
     )
 
 
-def _track(run: Run, results: Sequence[Result], chosen: Choice) -> None:
+def _track(run: StepContext, results: Sequence[Result], chosen: Choice) -> None:
     for model, numbers in metrics(results, chosen).items():
         run.tracker.metrics({f"{model}_{key}": float(value) for key, value in numbers.items()})
     best = chosen.recommended.result

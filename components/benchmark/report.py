@@ -13,11 +13,11 @@ from components.benchmark.params import BenchmarkParams
 from components.common.page import Page, render
 from components.common.sheet import write_csv
 from components.common.storage import human_bytes, write_json, write_text
-from components.step import Run
+from components.step import StepContext
 
 
 def write(
-    run: Run,
+    run: StepContext,
     params: BenchmarkParams,
     results: Sequence[Result],
     chosen: Choice,

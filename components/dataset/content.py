@@ -13,7 +13,7 @@ from components.dataset.inspection import FLAT, inspect_all
 from components.dataset.near import SURE_ROUNDING, SURE_WORST, near_duplicates, same_everywhere
 from components.dataset.params import ValidateParams
 from components.dataset.rules import EVAL, KEPT, LONGEST, SMALLEST_SIDE
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
@@ -22,11 +22,11 @@ PORTION = 50_000  # rows whose inspections are in memory at once
 TWELVE_BITS = 4095 // 257  # the brightest of 12 bits in an image of 16, as 8 bits
 
 
-def images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> bool:
+def images(run: StepContext, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> bool:
     """Decode the images that ``validate.images`` asks for; returns whether there were any."""
     wanted = params.validation.images
     if wanted == "none" or wanted == 0:
-        run.find(
+        run.add_finding(
             "image.unreadable", "info", "images",
             "validate.images is 'none': no image was opened. Unreadable images and near-duplicates are not "
             "known; exact duplicates and leakage are, from the manifest's hashes.",
@@ -54,7 +54,7 @@ def images(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> b
         batch = pa.table({"row": portion["row"], **columns}, schema=_SEEN)  # noqa: F841 - read by DuckDB
         db.execute("insert into seen select * from batch")
     if chosen.num_rows < total:
-        run.find(
+        run.add_finding(
             "image.unreadable", "info", "images",
             f"validate.images is {wanted:,}: "
             f"{counted(total - chosen.num_rows, 'image was', 'images were')} not opened.",
@@ -99,14 +99,14 @@ _SEEN = pa.schema(
 )
 
 
-def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
+def _modes(run: StepContext, db: duckdb.DuckDBPyConnection) -> None:
     """Say what decoding does to images that are not plain RGB or grey."""
     modes = db.execute(
         "select mode, count(*) from seen where rule = '' and mode not in ('RGB', 'L') "
         "group by mode order by 2 desc, 1"
     ).fetchall()
     if modes:
-        run.find(
+        run.add_finding(
             "image.mode", "info", ", ".join(mode for mode, _ in modes),
             "Not plain RGB or grey, and made so by every step alike (alpha over white, 16 bits to 8): "
             + ", ".join(f"{mode} ({count:,})" for mode, count in modes) + ".",
@@ -114,7 +114,7 @@ def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         )  # fmt: skip
     looks = db.execute("select look from seen where rule = '' and starts_with(mode, 'I')").fetchall()
     if dark := sum(max(look) <= TWELVE_BITS for (look,) in looks):
-        run.find(
+        run.add_finding(
             "image.mode", "warning", "16 bits",
             f"{counted(dark, '16-bit image is', '16-bit images are')} nearly black: they seem to use 12 of "
             "the 16 bits, or fewer.",
@@ -124,14 +124,14 @@ def _modes(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         "select count(*) filter (rotated), count(*) filter (frames > 1) from seen where rule = ''"
     ).fetchall()[0]
     if rotated:
-        run.find(
+        run.add_finding(
             "image.exif", "info", "orientation",
             f"{counted(rotated, 'image carries', 'images carry')} an EXIF rotation, "
             "which every step applies.",
             measured=rotated,
         )  # fmt: skip
     if animated:
-        run.find(
+        run.add_finding(
             "image.frames", "info", "animated",
             f"{counted(animated, 'image has', 'images have')} several frames; the first one counts.",
             measured=animated,
@@ -190,7 +190,7 @@ def same_content(db: duckdb.DuckDBPyConnection, looked: bool) -> None:
     )
 
 
-def near(run: Run, db: duckdb.DuckDBPyConnection, bits: int) -> None:
+def near(run: StepContext, db: duckdb.DuckDBPyConnection, bits: int) -> None:
     """Near-duplicates among the images that were opened; flat and dark ones don't count."""
     contents = db.sql(
         f"""select min(row) as row, min_by(m.path, row) as path, min_by(m.label, row) as label,

@@ -17,7 +17,7 @@ from components.common.errors import RetortError
 from components.common.progress import counted
 from components.common.storage import atomic_path
 from components.dataset import manifest as manifests
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
@@ -150,7 +150,7 @@ def effect(old: NDArray[np.int64], new: NDArray[np.int64]) -> tuple[float, float
 
 
 def report(
-    run: Run,
+    run: StepContext,
     db: duckdb.DuckDBPyConnection,
     baseline: Path,
     earlier: pd.DataFrame,
@@ -170,7 +170,7 @@ def report(
     _images(run, db, baseline)
     rows = {when: int(table[f"rows_{when}"].sum()) for when in ("before", "now")}
     classes = {when: int((table[f"rows_{when}"] > 0).sum()) for when in ("before", "now")}
-    run.find(
+    run.add_finding(
         "drift.compared", "info", str(baseline),
         f"{rows['now']:,} labelled rows of {classes['now']:,} classes, against {rows['before']:,} of "
         f"{classes['before']:,} in the baseline. Every class: drift.parquet.",
@@ -193,7 +193,7 @@ def report(
         )
 
 
-def _classes(run: Run, table: pd.DataFrame) -> None:
+def _classes(run: StepContext, table: pd.DataFrame) -> None:
     for kind, rows, verb, advice in (
         (
             "new",
@@ -211,7 +211,7 @@ def _classes(run: Run, table: pd.DataFrame) -> None:
         found = table[table["kind"] == kind].sort_values(rows, ascending=False, kind="stable")
         if len(found):
             names = [f"'{name}'" for name in found.index[:WORST]]
-            run.find(
+            run.add_finding(
                 "drift.classes", "warning", f"{kind}: {', '.join(names)}{_more(len(found))}",
                 f"{len(found):,} of {counted(len(table), 'class', 'classes')} {verb[len(found) > 1]}, with "
                 f"{counted(int(found[rows].sum()), 'row')}.",
@@ -220,7 +220,7 @@ def _classes(run: Run, table: pd.DataFrame) -> None:
     moved = table[(table["label_before"] != table["label_now"]).fillna(False)]
     if len(moved):
         first = moved.iloc[0]
-        run.find(
+        run.add_finding(
             "drift.classes", "warning",
             f"renumbered: {', '.join(repr(str(name)) for name in moved.index[:WORST])}{_more(len(moved))}",
             f"{counted(len(moved), 'class has', 'classes have')} another label than in the baseline, "
@@ -230,7 +230,7 @@ def _classes(run: Run, table: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
-def _shares(run: Run, table: pd.DataFrame) -> None:
+def _shares(run: StepContext, table: pd.DataFrame) -> None:
     changed = table[table["kind"] == "changed"]
     apart = 0.5 * float((table["share_now"] - table["share_before"]).abs().sum())
     old, new = table["rows_before"].to_numpy(), table["rows_now"].to_numpy()
@@ -245,7 +245,7 @@ def _shares(run: Run, table: pd.DataFrame) -> None:
         f"'{name}' {one.share_before:.2%} to {one.share_now:.2%}"
         for name, one in zip(worst.index[:3], worst.itertuples(), strict=False)
     )
-    run.find(
+    run.add_finding(
         "drift.shares", "warning",
         ", ".join(f"'{name}'" for name in worst.index) + _more(len(changed)) or "all classes together",
         f"{counted(len(changed), 'class', 'classes')} changed their share by a factor of {CHANGED:g} or "
@@ -257,7 +257,7 @@ def _shares(run: Run, table: pd.DataFrame) -> None:
     )  # fmt: skip
 
 
-def _images(run: Run, db: duckdb.DuckDBPyConnection, baseline: Path) -> None:
+def _images(run: StepContext, db: duckdb.DuckDBPyConnection, baseline: Path) -> None:
     """The share of contents that the baseline does not hold, where it is a manifest."""
     if is_counts(pq.read_schema(baseline)):
         return
@@ -269,7 +269,7 @@ def _images(run: Run, db: duckdb.DuckDBPyConnection, baseline: Path) -> None:
         from m where sha256 is not null"""  # noqa: S608
     ).fetchall()[0]
     if known:
-        run.find(
+        run.add_finding(
             "drift.images", "info", str(baseline),
             f"{fresh:,} of {counted(known, 'image')} ({fresh / known:.1%}) "
             f"{'is' if fresh == 1 else 'are'} not in the baseline, by content.",

@@ -18,7 +18,7 @@ from components.dataset.rows import correct, finished, in_order
 from components.dataset.sources.found import Found
 from components.dataset.survey import RowRules, Survey, real_groups, surveyed
 from components.dataset.tally import Tally
-from components.step import Run, step
+from components.step import StepContext, step
 
 WORST = 10  # subjects that a report names one by one
 
@@ -64,11 +64,11 @@ def _files_read(data: Data) -> list[str]:
     return [*listed, *filter(None, [data.class_names, data.corrections])]
 
 
-def _report_splits(run: Run, tally: Tally, out: Path) -> None:
+def _report_splits(run: StepContext, tally: Tally, out: Path) -> None:
     moved, counts = tally.moved, tally.by_split()
     if held := tally.held_out:
         write_csv(out / "held_out.csv", ([path] for path in held))
-        run.find(
+        run.add_finding(
             "ingest.synthetic", "warning", "; ".join(held[:3]),
             f"{counted(len(held), 'synthetic image is no row', 'synthetic images are no rows')} of "
             "the manifest: real images of their groups are in validation or test. All of them: held_out.csv.",
@@ -77,21 +77,21 @@ def _report_splits(run: Run, tally: Tally, out: Path) -> None:
             row="4.1",
         )  # fmt: skip
     if moved:
-        run.find(
+        run.add_finding(
             "ingest.synthetic", "warning", "validation and test",
             f"{counted(moved, 'synthetic image')} stood in validation or test, and "
             f"{'is' if moved == 1 else 'are'} for training now.",
             measured=moved, limit=0, advice="Only real images can say how good a classifier is.", row="4.1",
         )  # fmt: skip
     if anew := tally.hashed_anew:
-        run.find(
+        run.add_finding(
             "ingest.sha256", "warning", "; ".join(anew[:3]),
             f"{counted(len(anew), 'row')} came with something in column sha256 that is none in "
             "hexadecimal; it was worked out from the images.",
             measured=len(anew), limit=0, advice="Leave the column out, or see what wrote it.",
         )  # fmt: skip
     if lost := tally.missing:
-        run.find(
+        run.add_finding(
             "ingest.images", "warning", "; ".join(path for path, _ in lost[:3]),
             f"{counted(len(lost), 'image')} cannot be opened: "
             f"{lost[0][1]}{'; and others' if len(lost) > 1 else ''}.",
@@ -99,26 +99,26 @@ def _report_splits(run: Run, tally: Tally, out: Path) -> None:
             advice="validate puts them aside, and lists them; check the list and data.root.",
         )  # fmt: skip
     if not counts["val"]:
-        run.find(
+        run.add_finding(
             "ingest.splits", "error", "split 'val'", "No image is for validation.", measured=0, limit=1,
             advice="Add images, name a split 'val', or raise data.splits.val.",
         )  # fmt: skip
     if not counts["train"]:
-        run.find(
+        run.add_finding(
             "ingest.splits", "error", "split 'train'", "No image is for training.", measured=0, limit=1,
             advice="Add images, or lower data.splits.val and data.splits.test.",
         )  # fmt: skip
     if not counts["test"]:
-        run.find(
+        run.add_finding(
             "ingest.splits", "info", "split 'test'",
             "The source has no test split: accuracy is known on validation alone, which decisions look at.",
         )  # fmt: skip
 
 
-def _report_rejected(run: Run, found: Found, out: Path) -> None:
+def _report_rejected(run: StepContext, found: Found, out: Path) -> None:
     unread = Counter({kind: count for kind, count in found.other_files.items() if kind in NOT_READ})
     if unread:
-        run.find(
+        run.add_finding(
             "ingest.other_files", "warning", ", ".join(unread),
             f"{counted(unread.total(), 'image is', 'images are')} left out, "
             f"in formats that are not read: {_kinds(unread)}.",
@@ -126,14 +126,14 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
             advice="Convert them to JPEG or PNG, and ingest again.",
         )  # fmt: skip
     if others := found.other_files - unread:
-        run.find(
+        run.add_finding(
             "ingest.other_files", "info", "files",
             f"{counted(others.total(), 'file is no image by its', 'files are no images by their')} name: "
             f"{_kinds(others)}.",
             measured=others.total(),
         )  # fmt: skip
     if found.imageless:
-        run.find(
+        run.add_finding(
             "ingest.other_files", "warning", "; ".join(list(found.imageless)[:3]),
             counted(
                 len(found.imageless), "folder that should name a class holds files, but gives no image: ",
@@ -148,7 +148,7 @@ def _report_rejected(run: Run, found: Found, out: Path) -> None:
         return
     reasons = Counter(why for _, why in found.rejected).most_common()
     write_csv(out / "rejected.csv", found.rejected)
-    run.find(
+    run.add_finding(
         "ingest.rejected", "warning", "; ".join(where for where, _ in found.rejected[:3]),
         counted(
             len(found.rejected), "entry of the source is no row of the manifest: ",
@@ -166,7 +166,7 @@ def _kinds(extensions: Counter[str]) -> str:
     return ", ".join(f"{name or 'without one'} ({count:,})" for name, count in extensions.most_common(5))
 
 
-def _need_classes(run: Run, survey: Survey, names: dict[int, str], found: Found) -> None:
+def _need_classes(run: StepContext, survey: Survey, names: dict[int, str], found: Found) -> None:
     if len(survey.labels) >= 2:
         return
     source = run.params.model_dump()["data"]["source"]
@@ -183,11 +183,11 @@ def _need_classes(run: Run, survey: Survey, names: dict[int, str], found: Found)
     )
 
 
-def _say(run: Run, tally: Tally, classes: int, file: Path) -> None:
+def _say(run: StepContext, tally: Tally, classes: int, file: Path) -> None:
     """Headline numbers: rows by split and source, and the data fingerprint."""
     fingerprint = manifests.fingerprint(file)
     rows, by_split = tally.rows.total(), tally.by_split()
-    run.find(
+    run.add_finding(
         "ingest.rows", "info", "manifest",
         f"{counted(rows, 'image')} of {counted(classes, 'class', 'classes')}; "
         f"data fingerprint {fingerprint[:12]}.",

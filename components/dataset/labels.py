@@ -11,7 +11,7 @@ from components.common.progress import counted
 from components.common.storage import human_bytes
 from components.dataset.params import ValidateParams
 from components.dataset.rules import EVAL
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
@@ -20,7 +20,7 @@ WORST = 10  # subjects that a report names one by one
 FEATURES = 1280  # inputs of the last FC layer that costs are said for: those of the default networks
 
 
-def labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> None:
+def labels(run: StepContext, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> None:
     """Row 2.1: where labels start, their gaps, the class count; each with what it costs."""
     db.execute(
         """create table groups as
@@ -38,7 +38,7 @@ def labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> N
     lowest, highest = found[0], found[-1]
     remap = "Set data.remap_labels: true; the mapping is saved beside ingest's report."
     if lowest > 0:
-        run.find(
+        run.add_finding(
             "labels.start", "warning", f"label {lowest}",
             f"Labels start at {lowest}, not at 0: {_cost(lowest)}", measured=lowest, limit=0,
             advice=remap, row="2.1",
@@ -47,7 +47,7 @@ def labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> N
     if missing:
         known = set(found)
         first = list(islice((label for label in range(lowest, highest) if label not in known), 5))
-        run.find(
+        run.add_finding(
             "labels.contiguous", "warning",
             f"labels {', '.join(map(str, first))}{', ...' if missing > 5 else ''}",
             f"{counted(missing, 'label')} between {lowest} and {highest} "
@@ -56,14 +56,14 @@ def labels(run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams) -> N
         )  # fmt: skip
     given = params.general.class_num
     if given != "auto" and given <= highest:
-        run.find(
+        run.add_finding(
             "labels.class_num", "error", f"global.class_num {given}",
             f"The highest label is {highest}, so there are {highest + 1} classes, not {given}.",
             measured=given, limit=highest + 1,
             advice=f"Set global.class_num to auto or {highest + 1}, or check label {highest}.", row="2.1",
         )  # fmt: skip
     elif given != "auto" and given > highest + 1:
-        run.find(
+        run.add_finding(
             "labels.class_num", "info", f"global.class_num {given}",
             f"{counted(given - highest - 1, 'class', 'classes')} more than the labels need: "
             f"{_cost(given - highest - 1)}",
@@ -80,7 +80,7 @@ def _cost(rows: int) -> str:
     )
 
 
-def names(run: Run, db: duckdb.DuckDBPyConnection) -> None:
+def names(run: StepContext, db: duckdb.DuckDBPyConnection) -> None:
     """Labels that go by two names, and names that stand for two labels."""
     db.execute(
         """create view named as
@@ -97,14 +97,14 @@ def names(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         ).fetchall()
         if torn:
             first, low, high = torn[0]
-            run.find(
+            run.add_finding(
                 "labels.names", "warning", f"{one} {', '.join(repr(key) for key, _, _ in torn[:WORST])}",
                 f"{counted(len(torn), *what)}, such as {first!r}: {low!r} and {high!r}.",
                 measured=len(torn), limit=0, advice="Give each label one name of its own.", row="2.1",
             )  # fmt: skip
 
 
-def lost_classes(run: Run, db: duckdb.DuckDBPyConnection, clean_counts: pa.Table) -> None:
+def lost_classes(run: StepContext, db: duckdb.DuckDBPyConnection, clean_counts: pa.Table) -> None:
     """Classes that have rows, but no clean one: training would count them and never see them."""
     clean = set(clean_counts["label"].to_pylist())
     rows = db.execute(
@@ -113,7 +113,7 @@ def lost_classes(run: Run, db: duckdb.DuckDBPyConnection, clean_counts: pa.Table
     ).fetchall()
     lost = [(name or str(label), int(count)) for label, name, count in rows if label not in clean]
     if lost:
-        run.find(
+        run.add_finding(
             "labels.classes", "warning", ", ".join(f"class '{name}'" for name, _ in lost[:WORST]),
             f"{len(lost):,} of {len(rows):,} classes "
             f"{'has' if len(lost) == 1 else 'have'} no clean row left, "
@@ -122,14 +122,14 @@ def lost_classes(run: Run, db: duckdb.DuckDBPyConnection, clean_counts: pa.Table
         )  # fmt: skip
 
 
-def groups_apart(run: Run, db: duckdb.DuckDBPyConnection) -> None:
+def groups_apart(run: StepContext, db: duckdb.DuckDBPyConnection) -> None:
     """Images of one group (frames of one recording) on both sides of a split."""
     parted = db.execute(
         f"""select "group", count(*) from m where "group" is not null and split <> 'unlabeled' group by 1
         having bool_or({EVAL}) and bool_or(split = 'train') order by 2 desc, 1"""  # noqa: S608
     ).fetchall()
     if parted:
-        run.find(
+        run.add_finding(
             "leakage.group", "warning", ", ".join(name for name, _ in parted[:WORST]),
             f"{counted(len(parted), 'group stands', 'groups stand')} on both sides of a split.",
             measured=len(parted), limit=0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from components.common.errors import FindingsError, RetortError
 from components.common.progress import counted
 from components.dataset.params import Data
-from components.step import Run, summary
+from components.step import StepContext, summary
 
 NUMBERED = re.compile(r"(\d{1,9})(?:\s*[,:;]\s*|\s+)(\S.*)")  # '1 dress', as PaddleClas's label files have it
 NO_CLASS = ("background", "ignore", "void")  # what line 1 says where label 0 is no class
@@ -18,7 +18,7 @@ SHOWN = 3  # names that a finding repeats
 
 
 def name_classes(
-    run: Run, data: Data, given: Mapping[int, str | None], unnumbered: set[str]
+    run: StepContext, data: Data, given: Mapping[int, str | None], unnumbered: set[str]
 ) -> dict[int, str]:
     """The names of classes by label; settles the labels of those that come without.
 
@@ -55,7 +55,7 @@ def numbers(names: Mapping[int, str]) -> dict[str, int]:
     return {names[label]: label for label in sorted(names, reverse=True)}
 
 
-def _need_one_line(run: Run, names: Mapping[int, str]) -> None:
+def _need_one_line(run: StepContext, names: Mapping[int, str]) -> None:
     """No name breaks a line: labels.txt has one a line, so that all later classes would move down by one."""
     broken = [
         name for name in names.values() if len(name.splitlines()) > 1 or name.splitlines()[:1] != [name]
@@ -84,7 +84,7 @@ def _read(file: Path) -> list[str]:
     return lines
 
 
-def _of_folders(run: Run, file: Path, lines: list[str], folders: set[str]) -> dict[int, str]:
+def _of_folders(run: StepContext, file: Path, lines: list[str], folders: set[str]) -> dict[int, str]:
     names = dict(enumerate(_plain(run, file, lines)))
     numbered = _numbered(lines)
     ids = [number for number, _ in numbered]
@@ -102,7 +102,9 @@ def _of_folders(run: Run, file: Path, lines: list[str], folders: set[str]) -> di
     return names
 
 
-def _of_labels(run: Run, file: Path, lines: list[str], labels: list[int], remap: bool) -> dict[int, str]:
+def _of_labels(
+    run: StepContext, file: Path, lines: list[str], labels: list[int], remap: bool
+) -> dict[int, str]:
     """Which label each line names: there is one reading that fits the data's labels, or the step stops.
 
     1. ``id name`` in all lines, where the ids are distinct and cover the labels.
@@ -119,7 +121,7 @@ def _of_labels(run: Run, file: Path, lines: list[str], labels: list[int], remap:
     if covered == list(range(min(len(names), len(labels)))):
         if beyond:
             lie = f"{counted(len(beyond), 'label')} {'lies' if len(beyond) == 1 else 'lie'}"
-            run.find(
+            run.add_finding(
                 "labels.names", "warning", str(file),
                 f"{counted(len(names), 'class name')}, but {lie} beyond them: {_listed(beyond)}. "
                 "Numbers name those.",
@@ -133,7 +135,7 @@ def _of_labels(run: Run, file: Path, lines: list[str], labels: list[int], remap:
             _say(run, file, "Names in the order of the labels", in_order, labels)
             return in_order
         if labels[-1] - labels[0] + 1 == len(labels):
-            run.find(
+            run.add_finding(
                 "labels.start", "warning", str(file),
                 f"Labels start at {labels[0]}, and there are as many names, so line 1 names label "
                 f"{labels[0]}: {_assigned(in_order, labels)}.",
@@ -147,7 +149,9 @@ def _of_labels(run: Run, file: Path, lines: list[str], labels: list[int], remap:
     raise _unclear(run, file, names, labels, beyond)
 
 
-def _by_id(run: Run, file: Path, lines: list[str], labels: list[int], remap: bool) -> dict[int, str] | None:
+def _by_id(
+    run: StepContext, file: Path, lines: list[str], labels: list[int], remap: bool
+) -> dict[int, str] | None:
     """Names by the ids that the lines begin with; None where the numbers are part of the names."""
     filled = [(place, line) for place, line in enumerate(lines, start=1) if line]
     numbered = _numbered(lines)
@@ -197,7 +201,7 @@ def _numbered(lines: Sequence[str]) -> list[tuple[int, str]]:
     return [(int(match[1]), match[2]) for match in found if match]
 
 
-def _plain(run: Run, file: Path, lines: list[str]) -> list[str]:
+def _plain(run: StepContext, file: Path, lines: list[str]) -> list[str]:
     if "" in lines:
         raise _stopped(
             run, file,
@@ -207,7 +211,9 @@ def _plain(run: Run, file: Path, lines: list[str]) -> list[str]:
     return lines
 
 
-def _unclear(run: Run, file: Path, names: list[str], labels: list[int], beyond: list[int]) -> FindingsError:
+def _unclear(
+    run: StepContext, file: Path, names: list[str], labels: list[int], beyond: list[int]
+) -> FindingsError:
     some = (
         f"{counted(len(names), 'name')}, one a line, and {counted(len(labels), 'label')} ({_listed(labels)})"
     )
@@ -233,26 +239,28 @@ def _unclear(run: Run, file: Path, names: list[str], labels: list[int], beyond: 
     )  # fmt: skip
 
 
-def _stopped(run: Run, file: Path | str, what: str, advice: str) -> FindingsError:
+def _stopped(run: StepContext, file: Path | str, what: str, advice: str) -> FindingsError:
     """Names that stand at the wrong labels look like any others: no way around it."""
-    run.find(
+    run.add_finding(
         "labels.names", "error", str(file), f"{file}: {what}{'' if what.endswith('?') else '.'}",
         advice=advice, row="2.1", waivable=False,
     )  # fmt: skip
     return FindingsError(summary(run.report, run.out))
 
 
-def _say(run: Run, file: Path, reading: str, names: Mapping[int, str], labels: Sequence[int]) -> None:
-    run.find(
+def _say(run: StepContext, file: Path, reading: str, names: Mapping[int, str], labels: Sequence[int]) -> None:
+    run.add_finding(
         "labels.names", "info", str(file), f"{reading}: {_assigned(names, labels)}.",
         measured=len(names), row="2.1",
     )  # fmt: skip
 
 
-def _say_differences(run: Run, file: Path, names: Mapping[int, str], given: Mapping[int, str | None]) -> None:
+def _say_differences(
+    run: StepContext, file: Path, names: Mapping[int, str], given: Mapping[int, str | None]
+) -> None:
     other = [label for label, name in given.items() if name and names.get(label, name) != name]
     if other:
-        run.find(
+        run.add_finding(
             "labels.names", "warning", str(file),
             f"{counted(len(other), 'label')} go by another name in the data, such as {other[0]}: "
             f"'{given[other[0]]}' there, '{names[other[0]]}' in this file. The data's own names stay.",

@@ -13,14 +13,14 @@ from components.dataset import s3
 from components.dataset.manifest import image_path
 from components.dataset.params import Data
 from components.dataset.sources.found import Found
-from components.step import Run
+from components.step import StepContext
 
 TRIED = 64  # images of a list, spread over it
 MANY = 0.5  # share that is missing beyond which data.root, or the list, must be wrong
 NEARBY = 500  # folders below and beside data.root that are tried as data.root
 
 
-def check_lists(run: Run, data: Data, found: Found) -> None:
+def check_lists(run: StepContext, data: Data, found: Found) -> None:
     """Try to open some images of each list, before all are read.
 
     A finding ``ingest.images`` of level error, when most of them are missing, names ``data.root``, a path in
@@ -39,7 +39,7 @@ def check_lists(run: Run, data: Data, found: Found) -> None:
             continue
         local = [path for path in missing if "://" not in path]
         first = image_path(data.root, missing[0])
-        run.find(
+        run.add_finding(
             "ingest.images", "error", "data.root" if local else first,
             f"{len(missing)} of {len(tried)} images that were tried are not there, such as {first}.",
             measured=len(missing), limit=int(MANY * len(tried)),

@@ -16,7 +16,7 @@ from components.dataset import manifest as manifests
 from components.dataset.manifest import image_path
 from components.dataset.params import ValidateParams
 from components.dataset.rules import CASES, KEPT
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,7 +40,7 @@ def broken_rows(db: duckdb.DuckDBPyConnection) -> None:
             )
 
 
-def report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
+def report_cases(run: StepContext, db: duckdb.DuckDBPyConnection) -> None:
     """One finding a rule, with its first subjects; every case stands in findings.parquet."""
     for name, rule in CASES.items():
         count = db.execute("select count(distinct row) from cases where rule = ?", [name]).fetchall()[0][0]
@@ -55,7 +55,7 @@ def report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
         shown = "; ".join(
             f"{path}{f' = {other}' if other else ''} ({detail})" for path, other, detail in worst[:3]
         )
-        run.find(
+        run.add_finding(
             name, rule.level, ", ".join(path for path, _, _ in worst),
             f"{counted(count, rule.one, rule.several)}: {shown}{' and others' if count > 3 else ''}. "
             "All of them: findings.parquet.",
@@ -64,7 +64,7 @@ def report_cases(run: Run, db: duckdb.DuckDBPyConnection) -> None:
 
 
 def quarantined(
-    run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, looked: bool
+    run: StepContext, db: duckdb.DuckDBPyConnection, params: ValidateParams, looked: bool
 ) -> dict[str, Any]:
     """Decide which rows are bad; returns the counts that the suite and the page look at."""
     db.execute(
@@ -77,7 +77,7 @@ def quarantined(
     share = bad / max(total, 1)
     limit = params.validation.max_bad_share
     if share > limit:
-        run.find(
+        run.add_finding(
             "validate.max_bad_share", "error", "manifest",
             f"{bad:,} of {counted(total, 'row')} ({share:.1%}) {'is' if bad == 1 else 'are'} bad, "
             f"the limit is {limit:.1%}.",
@@ -93,11 +93,11 @@ def quarantined(
     )
     for split in ("train", "val"):
         if not splits.get(split):
-            run.find(
+            run.add_finding(
                 "splits.empty", "error", f"split '{split}'", f"No clean row is left in '{split}'.",
                 measured=0, limit=1, advice="See what was quarantined, and mend the source.",
             )  # fmt: skip
-    run.find(
+    run.add_finding(
         "validate.rows", "info", "manifest",
         f"{total - bad:,} of {counted(total, 'row')} {'is' if total - bad == 1 else 'are'} clean, "
         f"{bad:,} quarantined.",
@@ -146,7 +146,7 @@ def write_findings(db: duckdb.DuckDBPyConnection, out: Path) -> None:
 
 
 def write_rows(
-    run: Run, db: duckdb.DuckDBPyConnection, manifest: Path, clean: Path, quarantine: Path
+    run: StepContext, db: duckdb.DuckDBPyConnection, manifest: Path, clean: Path, quarantine: Path
 ) -> None:
     """Part the manifest in two, a portion at a time, in its own order."""
     bad = db.sql("select row, reason from bad order by row").to_arrow_table()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.dataset.images import thumbnail
 from components.dataset.params import ValidateParams
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,7 +25,11 @@ KINDS = (
 
 
 def sections(
-    run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any], looked: bool
+    run: StepContext,
+    db: duckdb.DuckDBPyConnection,
+    params: ValidateParams,
+    counts: dict[str, Any],
+    looked: bool,
 ) -> None:
     """Add the sections to the step's page; images only where they were opened and may be shown."""
     run.page.figure(
@@ -85,7 +89,7 @@ def _histogram(db: duckdb.DuckDBPyConnection) -> Figure:
     return figure
 
 
-def _sheets(run: Run, db: duckdb.DuckDBPyConnection, root: str) -> None:
+def _sheets(run: StepContext, db: duckdb.DuckDBPyConnection, root: str) -> None:
     sample = db.execute(
         """select path, coalesce(class_name, label::varchar)
             || case when source = 'real' then '' else ', ' || source end

@@ -23,7 +23,7 @@ from components.dataset.names import numbers
 from components.dataset.sources.found import PORTION, Found
 from components.dataset.survey import RowRules, Survey
 from components.dataset.tally import Tally
-from components.step import Run
+from components.step import StepContext
 
 
 def finished(
@@ -63,7 +63,7 @@ def finished(
         yield pa.record_batch([columns[name] for name in manifests.SCHEMA.names], schema=manifests.SCHEMA)
 
 
-def correct(run: Run, survey: Survey, rules: RowRules, names: dict[int, str]) -> None:
+def correct(run: StepContext, survey: Survey, rules: RowRules, names: dict[int, str]) -> None:
     """Work out what ``data.corrections`` does to the rows that it names: another label, or out."""
     if rules.data.corrections is None:
         return
@@ -85,13 +85,13 @@ def correct(run: Run, survey: Survey, rules: RowRules, names: dict[int, str]) ->
         rules.corrected[path] = label
         survey.labels.add(label)
         survey.splits.add(None if split == "unlabeled" else split)
-    run.find(
+    run.add_finding(
         "ingest.corrections", "info", rules.data.corrections,
         f"{counted(len(survey.judged), 'row')} corrected, {dropped:,} of them dropped.",
         measured=len(survey.judged),
     )  # fmt: skip
     if missing := sorted(set(rules.verdicts) - set(rules.corrected)):
-        run.find(
+        run.add_finding(
             "ingest.corrections", "warning", rules.data.corrections,
             f"{counted(len(missing), 'path is', 'paths are')} not in the data, "
             f"such as {', '.join(missing[:3])}.",

@@ -13,7 +13,7 @@ from components.dataset.database import database
 from components.dataset.params import ValidateParams
 from components.dataset.quality import report as quality
 from components.dataset.rules import CASES
-from components.step import Run, step
+from components.step import StepContext, step
 
 if TYPE_CHECKING:
     import duckdb
@@ -91,7 +91,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _expect(
-    run: Run, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any], out: Path
+    run: StepContext, db: duckdb.DuckDBPyConnection, params: ValidateParams, counts: dict[str, Any], out: Path
 ) -> None:
     """Run the suite; what it finds beyond the findings so far is added to them."""
     from components.dataset import suite
@@ -124,4 +124,4 @@ def _expect(
     said = {finding.rule for finding in run.report.findings}
     for failure in failures:
         if failure.rule not in said:
-            run.find(failure.rule, failure.level, failure.subject, failure.message)  # type: ignore[arg-type]
+            run.add_finding(failure.rule, failure.level, failure.subject, failure.message)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from components.export.params import ExportParams
 from components.export.parity import BATCH, ROUNDING, Comparison, Proof, Written, prove, rounding, run_into
 from components.export.precisions import CALIBRATION_IMAGES, LOOSE, PRECISIONS, Batches
 from components.models.card import ModelCard
-from components.step import Run, step
+from components.step import StepContext, step
 
 if TYPE_CHECKING:
     import onnx
@@ -65,14 +65,14 @@ def export(
         run.stop_on_errors()
 
 
-def _load(run: Run, model: Path, role: str) -> tuple[nn.Module, ModelCard]:
+def _load(run: StepContext, model: Path, role: str) -> tuple[nn.Module, ModelCard]:
     from components.models import checkpoint
 
     made_by = "finetune" if role == "teacher" else "distill"
     try:
         module, card = checkpoint.load(model, made_by)
     except RetortError as error:
-        run.find(
+        run.add_finding(
             "export.checkpoint",
             "error",
             f"{role} in {model}",
@@ -83,7 +83,7 @@ def _load(run: Run, model: Path, role: str) -> tuple[nn.Module, ModelCard]:
         )
         run.stop_on_errors()
         raise
-    run.find(
+    run.add_finding(
         "export.checkpoint",
         "info",
         f"{role} {card.arch.name}",
@@ -94,7 +94,7 @@ def _load(run: Run, model: Path, role: str) -> tuple[nn.Module, ModelCard]:
 
 
 def _fold(
-    run: Run, params: ExportParams, module: nn.Module, card: ModelCard, rows: exported.Rows, role: str
+    run: StepContext, params: ExportParams, module: nn.Module, card: ModelCard, rows: exported.Rows, role: str
 ) -> nn.Module:
     """Fold multi-branch blocks and prove on real images that the logits stay the same."""
     import torch
@@ -111,7 +111,7 @@ def _fold(
         before, after = module(images), folded(images)
     difference = float((before - after).abs().max() / before.abs().max())
     saved = _parameters(module) - _parameters(folded)
-    run.find(
+    run.add_finding(
         "export.reparam",
         "info" if difference <= ROUNDING else "error",
         f"{role} {card.arch.name}",
@@ -130,7 +130,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _write(
-    run: Run, params: ExportParams, module: nn.Module, card: ModelCard, manifest: Path, out: Path
+    run: StepContext, params: ExportParams, module: nn.Module, card: ModelCard, manifest: Path, out: Path
 ) -> dict[str, Written]:
     """Write the files, staged: by name, where each lies until the step passes."""
     from components.export import graph

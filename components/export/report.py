@@ -11,11 +11,11 @@ import numpy as np
 from components.common.storage import human_bytes, sha256_file, write_json
 from components.export.parity import Comparison, Proof, Written
 from components.export.precisions import PRECISIONS
-from components.step import Run
+from components.step import StepContext
 
 
 def write(
-    run: Run, proof: Proof, as_files: Comparison | None, files: Mapping[str, Written], out: Path
+    run: StepContext, proof: Proof, as_files: Comparison | None, files: Mapping[str, Written], out: Path
 ) -> None:
     """``parity.json``, the tracked numbers and the page."""
     compared = {

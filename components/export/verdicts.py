@@ -15,7 +15,7 @@ from components.export.params import ExportParams
 from components.export.parity import BATCH, Comparison, Proof, Written
 from components.export.precisions import PRECISIONS
 from components.models.card import ModelCard, first_difference, names_finding, read_card
-from components.step import Run, name_of
+from components.step import StepContext, name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ DRIFT = 0.005  # top-1 by which training's own measurement may differ (other bat
 ANOTHER = 0.1  # top-1 below training's own from which on it is another network, or other images
 
 
-def names(run: Run, model: Path, manifest: Path, role: str) -> None:
+def names(run: StepContext, model: Path, manifest: Path, role: str) -> None:
     """The names that the file will carry are the data's, label by label.
 
     Before the network is loaded, and of a changed card too: it is the names that a person must hear of.
@@ -38,10 +38,10 @@ def names(run: Run, model: Path, manifest: Path, role: str) -> None:
     if not names or (label is not None and label >= len(names)):
         return  # no classifier, or too few classes: the class count says so
     where = name_of(model / "model.json")
-    run.find(**names_finding(names, data, role, where, exported.way_out(card, manifest, role)))
+    run.add_finding(**names_finding(names, data, role, where, exported.way_out(card, manifest, role)))
 
 
-def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, role: str) -> None:
+def classes(run: StepContext, module: nn.Module, card: ModelCard, rows: exported.Rows, role: str) -> None:
     """The class count comes from the checkpoint, and fits the labels that parity is measured on."""
     import torch
 
@@ -52,7 +52,7 @@ def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, r
     asked = run.params.general.class_num
     retrain = "Train it on this data, or export with the data it was trained on."
     if not named or len(outputs) != 2:
-        run.find(
+        run.add_finding(
             "export.class_num",
             "error",
             role,
@@ -61,7 +61,7 @@ def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, r
             row="1.1",
         )
     elif outputs[1] != named:
-        run.find(
+        run.add_finding(
             "export.class_num",
             "error",
             role,
@@ -72,7 +72,7 @@ def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, r
             row="1.1",
         )
     elif highest >= named:
-        run.find(
+        run.add_finding(
             "export.class_num",
             "error",
             role,
@@ -83,7 +83,7 @@ def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, r
             row="1.1",
         )
     elif asked not in ("auto", named):
-        run.find(
+        run.add_finding(
             "export.class_num",
             "warning",
             role,
@@ -95,7 +95,7 @@ def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, r
             row="1.1",
         )
     else:
-        run.find(
+        run.add_finding(
             "export.class_num",
             "info",
             role,
@@ -106,7 +106,7 @@ def classes(run: Run, module: nn.Module, card: ModelCard, rows: exported.Rows, r
     run.stop_on_errors()
 
 
-def parity(run: Run, proof: Proof, files: Mapping[str, Written], role: str) -> list[str]:
+def parity(run: StepContext, proof: Proof, files: Mapping[str, Written], role: str) -> list[str]:
     """Row 1.1: are the files that must answer as the network does its equals? Returns those that are not."""
     bad = []
     for name, written in files.items():
@@ -120,7 +120,7 @@ def parity(run: Run, proof: Proof, files: Mapping[str, Written], role: str) -> l
                 f"{comparison.different_ids} of {comparison.images} images get another class, "
                 f"scores differ by up to {comparison.max_difference:.1e} (allowed: {comparison.limit:.1e})"
             )
-            run.find(
+            run.add_finding(
                 "export.parity",
                 "error",
                 f"{subject}, {way}",
@@ -135,7 +135,7 @@ def parity(run: Run, proof: Proof, files: Mapping[str, Written], role: str) -> l
             bad.append(name)
             continue
         whole = ways["batches"]
-        run.find(
+        run.add_finding(
             "export.parity",
             "info",
             subject,
@@ -149,7 +149,7 @@ def parity(run: Run, proof: Proof, files: Mapping[str, Written], role: str) -> l
 
 
 def accuracy(
-    run: Run,
+    run: StepContext,
     params: ExportParams,
     proof: Proof,
     broken: bool,
@@ -169,7 +169,7 @@ def accuracy(
     commonest = float(np.bincount(rows.labels).max()) / len(rows)
     trained = _trained_top1(model)
     if broken:
-        run.find(
+        run.add_finding(
             "export.accuracy",
             "error",
             role,
@@ -180,7 +180,7 @@ def accuracy(
             row="1.1",
         )
     elif proof.top1 <= commonest and len(card.class_names) > 1:
-        run.find(
+        run.add_finding(
             "export.accuracy",
             "error",
             role,
@@ -192,7 +192,7 @@ def accuracy(
             row="1.1",
         )
     elif proof.top1 < settings.min_accuracy:
-        run.find(
+        run.add_finding(
             "export.accuracy",
             "warning",
             role,
@@ -203,7 +203,7 @@ def accuracy(
             row="1.1",
         )
     else:
-        run.find(
+        run.add_finding(
             "export.accuracy",
             "info",
             role,
@@ -214,7 +214,7 @@ def accuracy(
         )
     if trained is not None and abs(trained - proof.top1) > DRIFT:
         far = trained - proof.top1 > ANOTHER
-        run.find(
+        run.add_finding(
             "export.accuracy",
             "error" if far else "warning",
             f"{role}, training against export",
@@ -237,13 +237,13 @@ def _trained_top1(model: Path) -> float | None:
     return None if value is None else float(value)
 
 
-def whole_images(run: Run, proof: Proof, as_files: Comparison | None, role: str) -> None:
+def whole_images(run: StepContext, proof: Proof, as_files: Comparison | None, role: str) -> None:
     """With preprocessing in the graph: does it see what training saw, starting from the files themselves?"""
     if as_files is None:
         return
     lost = proof.top1 - as_files.top1
     right = not as_files.failure and lost <= DRIFT
-    run.find(
+    run.add_finding(
         "export.preprocess",
         "info" if right else "error",
         role,
@@ -258,7 +258,7 @@ def whole_images(run: Run, proof: Proof, as_files: Comparison | None, role: str)
     )
 
 
-def reduced(run: Run, proof: Proof, files: Mapping[str, Written]) -> None:
+def reduced(run: StepContext, proof: Proof, files: Mapping[str, Written]) -> None:
     """Row 1.5: what the files of lower precision cost, and save."""
     for name, written in files.items():
         if written.equal:
@@ -271,7 +271,7 @@ def reduced(run: Run, proof: Proof, files: Mapping[str, Written]) -> None:
         good = not failed and lost <= precision.drop
         size = written.path.stat().st_size / files["model.onnx"].path.stat().st_size
         note = precision.note()
-        run.find(
+        run.add_finding(
             precision.rule,
             "info" if good else "warning",
             name,

@@ -21,7 +21,7 @@ from components.models.card import ModelCard, names_finding, read_card
 from components.registry.compare import FIRST, MIN_IMAGES, Comparison, compare, reason, verdict
 from components.registry.params import RegisterParams
 from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
-from components.step import Run, name_of, step
+from components.step import StepContext, name_of, step
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -120,15 +120,15 @@ class _Read:
         return {self.manifest: "validate", self.model: "export", **proofs}
 
 
-def _check_names(run: Run, read: _Read) -> None:
+def _check_names(run: StepContext, read: _Read) -> None:
     """The names that the model is served with are those of the data that it is judged on."""
     card = read_card(read.card, changed=True)
     advice = exports.way_out(card, read.manifest, "student")
     data = exports.class_names(read.manifest)
-    run.find(**names_finding(card.class_names, data, "student", name_of(read.card), advice))
+    run.add_finding(**names_finding(card.class_names, data, "student", name_of(read.card), advice))
 
 
-def _check_proofs(run: Run, read: _Read) -> None:
+def _check_proofs(run: StepContext, read: _Read) -> None:
     """The exported file must come from this student, and both must have passed their checks."""
     wrong = []
     onnx = exports.read(read.model)
@@ -143,7 +143,7 @@ def _check_proofs(run: Run, read: _Read) -> None:
             wrong.append((f"{name}/report.json", "says that the step did not pass", name))
     for subject, message, again in wrong:
         advice = f"Run 'retort {again}' again."
-        run.find("registry.proofs", "error", subject, f"{subject} {message}", advice=advice)
+        run.add_finding("registry.proofs", "error", subject, f"{subject} {message}", advice=advice)
 
 
 def _unlike(onnx: exports.Exported, path: Path) -> list[str]:
@@ -176,7 +176,7 @@ def _first_unlike(own: Any, other: Any) -> str:
 class _Registration:
     """One registration: what it reads, and who it is compared with."""
 
-    run: Run
+    run: StepContext
     params: RegisterParams
     versions: Versions
     read: _Read
@@ -332,7 +332,7 @@ class _Registration:
             self.reason = version.tags.get(REASON, "")
             if alias != version.tags[DECIDED]:
                 self.reason = "decided by a promotion since it was registered"
-            self.run.find(
+            self.run.add_finding(
                 "registry.known", "info", f"version {number}",
                 f"this model.onnx is version {number} of '{versions.name}' already, "
                 + (f"its {alias}" if alias else "and neither champion nor challenger any more"),
@@ -367,7 +367,7 @@ class _Registration:
         recalls = self._recalls_of(champion, subject)
         if recalls is None:
             self.reason = f"version {champion.version} could not be measured"
-            self.run.find(
+            self.run.add_finding(
                 "registry.better", "warning", subject,
                 "it has no model.onnx of ours that could be measured, so the new version stays challenger",
                 advice="'retort promote VERSION' makes it champion.",
@@ -391,7 +391,7 @@ class _Registration:
         path = self.versions.download(champion, "model.onnx", self.scratch)
         if path is None:
             return None
-        self.run.find(
+        self.run.add_finding(
             "registry.data", "info", subject,
             "it was registered with other data: its recall is measured now, on this validation split",
         )  # fmt: skip
@@ -417,7 +417,7 @@ class _Registration:
         lower = not comparison.in_common or not comparison.as_accurate
         if comparison.better or comparison.equal or lower:
             stays = "becomes champion" if comparison.better else "stays challenger"
-            self.run.find(
+            self.run.add_finding(
                 "registry.better", "warning" if lower else "info", subject,
                 f"the new version {stays}, {self.reason}",
                 measured=comparison.challenger, limit=comparison.champion - registry.tolerance,
@@ -429,7 +429,7 @@ class _Registration:
             others = len(comparison.worse) - 1
             more = f", and {others} more classes" if others else ""
             now = "unknown to it" if worst.challenger is None else f"{worst.challenger:.1%}"
-            self.run.find(
+            self.run.add_finding(
                 "registry.class", "warning", f"class '{worst.name}'{more}",
                 f"the new version stays challenger: recall of '{worst.name}' is {now}, the champion's "
                 f"{worst.champion:.1%}; {registry.class_tolerance:.1%} lower is allowed",
@@ -439,7 +439,7 @@ class _Registration:
         few = [row.name for row in comparison.rows if row.champion is not None and row.images < MIN_IMAGES]
         if few:
             named = ", ".join(f"'{name}'" for name in few[:5]) + (", ..." if len(few) > 5 else "")
-            self.run.find(
+            self.run.add_finding(
                 "registry.class", "info", f"{len(few)} classes",
                 f"not judged one by one, with fewer than {MIN_IMAGES} validation images: {named}",
                 measured=len(few),

@@ -28,7 +28,7 @@ from components.dataset import manifest as manifests
 from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
-from components.step import Run, step
+from components.step import StepContext, step
 from components.tools.params import CompareWeights, CompareWeightsParams
 from components.tracking.tracker import Tracker
 from components.training import cluster, driver, listener, preflight, results
@@ -112,7 +112,7 @@ def compare_weights(
             run.page.sections += proofs.sections  # behind the answer that a person came for
 
 
-def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | None) -> dict[str, str]:
+def choose(run: StepContext, params: CompareWeightsParams, net: Net, champion: Path | None) -> dict[str, str]:
     """The weights to compare, by name: the configured ones, random ones, the champion's, and those given.
 
     Raises:
@@ -129,7 +129,7 @@ def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | No
         ):  # of other blocks or another head: the weights are its plain backbone's
             found[CHAMPION] = str(champion / FILE)
         else:
-            run.find(
+            run.add_finding(
                 "weights.source", "info", CHAMPION,
                 f"the champion is a {arch.name}: its weights do not fit {of}.arch ({net.arch.name}); "
                 "it is left out",
@@ -150,14 +150,14 @@ def choose(run: Run, params: CompareWeightsParams, net: Net, champion: Path | No
     return found
 
 
-def _find_champion(run: Run, champion: Path, class_names: Sequence[str]) -> None:
+def _find_champion(run: StepContext, champion: Path, class_names: Sequence[str]) -> None:
     """That the champion was trained for other classes is no fault here, but worth knowing."""
     own = read_card(champion / CARD).class_names
     label = first_difference(own, dict(enumerate(class_names)))
     if label is None:
         return
     named = f"'{own[label]}'" if label < len(own) else "nothing"
-    run.find(
+    run.add_finding(
         RULE, "info", CHAMPION,
         f"the champion has other classes: it calls label {label} {named}, the data call it "
         f"'{class_names[label]}'; only its backbone is compared, so that is no fault",
@@ -166,10 +166,17 @@ def _find_champion(run: Run, champion: Path, class_names: Sequence[str]) -> None
 
 
 def _prepare(
-    run: Run, params: CompareWeightsParams, net: Net, wanted: Mapping[str, str], folder: Path, proofs: Page
+    run: StepContext,
+    params: CompareWeightsParams,
+    net: Net,
+    wanted: Mapping[str, str],
+    folder: Path,
+    proofs: Page,
 ) -> list[Candidate]:
     """Fetch, convert and prove each candidate's weights, as the step ``weights`` does; on their own page."""
-    staging = Run(run.name, params, folder, run.tracker)  # their files are none of this step's products
+    staging = StepContext(
+        run.name, params, folder, run.tracker
+    )  # their files are none of this step's products
     staging.report, staging.page = run.report, proofs
     candidates = []
     for name, weights in wanted.items():
@@ -190,7 +197,11 @@ def _prepare(
 
 
 def _run_all(
-    run: Run, params: CompareWeightsParams, base: TrainSpec, candidates: Sequence[Candidate], epochs: int
+    run: StepContext,
+    params: CompareWeightsParams,
+    base: TrainSpec,
+    candidates: Sequence[Candidate],
+    epochs: int,
 ) -> list[Outcome]:
     """All finetunes, seed by seed, so that a comparison that is broken off has compared something."""
     first = params.general.seed
@@ -229,11 +240,11 @@ def _run_all(
 
 
 def _finetune(
-    run: Run, params: CompareWeightsParams, candidate: Candidate, spec: TrainSpec, place: Path
+    run: StepContext, params: CompareWeightsParams, candidate: Candidate, spec: TrainSpec, place: Path
 ) -> None:
     """One finetune as an MLflow run of its own; ``place`` keeps what came out."""
     with _tracked(params, candidate, spec, place) as tracker:
-        own = Run(f"{run.name}: {candidate.name} seed {spec.seed}", params, place, tracker)
+        own = StepContext(f"{run.name}: {candidate.name} seed {spec.seed}", params, place, tracker)
         own.report = run.report  # what stops a finetune stops the step
         checkpoints = driver.checkpoints(run.name, spec)
         result = driver.fit(own, spec, params.ray, checkpoints)
@@ -289,7 +300,7 @@ def _read(candidate: str, seed: int, place: Path, split: str) -> Outcome:
 
 
 def _write(
-    run: Run,
+    run: StepContext,
     params: CompareWeightsParams,
     candidates: Sequence[Candidate],
     outcomes: Sequence[Outcome],
@@ -328,8 +339,8 @@ def _write(
 
 
 def _find_gain(
-    run: Run, of: str, weights: Mapping[str, str], name: str, value: float, half: float | None, images: int,
-    settings: CompareWeights,
+    run: StepContext, of: str, weights: Mapping[str, str], name: str, value: float, half: float | None,
+    images: int, settings: CompareWeights,
 ) -> None:  # fmt: skip
     """The gain of the configured weights over others, and no claim where it is not above the noise."""
     what = (
@@ -348,7 +359,7 @@ def _find_gain(
     worse = half is not None and value + half < 0
     if worse:
         advice = f"Set {of}.weights to {weights[name]}."
-    run.find(
+    run.add_finding(
         "weights.gain", "warning" if worse else "info", f"{of}.weights against '{name}'",
         f"{what} ({verdict})", measured=round(value, 6), limit=None if half is None else round(half, 6),
         row=ROW, advice=advice,
@@ -356,7 +367,7 @@ def _find_gain(
 
 
 def _write_tables(
-    run: Run, weights: Mapping[str, str], outcomes: Sequence[Outcome], actual: np.ndarray,
+    run: StepContext, weights: Mapping[str, str], outcomes: Sequence[Outcome], actual: np.ndarray,
     class_names: Sequence[str], split: str, out: Path,
 ) -> None:  # fmt: skip
     rows, epochs = [], []
@@ -372,7 +383,7 @@ def _write_tables(
 
 
 def _show(
-    run: Run,
+    run: StepContext,
     weights: Mapping[str, str],
     found: Mapping[str, tuple[float, float | None]],
     gains: Mapping[str, tuple[float, float | None]],
@@ -403,7 +414,7 @@ def _within(value: float, half: float | None, form: str) -> str:
 
 
 def _chart(
-    run: Run, names: Sequence[str], found: Mapping[str, tuple[float, float | None]],
+    run: StepContext, names: Sequence[str], found: Mapping[str, tuple[float, float | None]],
     outcomes: Sequence[Outcome], split: str,
 ) -> None:  # fmt: skip
     from matplotlib import pyplot

@@ -22,7 +22,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
-from components.step import Run, step
+from components.step import StepContext, step
 from components.tools.params import ExpandParams
 from components.training import class_expansion, driver, preflight, results, sampling
 from components.training.augmentation import NO_AUGMENT, Augment
@@ -215,13 +215,13 @@ def _need_images(manifest: Path, classes: Classes, counts: np.ndarray) -> None:
         )
 
 
-def _find_classes(run: Run, card: ModelCard, classes: Classes, left_out: int) -> None:
+def _find_classes(run: StepContext, card: ModelCard, classes: Classes, left_out: int) -> None:
     dropped = len(card.class_names) - len(classes.kept)
     said = f"{len(classes.kept)} old classes" + (
         f" ({dropped} left out, with {left_out} images)" if dropped else ""
     )
     new = [classes.names[label] for label in classes.new]
-    run.find(
+    run.add_finding(
         "expand.classes", "info", "classes", f"{said}, and {len(new)} new: {_some(new)}",
         measured=len(classes.names), row=ROW,
     )  # fmt: skip
@@ -322,7 +322,9 @@ def _translated(predicted: np.ndarray, card: ModelCard, classes: Classes) -> np.
     return label[predicted]
 
 
-def _check_names(run: Run, classes: Classes, actual: np.ndarray, said: np.ndarray, model: Path) -> None:
+def _check_names(
+    run: StepContext, classes: Classes, actual: np.ndarray, said: np.ndarray, model: Path
+) -> None:
     """That the old network's rows are the classes that its card calls them: else new data teach wrong names.
 
     Names say which row is which class, so rows whose names were exchanged still recognise their images, but
@@ -342,7 +344,7 @@ def _check_names(run: Run, classes: Classes, actual: np.ndarray, said: np.ndarra
     if gain < EXCHANGED or gain <= 2 * half:
         return
     wrong = [(classes.names[a], classes.names[b]) for a, b in zip(rows_, columns, strict=True) if a != b]
-    run.find(
+    run.add_finding(
         RULE, "error", str(model),
         f"The old network recognises {(actual == said).mean():.1%} of {len(actual)} validation images of its "
         f"classes, and {(actual == said).mean() + gain:.1%} if '{wrong[0][1]}' is called '{wrong[0][0]}' and "
@@ -366,7 +368,7 @@ def _save(module: nn.Module, path: Path) -> Path:
 
 
 def _write(
-    run: Run,
+    run: StepContext,
     params: ExpandParams,
     spec: TrainSpec,
     classes: Classes,
@@ -441,13 +443,13 @@ def _gain(
     return gain
 
 
-def _find_old(run: Run, classes: Classes, counts: np.ndarray, old: dict[str, Any]) -> None:
+def _find_old(run: StepContext, classes: Classes, counts: np.ndarray, old: dict[str, Any]) -> None:
     """Accuracy on old classes, and what would let it fall or hide that it fell."""
     rule, subject = "expand.old_accuracy", "old classes"
     bare = [classes.names[label] for label in range(len(classes.kept)) if not counts[label]]
     if bare:
         which = "any" if len(bare) == len(classes.kept) else f"{len(bare)} of {len(classes.kept)}"
-        run.find(
+        run.add_finding(
             rule, "warning", subject,
             f"there are no training images of {which} old classes ({_some(bare)}): nothing reminds the "
             "network of them while it learns the new ones",
@@ -455,7 +457,7 @@ def _find_old(run: Run, classes: Classes, counts: np.ndarray, old: dict[str, Any
             advice="Add some of their images to the data, or leave them out with expand.old_classes.",
         )  # fmt: skip
     if old["after"] is None:
-        run.find(
+        run.add_finding(
             rule, "warning", subject,
             "there are no validation images of old classes, so it is not known what they have lost",
             row=ROW, advice="Add some of their images to the split 'val'.",
@@ -463,7 +465,7 @@ def _find_old(run: Run, classes: Classes, counts: np.ndarray, old: dict[str, Any
         return
     low, high = (old["difference"] + sign * old["half_width"] for sign in (-1, 1))
     fell = high < 0
-    run.find(
+    run.add_finding(
         rule, "warning" if fell else "info", subject,
         f"{old['before']:.2%} of {old['images']} validation images before (by the old network), "
         f"{old['start']:.2%} once the new rows stood beside the old ones, {old['after']:.2%} after training: "
@@ -474,16 +476,16 @@ def _find_old(run: Run, classes: Classes, counts: np.ndarray, old: dict[str, Any
     )  # fmt: skip
 
 
-def _find_new(run: Run, classes: Classes, new: dict[str, Any]) -> None:
+def _find_new(run: StepContext, classes: Classes, new: dict[str, Any]) -> None:
     rule, subject = "expand.new_accuracy", "new classes"
     if new["after"] is None:
-        run.find(
+        run.add_finding(
             rule, "warning", subject,
             "there are no validation images of new classes, so it is not known how well they were learnt",
             row=ROW, advice="Add some of their images to the split 'val'.",
         )  # fmt: skip
         return
-    run.find(
+    run.add_finding(
         rule, "info", subject,
         f"{new['before']:.2%} of {new['images']} validation images before training, with rows from class "
         f"means; {new['after']:.2%} after it",
@@ -491,13 +493,13 @@ def _find_new(run: Run, classes: Classes, new: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _find_mode(run: Run, mode: str, gain: dict[str, float] | None) -> None:
+def _find_mode(run: StepContext, mode: str, gain: dict[str, float] | None) -> None:
     """What the choice of what is trained cost or gave; only the new rows is always worth a warning."""
     rows_only = mode == "new_rows"
     said = "only the new rows were trained: the features stay blind to what tells the new classes apart"
     if gain is None:
         if rows_only:
-            run.find(
+            run.add_finding(
                 "expand.mode", "warning", "expand.mode", said, measured=mode, limit="all", row=ROW,
                 advice="Set expand.mode to all, or expand.control to true to see the difference.",
             )  # fmt: skip
@@ -516,14 +518,14 @@ def _find_mode(run: Run, mode: str, gain: dict[str, float] | None) -> None:
     advice = "" if clear else "The difference is within the noise: more validation images would tell."
     if better != mode:
         advice = f"Set expand.mode to {better}."
-    run.find(
+    run.add_finding(
         "expand.mode", "warning" if rows_only or better != mode else "info", "expand.mode",
         f"{said}; {compared}" if rows_only else compared,
         measured=round(value, 6), limit=0.0, row=ROW, advice=advice,
     )  # fmt: skip
 
 
-def _show(run: Run, mode: str, written: dict[str, Any]) -> None:
+def _show(run: StepContext, mode: str, written: dict[str, Any]) -> None:
     control = written.get("control")
     columns = ["classes", "images", "old network", "before training", f"after ({WAYS[mode]})", "difference"]
     lines = []

@@ -24,7 +24,7 @@ from components.common.storage import (
     write_json,
 )
 from components.models.params import Net
-from components.step import Run, step
+from components.step import StepContext, step
 from components.tools import trials, tune_report
 from components.tools.params import TuneParams
 from components.tools.tune_report import FIXED, TUNED, Outcome
@@ -110,7 +110,7 @@ def _alone(spec: TrainSpec, workers: int) -> TrainSpec:
 
 
 def _search(
-    run: Run, params: TuneParams, alone: Sequence[TrainSpec], recipes: Sequence[Values], epochs: int,
+    run: StepContext, params: TuneParams, alone: Sequence[TrainSpec], recipes: Sequence[Values], epochs: int,
     connect: Callable[[], None],
 ) -> list[Tried]:  # fmt: skip
     """All trials, or those of an earlier run with the same specs and the same way to stop them."""
@@ -146,7 +146,7 @@ class _Hearing:
     """What trials tell: rows for the table, a line now and then, and an MLflow run each."""
 
     def __init__(
-        self, run: Run, params: TuneParams, tried: Sequence[Tried], epochs: int, folder: Path
+        self, run: StepContext, params: TuneParams, tried: Sequence[Tried], epochs: int, folder: Path
     ) -> None:
         self._run, self._params, self._tried, self._epochs = run, params, tried, epochs
         self._folder, self._started, self._promised = folder, time.monotonic(), False
@@ -227,7 +227,7 @@ class _Hearing:
 
 
 def _compare(
-    run: Run, params: TuneParams, fixed: TrainSpec, tuned: TrainSpec, connect: Callable[[], None]
+    run: StepContext, params: TuneParams, fixed: TrainSpec, tuned: TrainSpec, connect: Callable[[], None]
 ) -> list[Outcome]:
     """Both recipes with the same seeds, none of which a trial has had; seed by seed."""
     seeds = range(params.general.seed + 1, params.general.seed + 1 + params.tune.seeds)
@@ -252,7 +252,7 @@ def _compare(
     ]  # fmt: skip
 
 
-def _train(run: Run, params: TuneParams, who: str, spec: TrainSpec, place: Path) -> None:
+def _train(run: StepContext, params: TuneParams, who: str, spec: TrainSpec, place: Path) -> None:
     """One training as an MLflow run of its own; ``place`` keeps what came out."""
     name = f"{who} seed {spec.seed}"
     tracker = Tracker(name, params.registry)
@@ -262,7 +262,7 @@ def _train(run: Run, params: TuneParams, who: str, spec: TrainSpec, place: Path)
     tracker.tags({"kind": "training", "recipe": who, "seed": str(spec.seed)})
     status, started = "FAILED", time.monotonic()
     try:
-        own = Run(f"{run.name}: {name}", params, place.parent, tracker)
+        own = StepContext(f"{run.name}: {name}", params, place.parent, tracker)
         own.report = run.report  # what stops a training stops the step
         checkpoints = driver.checkpoints(run.name, spec)
         result = driver.fit(own, spec, params.ray, checkpoints)

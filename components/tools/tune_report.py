@@ -13,7 +13,7 @@ import numpy as np
 
 from components.common.storage import write_json, write_text
 from components.models.params import Net
-from components.step import Run
+from components.step import StepContext
 from components.tools.params import Tune
 from components.tools.tune_space import Tried, described, snippet
 from components.training import metrics, results
@@ -58,8 +58,8 @@ def macro_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple
 
 
 def write(
-    run: Run, settings: Tune, net: Net, tried: Sequence[Tried], best: Tried, outcomes: Sequence[Outcome],
-    actual: Mapping[str, np.ndarray], class_names: Sequence[str], out: Path,
+    run: StepContext, settings: Tune, net: Net, tried: Sequence[Tried], best: Tried,
+    outcomes: Sequence[Outcome], actual: Mapping[str, np.ndarray], class_names: Sequence[str], out: Path,
 ) -> None:  # fmt: skip
     """Judge, and write ``results.csv``, ``seeds.csv``, ``metrics.json``, ``best.yaml`` and the page.
 
@@ -105,7 +105,11 @@ def write(
 
 
 def find(
-    run: Run, settings: Tune, best: Tried, gains: Mapping[str, tuple[float, float | None]], images: int
+    run: StepContext,
+    settings: Tune,
+    best: Tried,
+    gains: Mapping[str, tuple[float, float | None]],
+    images: int,
 ) -> str:
     """Whether the tuned recipe is better: ``better``, ``worse``, ``not told apart`` or ``fixed``."""
     what, advice, measured, limit = f"{settings.of}: {described(best.values)}", "", 0.0, None
@@ -138,7 +142,7 @@ def find(
             said += f"; on test, which decides nothing, {test:+.2%}" + (
                 "" if test_half is None else f" ± {test_half:.2%}"
             )
-    run.find(
+    run.add_finding(
         "tune.gain", "info", what, said, measured=round(measured, 6),
         limit=None if limit is None else round(limit, 6), advice=advice, row="2.3",
     )  # fmt: skip
@@ -147,7 +151,7 @@ def find(
 
 
 def _tables(
-    run: Run, tried: Sequence[Tried], outcomes: Sequence[Outcome], actual: Mapping[str, np.ndarray],
+    run: StepContext, tried: Sequence[Tried], outcomes: Sequence[Outcome], actual: Mapping[str, np.ndarray],
     class_names: Sequence[str], out: Path,
 ) -> None:  # fmt: skip
     keys = sorted({key for one in tried for key in one.values})
@@ -172,7 +176,7 @@ def _tables(
 
 
 def _show(
-    run: Run, settings: Tune, net: Net, tried: Sequence[Tried], best: Tried, found: Mapping[str, Any],
+    run: StepContext, settings: Tune, net: Net, tried: Sequence[Tried], best: Tried, found: Mapping[str, Any],
     gains: Mapping[str, tuple[float, float | None]], verdict: str,
 ) -> None:  # fmt: skip
     said = {
@@ -231,7 +235,7 @@ def _fixed(net: Net, key: str) -> Any:
     return "the recipe's" if value is None else value
 
 
-def _curves(run: Run, tried: Sequence[Tried], best: Tried) -> None:
+def _curves(run: StepContext, tried: Sequence[Tried], best: Tried) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -252,7 +256,7 @@ def _curves(run: Run, tried: Sequence[Tried], best: Tried) -> None:
     run.page.figure("Trials by epoch", figure, note="A line that ends early was stopped.")
 
 
-def _scatter(run: Run, net: Net, tried: Sequence[Tried], best: Tried, keys: Sequence[str]) -> None:
+def _scatter(run: StepContext, net: Net, tried: Sequence[Tried], best: Tried, keys: Sequence[str]) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 

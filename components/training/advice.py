@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from components.step import Run
+from components.step import StepContext
 from components.training import health
 from components.training.inputs.index import open_index
 from components.training.sampling import training_rows
@@ -157,11 +157,11 @@ def advise(facts: Facts) -> list[Advice]:
     return sorted((a for a in found if a.gain >= WORTH), key=lambda a: -a.gain)[:MOST]
 
 
-def tell(run: Run, facts: Facts) -> list[Advice]:
+def tell(run: StepContext, facts: Facts) -> list[Advice]:
     """Say it: finding ``train.advice``, a section of the page, a line on the terminal; returns it."""
     found = advise(facts)
     first = f"{found[0]}." if found else "nothing stands out that would help; more labels always may."
-    run.find(
+    run.add_finding(
         "train.advice", "info", facts.who,
         f"macro recall {facts.reached:.1%} on validation, {facts.fitted:.1%} on images it learnt from; what "
         f"would help most: {first}",

@@ -22,7 +22,7 @@ from components.dataset import manifest as manifests
 from components.models.card import read_card
 from components.models.checkpoint import CARD
 from components.models.params import Arch
-from components.step import Run
+from components.step import StepContext
 from components.training import estimate
 from components.training.estimate import GPU_START_SECONDS, START_SECONDS, Speed
 from components.training.inputs.index import open_index
@@ -113,7 +113,7 @@ def fit_epochs(budget: float, fixed: float, epoch: float, most: int) -> int:
 
 
 def within(
-    run: Run, make: Callable[[int], TrainSpec], ray: Ray, where: str, most: int, minutes: float | None
+    run: StepContext, make: Callable[[int], TrainSpec], ray: Ray, where: str, most: int, minutes: float | None
 ) -> TrainSpec:
     """The specification with as many epochs as fit into ``train.time_budget_minutes``, if one is given.
 
@@ -140,7 +140,7 @@ def within(
                 f"how fast {ray.address} trains is known after a first training there: the budget of "
                 f"{minutes:g} min is not held, and {counted(most, 'epoch')} are taken"
             )
-            run.find(
+            run.add_finding(
                 "preflight.budget", "warning", key, message, measured=most, limit=minutes, row="5.1",
                 advice=f"Set {where}.train.epochs to what you can wait for; the next run knows the speed.",
             )  # fmt: skip
@@ -154,7 +154,7 @@ def within(
             why += ", which is more than the budget: there is at least one"
     message = f"{counted(epochs, 'epoch')} of at most {most} in {minutes:g} min: {why}"
     log.info(f"{run.name}: {message}")
-    run.find(
+    run.add_finding(
         "preflight.budget", "info", key, message, measured=epochs, limit=most, row="5.1",
         advice="A smaller network or global.image_size makes room for more." if epochs < most else "",
     )  # fmt: skip
@@ -162,7 +162,9 @@ def within(
     return make(epochs)
 
 
-def say_estimate(run: Run, spec: TrainSpec, ray: Ray, where: str, disk: int, trainings: int = 1) -> None:
+def say_estimate(
+    run: StepContext, spec: TrainSpec, ray: Ray, where: str, disk: int, trainings: int = 1
+) -> None:
     """Say what a training will take, and find ``preflight.estimate``: its time is what is measured, seconds.
 
     Args:
@@ -187,13 +189,13 @@ def say_estimate(run: Run, spec: TrainSpec, ray: Ray, where: str, disk: int, tra
         run.tracker.summary({"estimated_cost": cost})
     message = "training takes " + ", ".join(parts) if found is not None else ", ".join(parts)
     log.info(f"{run.name}: {message}")
-    run.find(
+    run.add_finding(
         RULE, "info", f"{where}.train", message, row="5.1",
         measured=None if found is None else round(found.seconds, 1),
     )  # fmt: skip
 
 
-def learn(run: Run, spec: TrainSpec, ray: Ray, heard: Listener, seconds: float) -> None:
+def learn(run: StepContext, spec: TrainSpec, ray: Ray, heard: Listener, seconds: float) -> None:
     """Say what a training took, beside what was said before, and keep its speed for the next estimate.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.common.progress import at
 from components.common.storage import need
-from components.step import Run, step
+from components.step import StepContext, step
 from components.training import driver, gate, margin
 from components.training.gate import images, rate, report, student
 from components.training.gate import teacher as teachers
@@ -42,7 +42,7 @@ def check(
         gate.write(run.product(out / gate.FILE), params, files, found)
 
 
-def rules(run: Run, params: CheckParams, *, manifest: Path, teacher: Path, weights: Path) -> None:
+def rules(run: StepContext, params: CheckParams, *, manifest: Path, teacher: Path, weights: Path) -> None:
     """Ask every rule, whatever the others find; each fault is a finding of its own."""
     subjects = [Subject("teacher", teacher)]
     subjects += [Subject(f"teacher {each}", Path(each), main=False) for each in params.distill.teachers]

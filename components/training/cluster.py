@@ -52,7 +52,7 @@ STORED = "storage.json"  # in a run's folder: that its checkpoints lie in a stor
 CODE = Path(__file__).parents[1]  # the package that goes to the nodes
 THREAD = "ray-train"
 OBJECT_STORE_BYTES = 100_000_000  # of a local cluster; images never pass through it
-HOUSE = Path(__file__).parents[2]
+REPO_ROOT = Path(__file__).parents[2]
 # failures of these kinds lie in code or in data: the next worker would fail alike
 CERTAIN = (
     ArithmeticError,
@@ -572,9 +572,9 @@ def described(error: Exception) -> dict[str, Any]:
     ours = [  # the environment may lie in the checkout
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if HOUSE in Path(frame.filename).parents and "site-packages" not in frame.filename
+        if REPO_ROOT in Path(frame.filename).parents and "site-packages" not in frame.filename
     ]
-    place = f" ({Path(ours[-1].filename).relative_to(HOUSE)}, line {ours[-1].lineno})" if ours else ""
+    place = f" ({Path(ours[-1].filename).relative_to(REPO_ROOT)}, line {ours[-1].lineno})" if ours else ""
     first = (str(error).splitlines() or [""])[0]
     return {
         "what": f"{type(error).__name__}: {first}{place}",

@@ -17,7 +17,7 @@ from components.common.progress import at, counted
 from components.common.storage import remove, state_dir
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
-from components.step import Run
+from components.step import StepContext
 from components.training import control, driver, margin, preflight
 from components.training.control import Trained
 from components.training.params import DistillParams
@@ -29,7 +29,7 @@ RULE = "distill.committee"
 
 
 def join(
-    run: Run, params: DistillParams, student: TrainSpec, epochs: int, chosen: int | None
+    run: StepContext, params: DistillParams, student: TrainSpec, epochs: int, chosen: int | None
 ) -> tuple[Path, ...]:
     """The folders of the members, trained now or before; none where the teacher alone is more often right.
 
@@ -56,7 +56,7 @@ def join(
     if isinstance(folders, Finding):
         message = f"the teacher teaches alone: its committee was stopped by {folders.rule}: {folders.message}"
         log.info(f"{run.name}: {message}")
-        run.find(RULE, "warning", "teacher", message, row="2.3", advice=folders.advice)
+        run.add_finding(RULE, "warning", "teacher", message, row="2.3", advice=folders.advice)
         return ()
     at("asking the committee")
     images, alone = margin.recognised(params, student.manifest, [student.teacher, *student.teachers])
@@ -71,11 +71,13 @@ def join(
         f"{verdict}"
     )
     log.info(f"{run.name}: {message}")
-    run.find(RULE, "info", "teacher", message, measured=round(together, 6), limit=round(alone, 6), row="2.3")
+    run.add_finding(
+        RULE, "info", "teacher", message, measured=round(together, 6), limit=round(alone, 6), row="2.3"
+    )
     return folders if helps else ()
 
 
-def _trained(run: Run, params: DistillParams, spec: TrainSpec) -> tuple[Path, ...] | Finding:
+def _trained(run: StepContext, params: DistillParams, spec: TrainSpec) -> tuple[Path, ...] | Finding:
     """All members in one job, each kept in a folder of its own."""
     folders = tuple(
         state_dir("cache", "trained").resolve() / f"{spec.key()[:32]}-{n}"

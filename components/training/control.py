@@ -23,7 +23,7 @@ from components.common.storage import atomic_path, read_json, remove, state_dir,
 from components.models import checkpoint
 from components.models.card import Lineage, read_card
 from components.models.params import LearningRate
-from components.step import Run
+from components.step import StepContext
 from components.training import budget, driver, method, results, seals
 from components.training.inputs.index import open_index
 from components.training.params import CheckParams, Distill
@@ -215,7 +215,7 @@ def whole(params: CheckParams, student: TrainSpec, epochs: int) -> TrainSpec:
     return replace(student, phases=(*phases, *committee_phases(params, members(params, student, epochs))))
 
 
-def planned(run: Run, params: CheckParams, student: TrainSpec, check: Path | None = None) -> int:
+def planned(run: StepContext, params: CheckParams, student: TrainSpec, check: Path | None = None) -> int:
     """Epochs of the main phase, within ``student.train.time_budget_minutes`` where it is given.
 
     Args:
@@ -233,7 +233,7 @@ def planned(run: Run, params: CheckParams, student: TrainSpec, check: Path | Non
     return spec.phases[0].epochs
 
 
-def control_epochs(run: Run, params: CheckParams, student: TrainSpec, planned: int) -> int:
+def control_epochs(run: StepContext, params: CheckParams, student: TrainSpec, planned: int) -> int:
     """How many epochs the control takes before the verdict: all of them, if that is a matter of minutes.
 
     A short one has a schedule of its own that ends: a network in mid-schedule says little of its end. What
@@ -361,16 +361,16 @@ def hand_on(folder: Path, product: Path) -> None:
 
 # --- training -----------------------------------------------------------------------------------------------
 
-Fit = Callable[[Run, TrainSpec], TrainResult]
+Fit = Callable[[StepContext, TrainSpec], TrainResult]
 
 
-def attempt(run: Run, spec: TrainSpec, fit: Fit) -> TrainResult | Finding:
+def attempt(run: StepContext, spec: TrainSpec, fit: Fit) -> TrainResult | Finding:
     """Train; the finding that stopped it, where a loss was no number or nothing was learnt: no error here.
 
     Raises:
         FindingsError: something else is wrong, that training the student would meet too.
     """
-    own = Run(run.name, run.params, run.out, run.tracker)
+    own = StepContext(run.name, run.params, run.out, run.tracker)
     own.report.findings += run.report.findings  # the estimate is among them
     before = len(run.report.findings)
     try:
@@ -388,7 +388,7 @@ def attempt(run: Run, spec: TrainSpec, fit: Fit) -> TrainResult | Finding:
 
 
 def obtain(
-    run: Run, spec: TrainSpec, lineage: list[Lineage], about: dict[str, Any], fit: Fit
+    run: StepContext, spec: TrainSpec, lineage: list[Lineage], about: dict[str, Any], fit: Fit
 ) -> Path | Finding:
     """The folder of the control that was trained by ``spec``, now or before; or why there is none."""
     key = spec.key()

@@ -13,7 +13,7 @@ from components.common.progress import at, counted
 from components.common.storage import human_bytes, need, need_disk, remove, write_json
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
-from components.step import Run, name_of, step
+from components.step import StepContext, name_of, step
 from components.training import (
     advice,
     budget,
@@ -94,7 +94,7 @@ def distill(
     jobs.forget()
 
 
-def _method(run: Run, params: DistillParams, base: TrainSpec, margin: Margin) -> method.Chosen:
+def _method(run: StepContext, params: DistillParams, base: TrainSpec, margin: Margin) -> method.Chosen:
     """What the student will learn of the teacher; said, with the reason."""
     chosen = margin.chosen
     if chosen is None:
@@ -145,7 +145,13 @@ class _Jobs:
     """The trainings of student and control, with each seed; one Ray cluster for those that are not done."""
 
     def __init__(
-        self, run: Run, params: DistillParams, spec: TrainSpec, alone: TrainSpec, weights: Path, check: Path
+        self,
+        run: StepContext,
+        params: DistillParams,
+        spec: TrainSpec,
+        alone: TrainSpec,
+        weights: Path,
+        check: Path,
     ) -> None:
         self._run, self._params = run, params
         self._lineage = driver.start_lineage(weights, "student", params.student)
@@ -205,7 +211,7 @@ class _Jobs:
         ray, heard = self._params.ray, listener.Listener(self._run)
         checkpoints = driver.checkpoints(job.net, job.spec)
 
-        def fit(run: Run, spec: TrainSpec) -> TrainResult:
+        def fit(run: StepContext, spec: TrainSpec) -> TrainResult:
             return driver.fit(run, spec, ray, checkpoints, heard)
 
         if job.net == CONTROL:
@@ -240,7 +246,7 @@ def _seeded(spec: TrainSpec, seed: int) -> TrainSpec:
     )
 
 
-def _say_disk(run: Run, params: DistillParams, spec: TrainSpec) -> None:
+def _say_disk(run: StepContext, params: DistillParams, spec: TrainSpec) -> None:
     if params.distill.teacher_labels != "cached":
         return
     assert spec.soft_labels is not None
@@ -255,7 +261,7 @@ def _say_disk(run: Run, params: DistillParams, spec: TrainSpec) -> None:
 
 
 def _write(
-    run: Run,
+    run: StepContext,
     params: DistillParams,
     spec: TrainSpec,
     pairs: list[Pair],

@@ -21,7 +21,7 @@ from components.dataset.params import Data
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net, Optimizer
-from components.step import Run
+from components.step import StepContext
 from components.training import budget, cluster, nodes, optim, remote, trainer
 from components.training.inputs import shards
 from components.training.inputs.index import known_fingerprint, open_index
@@ -106,7 +106,7 @@ def _optimizer(net: Net, start: Path | None) -> Optimizer:
     return settings.model_copy(update={"stage_rates": rates})
 
 
-def load_plan(run: Run, plan: Path, manifest: Path) -> Plan:
+def load_plan(run: StepContext, plan: Path, manifest: Path) -> Plan:
     """The plan, if it was made for the clean manifest, an input of ``run``.
 
     Raises:
@@ -133,7 +133,7 @@ def checkpoints(step: str, spec: TrainSpec) -> Path:
     return (state_dir("checkpoints") / f"{step}-{spec.key()[:24]}").resolve()
 
 
-def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
+def train(run: StepContext, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
     """Run a job on Ray, from where an interrupted run of the same job stopped, if there was one.
 
     Raises:
@@ -149,7 +149,9 @@ def train(run: Run, spec: TrainSpec, ray: Ray, folder: Path) -> TrainResult:
     return result
 
 
-def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path, listener: Listener | None = None) -> TrainResult:
+def fit(
+    run: StepContext, spec: TrainSpec, ray: Ray, folder: Path, listener: Listener | None = None
+) -> TrainResult:
     """The same in a cluster that is running already, so that several jobs can share it."""
     nodes.check(run, spec, ray)
     progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
@@ -157,7 +159,7 @@ def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path, listener: Listener | 
         state = cluster.fit(trainer.train, spec, ray, folder, heard)
     if heard.stopped is not None:
         told = heard.stopped
-        run.find(
+        run.add_finding(
             told["rule"], "error", run.name, told["message"],
             measured=told["measured"], advice=told["advice"], row="2.3", waivable=told["waivable"],
         )  # fmt: skip
@@ -169,14 +171,14 @@ def fit(run: Run, spec: TrainSpec, ray: Ray, folder: Path, listener: Listener | 
     return TrainResult.of(state)
 
 
-def _find_input_bound(run: Run, heard: Listener) -> None:
+def _find_input_bound(run: StepContext, heard: Listener) -> None:
     """Whether the steps waited for their images."""
     seconds = sum(heard.seconds)
     if not seconds:
         return
     waiting = sum(heard.waiting) / seconds
     bound = waiting > INPUT_BOUND and seconds > JUDGED_SECONDS
-    run.find(
+    run.add_finding(
         "train.input_bound", "warning" if bound else "info", run.name,
         f"{waiting:.0%} of the training time was spent waiting for images ({heard.images / seconds:,.0f} "
         "images a second)",
@@ -212,7 +214,7 @@ def start_lineage(weights: Path, who: str, net: Net) -> list[Lineage]:
 
 
 def write_model(
-    run: Run,
+    run: StepContext,
     spec: TrainSpec,
     tensors: dict[str, Any],
     lineage: list[Lineage],

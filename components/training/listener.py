@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from components.common import progress
-from components.step import Run
+from components.step import StepContext
 from components.training.context import Event
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class Listener:
     """Shows what rank 0 tells, and hands it to the tracker; the driver is the only one that writes."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: StepContext) -> None:
         self._run = run
         self._stack = ExitStack()
         self._task: progress.Task | None = None
@@ -75,7 +75,7 @@ class Listener:
         """What workers have found out; told again after a restart."""
         if event["rule"] not in self._found:
             self._found.add(event["rule"])
-            self._run.find(
+            self._run.add_finding(
                 event["rule"], event["level"], self._run.name, event["message"],
                 measured=event["measured"], advice=event["advice"], row="2.3",
             )  # fmt: skip

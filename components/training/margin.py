@@ -17,7 +17,7 @@ from components.common.page import Page
 from components.common.progress import at, counted, track
 from components.common.storage import need, read_json, write_json
 from components.models.params import Train
-from components.step import Run
+from components.step import StepContext
 from components.training import control, driver, forecast, method, paired, preflight
 from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.forecast import Said, Setting
@@ -87,7 +87,14 @@ class Margin:
 
 
 def judge(
-    run: Run, params: CheckParams, *, manifest: Path, plan: Path, teacher: Path, weights: Path, out: Path
+    run: StepContext,
+    params: CheckParams,
+    *,
+    manifest: Path,
+    plan: Path,
+    teacher: Path,
+    weights: Path,
+    out: Path,
 ) -> dict[str, Path]:
     """Train the control, compare the teacher with it, and find ``distill.teacher_margin``.
 
@@ -119,7 +126,7 @@ def judge(
     }
     lineage = driver.start_lineage(weights, "student", params.student)
 
-    def fit(own: Run, spec: TrainSpec) -> Any:
+    def fit(own: StepContext, spec: TrainSpec) -> Any:
         preflight.preflight(own, spec, params.ray, "student")
         return driver.train(own, spec, params.ray, driver.checkpoints(control.NET, spec))
 
@@ -202,9 +209,9 @@ def _answers(
 # --- the verdict --------------------------------------------------------------------------------------------
 
 
-def _unknown(run: Run, out: Path, why: str, advice: str, failed: str = "") -> dict[str, Path]:
+def _unknown(run: StepContext, out: Path, why: str, advice: str, failed: str = "") -> dict[str, Path]:
     """Nothing is known of the teacher's worth: that is said, and stops nothing."""
-    run.find(
+    run.add_finding(
         RULE, "warning" if failed else "info", "teacher",  # switched off: a person knows
         f"whether the teacher is worth distilling is unknown: {why}",
         row=ROW, advice=advice,
@@ -215,7 +222,7 @@ def _unknown(run: Run, out: Path, why: str, advice: str, failed: str = "") -> di
 
 
 def _find(
-    run: Run,
+    run: StepContext,
     params: CheckParams,
     student: TrainSpec,
     said: Said,
@@ -258,7 +265,7 @@ def _find(
         f"student alone {tops['alone']['top1']:.1%}{short}: {top1}; macro recall {recall}. Forecast of what "
         f"distilling by {how.method} with a label share of {how.label_share:.2g}{beside} changes: {gain}"
     )
-    run.find(
+    run.add_finding(
         RULE, level, "teacher", message,
         measured={"top1": round(top1.value, 6), "macro_recall": round(recall.value, 6)},
         limit={"forecast": round(gain.value, 6), "to": round(gain.high, 6)}, row=ROW,

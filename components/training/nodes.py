@@ -21,7 +21,7 @@ from components.common.storage import state_dir
 from components.dataset import manifest as manifests
 from components.dataset import s3
 from components.models import build, checkpoint, cost
-from components.step import Run
+from components.step import StepContext
 from components.training import cluster, node, remote
 from components.training.node import Ask, Node
 from components.training.params import Ray
@@ -42,7 +42,7 @@ def sample(manifest: Path, root: str) -> tuple[str, ...]:
     return tuple(manifests.image_path(root, path) for path in batch["path"].to_pylist())
 
 
-def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
+def check(run: StepContext, spec: TrainSpec, ray: Ray) -> None:
     """Look at every node of the running cluster, unless it is this machine's own, before workers start there.
 
     Raises:
@@ -71,7 +71,7 @@ def check(run: Run, spec: TrainSpec, ray: Ray) -> None:
         names = ", ".join(answer.name for answer in answers)
         log.info(f"{run.name}: {counted(len(answers), 'node')} answered: {names}")
     for fault in faults:
-        run.find(**vars(fault))
+        run.add_finding(**vars(fault))
     run.stop_on_errors()
     cluster.CONNECTION.add("checked")
 

@@ -242,7 +242,7 @@ def by_class(labels: np.ndarray, rows: np.ndarray, class_num: int) -> npt.NDArra
 
 
 def finding(chosen: Chosen, per_class: int) -> dict[str, Any]:
-    """What is to be said of the choice, as ``distill.pool``: arguments of ``Run.find`` by name."""
+    """What is to be said of the choice, as ``distill.pool``: arguments of ``add_finding`` by name."""
     count, classes = len(chosen.rows), int((chosen.by_class > 0).sum())
     said = (
         f"of {counted(chosen.asked, 'unlabelled image')} {count:,} are learnt from, in "

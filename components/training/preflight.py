@@ -21,7 +21,7 @@ from components.common.progress import counted
 from components.common.storage import human_bytes, state_dir
 from components.dataset import manifest as manifests
 from components.models import build, cost, heads
-from components.step import Run
+from components.step import StepContext
 from components.training import budget, machine
 from components.training.augmentation import canvas_size
 from components.training.inputs.feed import shm_needed
@@ -90,7 +90,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Fault:
-    """What ``Run.find`` takes."""
+    """What ``StepContext.add_finding`` takes."""
 
     rule: str
     level: Level
@@ -102,7 +102,7 @@ class Fault:
     row: str = "1.3"
 
 
-def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 1) -> None:
+def preflight(run: StepContext, spec: TrainSpec, ray: Ray, where: str, trainings: int = 1) -> None:
     """What can be known to be wrong before anything starts: rows, batch sizes, the machine, the network.
 
     Args:
@@ -133,18 +133,18 @@ def preflight(run: Run, spec: TrainSpec, ray: Ray, where: str, trainings: int = 
     if not ray.address:  # else training runs elsewhere: each node is looked at there
         faults += machine_faults(here, needed, where)
     for fault in faults:
-        run.find(**vars(fault))
+        run.add_finding(**vars(fault))
         if fault.level == "warning":  # in the report it would be read when the training is over
             log.warning(f"{run.name}: {fault.message}. {fault.advice}")
     run.stop_on_errors()
     held = heads.fc_share(module)
     if held is not None:
-        run.find(**heads.fc_finding(held, where))
+        run.add_finding(**heads.fc_finding(held, where))
     check_vit_data(run, spec, where, module, counts["train"])
     budget.say_estimate(run, spec, ray, where, needed.disk, trainings)
 
 
-def check_memory(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
+def check_memory(run: StepContext, spec: TrainSpec, ray: Ray, where: str) -> None:
     """Whether ``ray.workers`` trainings of one worker each have memory enough, where they run here.
 
     Raises:
@@ -154,11 +154,11 @@ def check_memory(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
         return
     module = cost.on_meta(lambda: build.create(spec.arch, len(spec.class_names)))
     for fault in memory_faults(machine.look(state_dir("checkpoints")), needs(spec, ray, module), where):
-        run.find(**vars(fault))
+        run.add_finding(**vars(fault))
     run.stop_on_errors()
 
 
-def _say_batch(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
+def _say_batch(run: StepContext, spec: TrainSpec, ray: Ray, where: str) -> None:
     batch, processes = spec.train.batch_size, spec.train.num_workers
     message = (
         f"{where}: {batch} images per worker x {ray.workers} Ray workers = {batch * ray.workers} per step; "
@@ -167,7 +167,7 @@ def _say_batch(run: Run, spec: TrainSpec, ray: Ray, where: str) -> None:
         f"{spec.valid.num_workers} loader processes per worker"
     )
     log.info(f"{run.name}: {message}")
-    run.find(
+    run.add_finding(
         "config.batch", "info", f"{where}.train.batch_size", message,
         measured=batch * ray.workers, row="5.1",
     )  # fmt: skip
@@ -463,7 +463,9 @@ def _has_batch_norm(module: torch.nn.Module) -> bool:
     return any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
-def check_vit_data(run: Run, spec: TrainSpec, where: str, module: torch.nn.Module, images: int) -> None:
+def check_vit_data(
+    run: StepContext, spec: TrainSpec, where: str, module: torch.nn.Module, images: int
+) -> None:
     """Warn when a vision transformer is to learn from few images what others know by their build.
 
     Without the locality of convolutions it needs pretraining (Dosovitskiy et al., "ViT", 2021, sec. 4.3) or,
@@ -474,7 +476,7 @@ def check_vit_data(run: Run, spec: TrainSpec, where: str, module: torch.nn.Modul
     if spec.train.augment == "deit" and images >= DEIT_IMAGES:
         return
     needed = DEIT_IMAGES if spec.train.augment == "deit" else VIT_IMAGES
-    run.find(
+    run.add_finding(
         "arch.vit_data", "warning", f"{where}.arch.name {spec.arch.name}",
         f"a vision transformer with random weights and {images:,} training images; it needs some {needed:,} "
         f"with augment: {spec.train.augment}",

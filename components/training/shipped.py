@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from components.common.progress import counted
-from components.step import Run
+from components.step import StepContext
 from components.training import optim, paired
 from components.training.control import NET as CONTROL
 from components.training.control import Trained
@@ -116,10 +116,10 @@ def _best(net: str, actual: np.ndarray, pairs: Sequence[Pair], why: str) -> Kept
     return Kept(net, seed, network, why)
 
 
-def say_kept(run: Run, kept: Kept) -> None:
+def say_kept(run: StepContext, kept: Kept) -> None:
     """The first line of the report, and one on the terminal."""
     run.page.text("What is shipped", kept.why)
-    run.find(
+    run.add_finding(
         "distill.kept", "info" if kept.net == "student" else "warning", kept.net, kept.why,
         measured=kept.net, row=ROW,
         advice="" if kept.net == "student" else f"{WAY_OUT} distill.keep: student ships it all the same.",
@@ -128,7 +128,7 @@ def say_kept(run: Run, kept: Kept) -> None:
 
 
 def measured(
-    run: Run,
+    run: StepContext,
     params: DistillParams,
     spec: TrainSpec,
     actual: dict[str, np.ndarray],
@@ -179,7 +179,7 @@ def unequal(params: DistillParams, spec: TrainSpec, pair: Pair) -> str:
 
 
 def find_gain(
-    run: Run, actual: dict[str, np.ndarray], pairs: Sequence[Pair], differs: str = ""
+    run: StepContext, actual: dict[str, np.ndarray], pairs: Sequence[Pair], differs: str = ""
 ) -> dict[str, Any]:
     """What is claimed: of two networks with one seed, of distilling from three on."""
     both = [(pair.student, pair.control) for pair in pairs if pair.control is not None]
@@ -213,7 +213,7 @@ def find_gain(
         advice = WAY_OUT
     else:
         advice = "" if len(both) >= CLAIM else "distill.seeds: 3 would tell what distilling gains."
-    run.find(
+    run.add_finding(
         "distill.gain", "warning" if harm else "info", "student", message,
         measured=round(gain.value, 6), limit=0.0, row=ROW, advice=advice,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from components.dataset.params import S3
 from components.models import build, features, heads
 from components.models.dataflow import made_for
 from components.models.params import Net
-from components.step import Run, step
+from components.step import StepContext, step
 from components.weights import download, write
 from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, Shape, compare, shapes, some
@@ -79,7 +79,7 @@ def weights(params: WeightsParams, *, out: Path) -> None:
         for who in NETS:
             net: Net = getattr(params, who)
             if net.weights == "none":
-                run.find(
+                run.add_finding(
                     "weights.source", "info", who, f"{who}.weights is none: it starts from random weights",
                     measured="none", row=ROW,
                 )  # fmt: skip
@@ -93,7 +93,9 @@ def weights(params: WeightsParams, *, out: Path) -> None:
         _write_features(run, params, ready, out)
 
 
-def prepare_net(run: Run, s3: S3, who: str, net: Net, out: Path, section: str | None = None) -> Prepared:
+def prepare_net(
+    run: StepContext, s3: S3, who: str, net: Net, out: Path, section: str | None = None
+) -> Prepared:
     """Fetch, convert and prove ``net.weights``; writes ``{who}.safetensors`` and its record into ``out``.
 
     Args:
@@ -143,8 +145,8 @@ def _read(source: Source) -> Stored:
 # --- what is found --------------------------------------------------------------------------------------
 
 
-def _find_source(run: Run, who: str, source: Source, notes: list[str]) -> None:
-    run.find(
+def _find_source(run: StepContext, who: str, source: Source, notes: list[str]) -> None:
+    run.add_finding(
         "weights.source", "info", who,
         f"{source.spec}: {source.origin}; read as {'; '.join(notes)}; sha256 {source.sha256}",
         measured=source.sha256, row=ROW,
@@ -152,12 +154,18 @@ def _find_source(run: Run, who: str, source: Source, notes: list[str]) -> None:
 
 
 def _find_values(
-    run: Run, who: str, section: str, converted: Converted, coverage: Coverage, claimed: str | None, net: Net
+    run: StepContext,
+    who: str,
+    section: str,
+    converted: Converted,
+    coverage: Coverage,
+    claimed: str | None,
+    net: Net,
 ) -> None:
     """Weights that fit and still may be wrong: another network's by their own words, or never trained."""
     name = net.arch.name
     if claimed is not None and claimed.partition(".")[0] != name.partition(".")[0]:
-        run.find(
+        run.add_finding(
             "weights.source", "warning", who,
             f"the file says of itself that it is of '{claimed}', not of {name}; two networks may have the "
             "same tensors and compute differently (paddings, norms, activations)",
@@ -168,7 +176,7 @@ def _find_values(
         if name.endswith("running_var") and (converted.backbone[name] < 0).any()
     ]  # fmt: skip
     if negative:
-        run.find(
+        run.add_finding(
             "weights.source", "error", who,
             f"negative variances in {some(negative)} (of {len(coverage.matched)} tensors): no norm can take "
             "their root; they are damaged, or another tensor's",
@@ -176,7 +184,7 @@ def _find_values(
         )  # fmt: skip
     empty = [name for name in coverage.matched if _holds_nothing(name, converted.backbone[name])]
     if empty:
-        run.find(
+        run.add_finding(
             "weights.source", "error", who,
             f"nothing but zeros in {some(empty)} (of {len(coverage.matched)} tensors): no training leaves "
             "a kernel or all variances of a norm at zero",
@@ -185,7 +193,7 @@ def _find_values(
     vectors = [t for n in coverage.matched if (t := converted.backbone[n]).ndim == 1 and t.size > 1]
     constant = sum(bool((vector == vector[0]).all()) for vector in vectors) / max(1, len(vectors))
     if constant > UNTRAINED:
-        run.find(
+        run.add_finding(
             "weights.source", "warning", who,
             f"{constant:.0%} of the norms and biases have one value throughout, as before any training",
             measured=round(constant, 4), limit=UNTRAINED, row=ROW,
@@ -193,13 +201,13 @@ def _find_values(
         )  # fmt: skip
 
 
-def _find_fit(run: Run, who: str, fits: list[Fit]) -> None:
+def _find_fit(run: StepContext, who: str, fits: list[Fit]) -> None:
     """Whether the kernels are those that the norms behind them were trained with."""
     if not fits:  # a network without batch norms, or weights that no training has touched
         return
     wrong = sorted((fit for fit in fits if fit.unlikely), key=lambda fit: fit.means)
     if not wrong:
-        run.find(
+        run.add_finding(
             "weights.source", "info", who,
             f"kernels fit all {len(fits)} batch norms: on artificial images their channels' means correlate "
             f"with those that the norms remember, by {median(f.means for f in fits):.2f} in the median",
@@ -215,7 +223,7 @@ def _find_fit(run: Run, who: str, fits: list[Fit]) -> None:
             "the shapes fit, but kernels are not in their places, or come from another training, or norms "
             "were not updated with them"
         )
-    run.find(
+    run.add_finding(
         "weights.source", level, who,  # type: ignore[arg-type]
         f"on artificial images {len(wrong)} of {len(fits)} batch norms remember other inputs than their "
         f"kernels give: {some([fit.norm for fit in wrong])}; {why}",
@@ -235,7 +243,7 @@ def _holds_nothing(name: str, tensor: Array) -> bool:
     return judged and tensor.size > 1 and not tensor.any()
 
 
-def _find_head(run: Run, who: str, converted: Converted) -> None:
+def _find_head(run: StepContext, who: str, converted: Converted) -> None:
     if converted.classes is None:
         message = "the weights have no head: they cannot predict, only be finetuned with a new one"
     else:
@@ -243,10 +251,10 @@ def _find_head(run: Run, who: str, converted: Converted) -> None:
             f"the weights' head of {converted.classes:,} classes is left out: finetuning gives the network a "
             "new one; what is written here cannot predict"
         )
-    run.find("weights.head", "info", who, message, measured=converted.classes, row=ROW)
+    run.add_finding("weights.head", "info", who, message, measured=converted.classes, row=ROW)
 
 
-def _find_coverage(run: Run, who: str, section: str, net: Net, coverage: Coverage) -> bool:
+def _find_coverage(run: StepContext, who: str, section: str, net: Net, coverage: Coverage) -> bool:
     """Whether as much is covered as is asked for, or a person waived it."""
     deeper = coverage.deeper()
     good = coverage.share >= net.coverage and not deeper
@@ -255,7 +263,7 @@ def _find_coverage(run: Run, who: str, section: str, net: Net, coverage: Coverag
     if deeper:
         faults += f"; {some(deeper)} continue the network's own blocks: these are a deeper network's weights"
     level = ("warning" if faults else "info") if good else "error"
-    found = run.find(
+    found = run.add_finding(
         "weights.coverage", level, who, f"{message}: {faults}" if faults else message,  # type: ignore[arg-type]
         measured=coverage.share, limit=net.coverage, row=ROW,
         advice="" if good else (
@@ -289,7 +297,7 @@ def _rows(
     ]  # fmt: skip
 
 
-def _show(run: Run, who: str, coverage: Coverage, rows: list[dict[str, Any]]) -> None:
+def _show(run: StepContext, who: str, coverage: Coverage, rows: list[dict[str, Any]]) -> None:
     run.page.table(
         f"{who}: coverage of the backbone", ["tensors", "count", "values"],
         [
@@ -343,7 +351,7 @@ def _prove(module: nn.Module, path: Path, converted: Converted) -> None:
 
 
 def _write_record(
-    run: Run, out: Path, who: str, net: Net, digest: str | None, lineage: list[dict[str, Any]],
+    run: StepContext, out: Path, who: str, net: Net, digest: str | None, lineage: list[dict[str, Any]],
     classes: int | None,
 ) -> None:  # fmt: skip
     """What the weights are, for a model's lineage. ``classes``: those of the head that was left out."""
@@ -365,14 +373,16 @@ def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
 
 
-def _write_features(run: Run, params: WeightsParams, ready: Mapping[str, Prepared], out: Path) -> None:
+def _write_features(
+    run: StepContext, params: WeightsParams, ready: Mapping[str, Prepared], out: Path
+) -> None:
     """The backbone for the audit's probe, which needs no torch then."""
     who = next(iter(ready), "teacher")
     net: Net = getattr(params, who)
     if ready:
         module = ready[who].module
     else:
-        run.find(
+        run.add_finding(
             "weights.source", "warning", "features.onnx",
             "neither network has weights: the audit's features come from a random backbone and say little",
             measured="none", row=ROW, advice="Give teacher.weights or student.weights.",

@@ -25,7 +25,7 @@ from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.common.storage import remove, sha256_file, state_dir
-from pipelines.history import HOUSE
+from pipelines.history import REPO_ROOT
 from pipelines.kubeflow import dag
 from pipelines.params import Params
 
@@ -64,7 +64,7 @@ def submit_local(params: Params) -> tuple[Path, str]:
         "RETORT_STATE": os.fspath(home / "state"),
         "RETORT_RUN": key,
         # a component is a process of its own: it imports the code of this process, not another checkout's
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.fspath(HOUSE), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.fspath(REPO_ROOT), os.environ.get("PYTHONPATH")])),
     }
     with environment(own), _components_end_with_us(), redirect_stdout(_Readable(sys.stdout)):
         student = Path(_run_here(params, root)) / "model.safetensors"

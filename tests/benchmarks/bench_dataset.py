@@ -22,7 +22,7 @@ from components.dataset.quality.judge import judge
 from tests.benchmarks import fashion
 from tests.benchmarks.measure import Command, Row, at_least, at_most, run
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 CLASSES = 100_000
 SIZES = (1_000_000, 4_000_000, 16_000_000, 43_000_000)
@@ -35,7 +35,7 @@ def measure(seeds: int) -> list[Row]:
 
 
 def _retort(folder: Path, *arguments: str) -> Command:
-    env = {**os.environ, "PYTHONPATH": os.fspath(HOUSE), "CI": "true", "RETORT_RUN": "benchmark"}
+    env = {**os.environ, "PYTHONPATH": os.fspath(REPO_ROOT), "CI": "true", "RETORT_RUN": "benchmark"}
     done = run([sys.executable, "-m", "pipelines.cli", *arguments], folder, env)
     if done.status != 0:
         raise SystemExit(f"retort {' '.join(arguments)} failed:\n{done.output[-2000:]}")
@@ -131,7 +131,7 @@ def _plan(folder: Path) -> list[Row]:
     _retort(folder, "weights")
     synthetic = _retort(folder, "audit", "synthetic")
     plan = _retort(folder, "plan", "-o", "audit.distribution=uniform")
-    env = {**os.environ, "PYTHONPATH": os.fspath(HOUSE)}
+    env = {**os.environ, "PYTHONPATH": os.fspath(REPO_ROOT)}
     script = LOAD.replace("CLASSES", str(CLASSES))
     done = run([sys.executable, "-c", script], folder, env)
     if done.status:
@@ -218,7 +218,7 @@ print(seconds, len(found) // 2, wrong)
 
 def _near(count: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder:
-        env = {**os.environ, "PYTHONPATH": os.fspath(HOUSE)}
+        env = {**os.environ, "PYTHONPATH": os.fspath(REPO_ROOT)}
         done = run([sys.executable, "-c", SEARCH, str(count)], Path(folder), env)
     if done.status != 0:
         raise SystemExit(f"the search for near-duplicates failed:\n{done.output[-2000:]}")
@@ -406,6 +406,6 @@ def _show_pairs(folder: Path, pairs: list[tuple[str, str]]) -> None:
             with Image.open(io.BytesIO((folder / "images" / path).read_bytes())) as image:
                 big = image.resize((56, 56), Image.Resampling.NEAREST)
             sheet.paste(big, (place % 10 * 124 + side * 58, place // 10 * 64))
-    target = HOUSE / "outputs" / "bench" / "untouched_pairs.png"
+    target = REPO_ROOT / "outputs" / "bench" / "untouched_pairs.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)

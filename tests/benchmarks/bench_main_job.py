@@ -16,7 +16,7 @@ import yaml
 
 from tests.benchmarks.measure import Row, at_least, at_most, run
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 
 
@@ -24,7 +24,7 @@ def measure(seeds: int) -> list[Row]:
     """Run the whole pipeline once a seed; the first run is cold, and timed."""
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder:
         clone = Path(folder) / "clone"
-        subprocess.run(["git", "clone", "--quiet", os.fspath(HOUSE), os.fspath(clone)], check=True)
+        subprocess.run(["git", "clone", "--quiet", os.fspath(REPO_ROOT), os.fspath(clone)], check=True)
         env = _environment(clone)
         rows = _first(clone, env)
         rows += _again(clone, env)

@@ -33,7 +33,7 @@ from components.training.inputs.index import known_fingerprint, open_index
 from components.training.inputs.pictures import open_store
 from tests.benchmarks.measure import Row, at_least, at_most
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 BEFORE = "2e8f4f8"  # the last commit with components/training/loader.py
 GIB = 1 << 30
 
@@ -74,7 +74,7 @@ def input_path() -> list[Row]:
             for said, arguments in INPUTS.items():
                 if arguments[0] == "before" and not there:
                     continue
-                code = folder / "before" if arguments[0] == "before" else HOUSE
+                code = folder / "before" if arguments[0] == "before" else REPO_ROOT
                 best[said] = max(best[said], *_rates(folder, code, arguments))
     rows = [Row(f"training, {said}", value, "images/s") for said, value in best.items() if value]
     if there:
@@ -94,9 +94,9 @@ def cached_labels() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
         folder = Path(name)
         _write_photographs(folder)
-        script = HOUSE / "tests/benchmarks/cached_labels.py"
+        script = REPO_ROOT / "tests/benchmarks/cached_labels.py"
         command = [sys.executable, "-W", "ignore", script, "clean.parquet", "images", str(CACHED_ROUNDS)]
-        env = {**os.environ, "PYTHONPATH": str(HOUSE), "RETORT_STATE": str(folder / ".retort")}
+        env = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "RETORT_STATE": str(folder / ".retort")}
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"cached labels: {done.stderr[-2000:]}")
@@ -118,7 +118,7 @@ def cached_labels() -> list[Row]:
 
 
 def _rates(folder: Path, code: Path, arguments: tuple[str, ...]) -> list[float]:
-    script = HOUSE / "tests/benchmarks/input_path.py"
+    script = REPO_ROOT / "tests/benchmarks/input_path.py"
     command = [sys.executable, "-W", "ignore", script, *arguments, "clean.parquet", "images"]
     env = {
         **os.environ,
@@ -134,7 +134,7 @@ def _rates(folder: Path, code: Path, arguments: tuple[str, ...]) -> list[float]:
 
 def _commit_before(folder: Path) -> bool:
     """The code of the commit before; False where git does not have it."""
-    archive = subprocess.run(["git", "-C", HOUSE, "archive", BEFORE, "components"], capture_output=True)
+    archive = subprocess.run(["git", "-C", REPO_ROOT, "archive", BEFORE, "components"], capture_output=True)
     if archive.returncode:
         print(f"training: git has no {BEFORE} here: nothing is compared with it", file=sys.stderr)
         return False
@@ -175,7 +175,7 @@ def large_index() -> list[Row]:
     """A manifest of ROWS rows and CLASSES classes: its index, then a worker's first batch and its drawing."""
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
         folder = Path(name)
-        env = {**os.environ, "RETORT_STATE": str(folder / ".retort"), "PYTHONPATH": str(HOUSE)}
+        env = {**os.environ, "RETORT_STATE": str(folder / ".retort"), "PYTHONPATH": str(REPO_ROOT)}
         manifest.write_all(_portions(), folder / "clean.parquet")
 
         def run(what: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from tests.benchmarks.measure import Row, at_most
 from tests.components.weights.conftest import PADDLE, examples, lodtensor, tar_of
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = 10_000
 HANG_SECONDS = 10
 GIB = 1 << 30
@@ -29,7 +29,7 @@ def measure(seeds: int) -> list[Row]:
 def _python(code: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """Run code in a process of its own; what it prints last is JSON."""
     command = [sys.executable, "-c", code, *arguments]
-    environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(REPO_ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"status {done.returncode}: {done.stderr[-2000:]}")

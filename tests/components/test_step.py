@@ -40,7 +40,7 @@ def test_products_appear_beside_the_report_when_the_step_passes(out: Path, tmp_p
     with step("demo", params(), out, [source]) as run:
         run.product(out / "model.txt").write_text("m")
         run.product(elsewhere).write_text("r")
-        run.find("demo.note", "info", "all", "fine")
+        run.add_finding("demo.note", "info", "all", "fine")
         assert not elsewhere.exists(), "products are staged until the step has passed"
     assert {"model.txt", "report.json", "report.html", "run.json"} <= names(out)
     assert elsewhere.read_text() == "r"
@@ -72,7 +72,7 @@ def test_an_error_leaves_a_failed_report_and_no_product(out: Path) -> None:
         step("demo", params(), out) as run,
     ):
         run.product(out / "model.txt").write_text("new")
-        run.find("demo.bad", "error", "x", "too low", measured=1, limit=2)
+        run.add_finding("demo.bad", "error", "x", "too low", measured=1, limit=2)
     assert raised.value.status == 1
     assert "model.txt" not in names(out)
     assert "run.json" not in names(out)
@@ -82,7 +82,7 @@ def test_an_error_leaves_a_failed_report_and_no_product(out: Path) -> None:
 
 def test_a_waived_error_is_a_warning_that_says_so(out: Path) -> None:
     with step("demo", params(checks={"waive": ["export.parity"]}), out) as run:
-        run.find("export.parity", "error", "x", "too low")
+        run.add_finding("export.parity", "error", "x", "too low")
     finding = read_report(out / "report.json").findings[0]
     assert (finding.level, finding.waived) == ("warning", True)
 
@@ -91,12 +91,12 @@ def test_an_error_that_leaves_nothing_to_go_on_with_is_not_waived_and_offers_no_
     said = {}
     for waivable in (True, False):
         with pytest.raises(FindingsError) as raised, step("demo", params(), out) as run:
-            run.find("demo.bad", "error", "x", "no network", waivable=waivable)
+            run.add_finding("demo.bad", "error", "x", "no network", waivable=waivable)
         said[waivable] = "checks.waive" in str(raised.value)
     assert said == {True: True, False: False}
     waive = params(checks={"waive": ["export.parity"]})
     with pytest.raises(FindingsError), step("demo", waive, out) as run:
-        run.find("export.parity", "error", "x", "no network", waivable=False)
+        run.add_finding("export.parity", "error", "x", "no network", waivable=False)
 
 
 def test_a_failure_of_the_work_is_in_the_report(out: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_other_steps_keep_in_the_folder_stays(out: Path) -> None:
 
 def test_report_html_escapes_what_users_named(out: Path) -> None:
     with step("demo", params(), out) as run:
-        run.find("demo.note", "warning", "class '<script>'", "<b>odd</b> name")
+        run.add_finding("demo.note", "warning", "class '<script>'", "<b>odd</b> name")
         run.page.table("Names <i>", ["file"], [["<img src=x>"]])
     page = (out / "report.html").read_text()
     for hostile in ("<script>", "<b>odd", "<img src=x>", "Names <i>"):

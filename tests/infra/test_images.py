@@ -12,15 +12,15 @@ from types import ModuleType
 
 import pytest
 
-HOUSE = Path(__file__).resolve().parents[2]
-LOCK = (HOUSE / "requirements.lock").read_text(encoding="utf-8")
-PYPROJECT = (HOUSE / "pyproject.toml").read_text(encoding="utf-8")
+REPO_ROOT = Path(__file__).resolve().parents[2]
+LOCK = (REPO_ROOT / "requirements.lock").read_text(encoding="utf-8")
+PYPROJECT = (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def requirements() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
-        "requirements", HOUSE / "infra" / "images" / "requirements.py"
+        "requirements", REPO_ROOT / "infra" / "images" / "requirements.py"
     )
     assert spec is not None
     assert spec.loader is not None
@@ -89,7 +89,7 @@ def test_the_light_steps_import_nothing_that_their_image_lacks(requirements: Mod
     light = names(requirements.subset(LOCK, requirements.needless("light", PYPROJECT)))
     owners = importlib.metadata.packages_distributions()
     for room in ("common", "dataset", "audit"):
-        for path in (HOUSE / "components" / room).glob("*.py"):
+        for path in (REPO_ROOT / "components" / room).glob("*.py"):
             for module in imported(path) - sys.stdlib_module_names - {"components", "__future__"}:
                 packages = {re.sub(r"[-_.]+", "-", name).lower() for name in owners.get(module, [])}
                 assert packages & light, f"{path.name} imports {module}, which the light image lacks"

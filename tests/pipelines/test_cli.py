@@ -20,7 +20,7 @@ from pipelines import cli
 from pipelines.cli.options import Options
 from tests.conftest import bare
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,9 @@ def test_init_makes_a_project_and_refuses_to_overwrite_it(
     assert {"params.yaml", "dvc.yaml", "images", ".gitignore", "README.md", ".dvc"} <= made
     stages = yaml.safe_load((tmp_path / "mine/dvc.yaml").read_text())
     stages["stages"]["ingest"]["deps"].remove("${data.source}")
-    assert stages == yaml.safe_load((HOUSE / "dvc.yaml").read_text()), "the checkout's, but for the images"
+    assert stages == yaml.safe_load((REPO_ROOT / "dvc.yaml").read_text()), (
+        "the checkout's, but for the images"
+    )
     assert cli.run(["--params", "mine/params.yaml", "report"]) == 0
     assert cli.run(["init", "mine"]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -22,8 +22,8 @@ from pipelines.params import Params, load
 from pipelines.steps import MAIN, Pipeline
 from tests.conftest import Checkout
 
-HOUSE = Path(__file__).resolve().parents[2]
-DVC: dict[str, Any] = yaml.safe_load((HOUSE / "dvc.yaml").read_text(encoding="utf-8"))
+REPO_ROOT = Path(__file__).resolve().parents[2]
+DVC: dict[str, Any] = yaml.safe_load((REPO_ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES: dict[str, dict[str, Any]] = DVC["stages"]
 
 FRAME = ("components.common", "components.tracking", "components.step")  # what every step is framed by
@@ -117,7 +117,7 @@ def test_every_stage_keeps_the_id_of_its_run() -> None:
 
 def test_the_order_is_that_of_the_kubeflow_pipeline(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.yaml"
-    dag.compile(load(HOUSE / "params.yaml"), path)
+    dag.compile(load(REPO_ROOT / "params.yaml"), path)
     tasks = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))["root"]["dag"]["tasks"]
 
     @cache

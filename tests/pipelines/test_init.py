@@ -16,14 +16,14 @@ from components.dataset.params import Data
 from pipelines import cli, init
 from pipelines.params import load
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", os.fspath(HOUSE))
+    monkeypatch.setenv("PYTHONPATH", os.fspath(REPO_ROOT))
     # git as it is on a machine where nobody has set it up
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)

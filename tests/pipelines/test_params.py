@@ -13,7 +13,7 @@ from components.training.params import FinetuneParams
 from pipelines.init import commented
 from pipelines.params import Params, keys, load, parse
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_embedded_default_is_valid() -> None:
-    assert load(HOUSE / "params.yaml").data.source == "digits"
+    assert load(REPO_ROOT / "params.yaml").data.source == "digits"
 
 
 def test_an_override_wins_and_is_yaml(file: Path) -> None:

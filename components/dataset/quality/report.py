@@ -15,7 +15,7 @@ from components.dataset.images import thumbnail
 from components.dataset.quality import CHECKS
 from components.dataset.quality.check import Check
 from components.dataset.quality.judge import SMALL, Verdict, judge
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,7 +49,7 @@ class Found:
     worst: NDArray[np.int64]
 
 
-def audit(run: Run, db: duckdb.DuckDBPyConnection, out: Path) -> Callable[[str], None] | None:
+def audit(run: StepContext, db: duckdb.DuckDBPyConnection, out: Path) -> Callable[[str], None] | None:
     """Judge every clean image that was opened; ``quality.parquet`` holds all numbers.
 
     Reads the tables ``seen``, ``m`` and ``bad`` of the step, adds to ``cases``.
@@ -95,13 +95,13 @@ def _said(one: Found, images: Images, place: int, index: int) -> str:
     return f"{images.paths[index]} ({value:.3g}, limit {limit:.3g})"
 
 
-def _exceptions(run: Run, images: Images, one: Found, place: int) -> None:
+def _exceptions(run: StepContext, images: Images, one: Found, place: int) -> None:
     alone = one.worst[~one.verdict.common[one.worst]]
     if not len(alone):
         return
     check, values = one.check, images.measures[:, place]
     shown = "; ".join(_said(one, images, place, index) for index in alone[:3])
-    run.find(
+    run.add_finding(
         check.rule, "warning", ", ".join(images.paths[alone[:WORST]]),
         f"{len(alone):,} of {len(values):,} {check.what}: {shown}{' and others' if len(alone) > 3 else ''}. "
         f"Measured: {check.number} (median {np.median(values):.3g}). All of them: findings.parquet.",
@@ -109,7 +109,7 @@ def _exceptions(run: Run, images: Images, one: Found, place: int) -> None:
     )  # fmt: skip
 
 
-def _common(run: Run, images: Images, one: Found, place: int) -> None:
+def _common(run: StepContext, images: Images, one: Found, place: int) -> None:
     """Too many to be exceptions: a property of the data, or a fault that struck them all."""
     common = np.flatnonzero(one.verdict.common)
     if not len(common):
@@ -121,7 +121,7 @@ def _common(run: Run, images: Images, one: Found, place: int) -> None:
     inside = f"{(images.labels == labels[order[0]]).sum():,} images of {classes[0]}"
     rest = values[~one.verdict.named]
     beside = f", that of all others {np.median(rest):.3g}" if len(rest) else ""
-    run.find(
+    run.add_finding(
         check.rule, "info", ", ".join(classes),
         f"{len(common):,} {check.what}, but these are no exceptions: {counts[order[0]]:,} of "
         f"{inside}{', ...' if len(labels) > 1 else ''}. Measured: {check.number}; "
@@ -138,7 +138,7 @@ def _class_name(images: Images, label: int) -> str:
     return f"class '{images.names[np.argmax(images.labels == label)]}'"
 
 
-def _splits(run: Run, images: Images) -> None:
+def _splits(run: StepContext, images: Images) -> None:
     """Splits whose real images differ as a whole: one judges other pictures than were learnt from."""
     from scipy.stats import mannwhitneyu
 
@@ -154,7 +154,7 @@ def _splits(run: Run, images: Images) -> None:
             share = float(mannwhitneyu(one, other, method="asymptotic").statistic) / pairs
             deviation = np.sqrt((len(one) + len(other) + 1) / 12 / pairs)
             if abs(share - 0.5) > max(APART, BEYOND_CHANCE * deviation):
-                run.find(
+                run.add_finding(
                     "quality.splits", "info", f"split '{split}'",
                     f"The images of '{split}' differ from those of 'train': {check.number}, in the middle "
                     f"{np.median(one):.3g} against {np.median(other):.3g}.",
@@ -201,7 +201,7 @@ def _write(images: Images, found: list[Found], out: Path) -> None:
     pq.write_table(pa.table(columns), out / "quality.parquet", compression="zstd")
 
 
-def _show(run: Run, images: Images, found: list[Found], root: str) -> None:
+def _show(run: StepContext, images: Images, found: list[Found], root: str) -> None:
     if not any(one.verdict.named.any() for one in found):
         return
     there = [split for split in SPLITS if (images.splits == split).any()]

@@ -21,7 +21,7 @@ from typing import Any
 from components.common.errors import RetortError
 from components.common.findings import Level
 from components.common.storage import read_json
-from components.step import Run
+from components.step import StepContext
 from components.training.params import CheckParams
 
 RULE, ROW = "distill.initial_lr", "2.3"
@@ -123,7 +123,7 @@ def limit(params: CheckParams, total: int) -> Limit:
     )
 
 
-def judge(run: Run, params: CheckParams) -> None:
+def judge(run: StepContext, params: CheckParams) -> None:
     """That the learning rate is not above that of ImageNet-1k training, for the same number of images.
 
     SGD's rate is divided by the task's ``gradient_scale`` before it is used, so that a step is as large as
@@ -142,7 +142,7 @@ def judge(run: Run, params: CheckParams) -> None:
         level, advice = "warning", f"Give {give}, if you know them."
     else:
         level, advice = "info", ""
-    run.find(
+    run.add_finding(
         RULE, level, "student.lr.initial",
         f"{asked:g} with {student.optimizer.name} at a total batch of {total}; {allowed.why}",
         measured=asked, limit=allowed.rate, row=ROW, advice=advice,

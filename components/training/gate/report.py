@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.common.findings import Finding
-from components.step import Run
+from components.step import StepContext
 
 if TYPE_CHECKING:
     from components.weights.fit import Fit
 
 
-def show_rules(run: Run) -> None:
+def show_rules(run: StepContext) -> None:
     """A line a finding: what was judged, the verdict, what was measured, and its limit."""
     run.page.table(
         "The gate before distillation", ["rule", "of", "verdict", "measured", "limit"],
@@ -21,7 +21,7 @@ def show_rules(run: Run) -> None:
     )  # fmt: skip
 
 
-def show_fits(run: Run, who: str, fits: Sequence[Fit]) -> None:
+def show_fits(run: StepContext, who: str, fits: Sequence[Fit]) -> None:
     """Per batch norm: how its running statistics correlate with what it sees of real images."""
     if not fits:
         return

@@ -22,7 +22,7 @@ from components.dataset import manifest as manifests
 from components.models import checkpoint
 from components.models.card import ModelCard, names_finding, read_card
 from components.models.params import Arch, Train
-from components.step import Run, name_of
+from components.step import StepContext, name_of
 from components.training.gate.evidence import UNTRAINED, constant_share
 from components.training.gate.images import Judged
 from components.training.gate.student import judge_source
@@ -50,7 +50,7 @@ class Subject:
 
 
 def judge(
-    run: Run,
+    run: StepContext,
     params: CheckParams,
     subject: Subject,
     *,
@@ -91,7 +91,12 @@ def _file(subject: Subject, name: str = "model.json") -> str:
 
 
 def _classes(
-    run: Run, params: CheckParams, card: ModelCard, subject: Subject, manifest: Path, names: tuple[str, ...]
+    run: StepContext,
+    params: CheckParams,
+    card: ModelCard,
+    subject: Subject,
+    manifest: Path,
+    names: tuple[str, ...],
 ) -> bool:
     """That it calls its classes what the data call them, in their order, and takes images of this size."""
     data = manifests.names_by_label(manifests.read(manifest, ["label", "class_name"]))
@@ -105,10 +110,10 @@ def _classes(
     )
     good = found["level"] != "error"
     if not good:
-        run.find(**found)
+        run.add_finding(**found)
     elif len(card.class_names) != len(names):
         good = False
-        run.find(
+        run.add_finding(
             "model.class_names", "error", subject.name,
             f"{_file(subject)} was trained for {len(card.class_names)} classes, this data has {len(names)} "
             "(or "
@@ -118,7 +123,7 @@ def _classes(
     size = params.general.image_size
     if card.input_size[1:] != [size, size]:
         good = False
-        run.find(
+        run.add_finding(
             WEIGHTS, "error", subject.name,
             f"{_file(subject)}: trained at {card.input_size[1]} px, global.image_size is {size}: student and "
             "teacher are to see the same view",
@@ -128,12 +133,12 @@ def _classes(
     return good
 
 
-def _data(run: Run, card: ModelCard, subject: Subject, manifest: Path) -> None:
+def _data(run: StepContext, card: ModelCard, subject: Subject, manifest: Path) -> None:
     """That its card was written for exactly these images and labels."""
     own = manifests.fingerprint(manifest)
     if card.data_fingerprint == own:
         return
-    run.find(
+    run.add_finding(
         WEIGHTS, "error", subject.name,
         f"{_file(subject)} says that it was trained on other data (fingerprint "
         f"{card.data_fingerprint[:12]}..., "
@@ -145,12 +150,12 @@ def _data(run: Run, card: ModelCard, subject: Subject, manifest: Path) -> None:
     )  # fmt: skip
 
 
-def _loaded(run: Run, subject: Subject) -> Teacher | None:
+def _loaded(run: StepContext, subject: Subject) -> Teacher | None:
     """The teacher, when its file is the one that its card names, and whole."""
     try:
         return Teacher(subject.folder, Precision.of(Train(), torch.device("cpu")))
     except RetortError as error:
-        run.find(
+        run.add_finding(
             WEIGHTS, "error", subject.name, str(error), row=ROW,
             advice="Run 'retort finetune' again." if subject.main else "Restore it, or take it out.",
             waivable=False,  # without a teacher there is nothing to learn from
@@ -179,7 +184,7 @@ def above(level: float) -> float:
 
 
 def _accuracy(
-    run: Run,
+    run: StepContext,
     params: CheckParams,
     teacher: Teacher,
     subject: Subject,
@@ -200,7 +205,7 @@ def _accuracy(
 
 
 def judge_accuracy(
-    run: Run, params: CheckParams, metrics: dict[str, Any], labels: np.ndarray, subject: Subject
+    run: StepContext, params: CheckParams, metrics: dict[str, Any], labels: np.ndarray, subject: Subject
 ) -> None:
     """Top-1 against what is asked for; and macro recall, so that naming the commonest class is not enough."""
     asked = params.distill.min_teacher_accuracy
@@ -211,7 +216,7 @@ def judge_accuracy(
     why = f" (well above chance, {by_chance:.1%} here)" if asked is None else ""
     one_sided = top1 >= limit and macro < macro_limit
     good = top1 >= limit and not one_sided
-    run.find(
+    run.add_finding(
         ACCURACY, "info" if good else "error", subject.name,
         f"the teacher recognises {top1:.1%} of the {metrics['images']} validation images, measured now; "
         f"at least {limit:.1%} is asked for{why}. Its mean recall over the classes is {macro:.1%}, of at "
@@ -226,7 +231,7 @@ def judge_accuracy(
     )  # fmt: skip
 
 
-def _as_told(run: Run, metrics: dict[str, Any], subject: Subject) -> None:
+def _as_told(run: StepContext, metrics: dict[str, Any], subject: Subject) -> None:
     """That it recognises as much as its training measured; else these are other images, or it is another."""
     path = subject.folder / "metrics.json"
     told = read_json(path).get("val", {}).get("top1") if path.is_file() else None
@@ -237,7 +242,7 @@ def _as_told(run: Run, metrics: dict[str, Any], subject: Subject) -> None:
     gap = abs(metrics["top1"] - told)
     if gap <= limit:
         return
-    run.find(
+    run.add_finding(
         ACCURACY, "error", subject.name,
         f"{_file(subject, 'metrics.json')} says that its training measured {told:.1%} on the validation "
         "images; "
@@ -270,7 +275,7 @@ def equal_kernels(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool
     )
 
 
-def _weights(run: Run, params: CheckParams, card: ModelCard, subject: Subject, weights: Path) -> None:
+def _weights(run: StepContext, params: CheckParams, card: ModelCard, subject: Subject, weights: Path) -> None:
     """That it carries weights trained on this data: neither random, nor its start, nor the student's."""
     tensors = checkpoint.read_tensors(subject.folder / checkpoint.FILE)
     faults: list[str] = []
@@ -287,12 +292,12 @@ def _weights(run: Run, params: CheckParams, card: ModelCard, subject: Subject, w
         more, advice, moved = _descent(params, card, tensors, weights, measured)
         faults += more
     for fault in faults:
-        run.find(
+        run.add_finding(
             WEIGHTS, "error", subject.name, f"{_file(subject, checkpoint.FILE)}: {fault}",
             measured=measured, limit={"constant": UNTRAINED, "correlation": RELATED}, row=ROW, advice=advice,
         )  # fmt: skip
     if not faults:
-        run.find(
+        run.add_finding(
             WEIGHTS, "info", subject.name,
             f"the teacher's tensors are neither random nor the student's: {moved}",
             measured=measured, limit={"constant": UNTRAINED, "correlation": RELATED}, row=ROW,

@@ -13,7 +13,7 @@ from components.audit.features import SIDE
 from components.audit.params import AuditParams
 from components.audit.probe import Folded
 from components.audit.rows import Rows
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 
 CLASSES, EACH, MADE = 6, 200, 600
@@ -44,7 +44,7 @@ def test_a_culprit_of_two_classes_is_halved_once_and_its_files_are_named_once() 
         np.zeros(CLASSES, np.int64),
     )  # fmt: skip
     params = AuditParams()
-    run = Run("audit-synthetic", params, Path("out"), Tracker("audit-synthetic", params.registry))
+    run = StepContext("audit-synthetic", params, Path("out"), Tracker("audit-synthetic", params.registry))
     classes = rules.blow_up(run, counts, 100.0)
     before = classes[0].weight
     judging = Folded(vectors[~made], place[~made], CLASSES, params.general.seed)
@@ -81,7 +81,7 @@ def two_classes(seed: int, noise: bool) -> list[rules.Class]:
     train = np.array([[each, made_each, 0], [each, made_each, 0]])
     counts = Counts(np.arange(2), ["across", "upright"], train, np.zeros(2, int), np.zeros(2, int))
     params = AuditParams()
-    run = Run("audit-synthetic", params, Path("out"), Tracker("audit-synthetic", params.registry))
+    run = StepContext("audit-synthetic", params, Path("out"), Tracker("audit-synthetic", params.registry))
     classes = rules.blow_up(run, counts, 100.0)
     told = Folded(vectors[~made], place[~made], 2, 0).scores(0.1).argmax(axis=1)
     rules.recognisable(run, params, counts, rows, classes, 0.1, told)

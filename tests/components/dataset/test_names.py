@@ -9,17 +9,17 @@ import pytest
 from components.common.errors import FindingsError, RetortError
 from components.dataset.names import name_classes, numbers
 from components.dataset.params import IngestParams
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from tests.components.dataset.conftest import Steps, put
 
 
-def run_of(remap: bool = False) -> Run:
+def run_of(remap: bool = False) -> StepContext:
     params = IngestParams.model_validate({"data": {"class_names": "names.txt", "remap_labels": remap}})
-    return Run("ingest", params, Path("outputs/ingest"), Tracker("ingest", params.registry))
+    return StepContext("ingest", params, Path("outputs/ingest"), Tracker("ingest", params.registry))
 
 
-def named(labels: list[int], content: str | bytes, run: Run | None = None) -> dict[int, str]:
+def named(labels: list[int], content: str | bytes, run: StepContext | None = None) -> dict[int, str]:
     """The name of each of these labels of a list file."""
     put(Path("names.txt"), content if isinstance(content, bytes) else content.encode())
     run = run or run_of()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.models.card import read_card
-from components.step import Run
+from components.step import StepContext
 from components.tools import compare_weights as module
 from components.tools.compare_weights import choose, compare_weights
 from components.tools.params import CompareWeightsParams
@@ -82,7 +82,7 @@ def test_no_claim_below_the_noise(
     ours, other = np.zeros((seeds, 100), np.int64), np.zeros((seeds, 100), np.int64)
     (other if wrong > 0 else ours)[:, : abs(wrong)] = 1
     given = of(params, data, seeds=seeds)
-    run = Run("compare-weights", given, Path("out"), Tracker("compare-weights", given.registry))
+    run = StepContext("compare-weights", given, Path("out"), Tracker("compare-weights", given.registry))
     weights = {"configured": "a.pth", "random": "none"}
     value, half = gain(actual, ours, other)
     module._find_gain(run, "teacher", weights, "random", value, half, 100, given.compare_weights)
@@ -97,7 +97,7 @@ def test_no_claim_below_the_noise(
 
 def test_what_is_compared(data: SimpleNamespace, params: DistillParams) -> None:
     given = of(params, data, candidates={"100k": "ResNet50_vd_10w_pretrained.tar"})
-    run = Run("compare-weights", given, Path("out"), Tracker("compare-weights", given.registry))
+    run = StepContext("compare-weights", given, Path("out"), Tracker("compare-weights", given.registry))
     assert choose(run, given, given.teacher, data.teacher) == {
         "configured": str(data.weights / "teacher.safetensors"),
         "random": "none",

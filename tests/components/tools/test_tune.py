@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.models.params import Net
-from components.step import Run
+from components.step import StepContext
 from components.tools import tune_report
 from components.tools.params import Tune, TuneParams
 from components.tools.tune import tune
@@ -159,7 +159,7 @@ def test_no_claim_below_the_noise(
     gains: dict[str, Any], verdict: str, said: str, data: SimpleNamespace, params: DistillParams
 ) -> None:
     given = of(params)
-    run = Run("tune", given, Path("out"), Tracker("tune", given.registry))
+    run = StepContext("tune", given, Path("out"), Tracker("tune", given.registry))
     assert tune_report.find(run, given.tune, Tried(3, {"train.mixup": 0.2}), gains, 32) == verdict
     (finding,) = run.report.findings
     assert (finding.rule, finding.level) == ("tune.gain", "info")
@@ -171,7 +171,7 @@ def test_no_claim_below_the_noise(
 # --- on Ray ------------------------------------------------------------------------------------------------
 
 
-def fit_here(run: Run, spec: TrainSpec, ray: Any, folder: Path) -> TrainResult:
+def fit_here(run: StepContext, spec: TrainSpec, ray: Any, folder: Path) -> TrainResult:
     """As ``driver.fit``, without the seconds that Ray takes for each training."""
     return local.run(spec).result
 

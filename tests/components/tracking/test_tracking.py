@@ -26,7 +26,7 @@ from components.tracking import tracker
 from components.tracking.client import connect, first_line, tracking_uri
 from components.tracking.replay import sync
 
-HOUSE = Path(__file__).resolve().parents[3]
+REPO_ROOT = Path(__file__).resolve().parents[3]
 SQLITE = "sqlite:///.retort/mlflow/mlflow.db"
 
 
@@ -140,7 +140,7 @@ def tracking_input(inputs: list[Path]) -> str:
 def test_a_step_that_fails_is_recorded_as_failed() -> None:
     run_step(params(), "ingest", "outputs/ingest")
     with pytest.raises(FindingsError), step("check", params(), Path("outputs/check")) as run:
-        run.find("distill.teacher_accuracy", "error", "teacher", "teacher is weak")
+        run.add_finding("distill.teacher_accuracy", "error", "teacher", "teacher is weak")
     found = runs()
     assert [found["check"].info.status, found["ingest"].info.status] == ["FAILED", "FINISHED"]
     assert parent_of(found).info.status == "FAILED"
@@ -328,7 +328,7 @@ with step(name, StepParams(), Path(out), inputs) as run:
 
 def environment(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": str(HOUSE), "PATH": path, "DVC_NO_ANALYTICS": "1", **more}
+    return {**os.environ, "PYTHONPATH": str(REPO_ROOT), "PATH": path, "DVC_NO_ANALYTICS": "1", **more}
 
 
 def start_script(*arguments: str, **more: str) -> subprocess.Popen[str]:

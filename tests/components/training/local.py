@@ -22,7 +22,7 @@ from components.training.spec import TrainSpec
 from components.training.state import TrainResult
 from components.training.trainer import Trainer
 
-HOUSE = str(Path(__file__).resolve().parents[3])
+REPO_ROOT = str(Path(__file__).resolve().parents[3])
 
 
 @dataclass
@@ -123,8 +123,10 @@ def run_group(
     """
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__])  # what they import, once for all tests
-    if HOUSE not in sys.path:  # pytest finds the tests without it; their processes, and the server, do not
-        sys.path.append(HOUSE)
+    if (
+        REPO_ROOT not in sys.path
+    ):  # pytest finds the tests without it; their processes, and the server, do not
+        sys.path.append(REPO_ROOT)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
             processes.Process(
@@ -132,7 +134,7 @@ def run_group(
             )
             for rank in range(workers)
         ]
-        with environment({"PYTHONPATH": HOUSE}):  # for the server, which the first of them starts
+        with environment({"PYTHONPATH": REPO_ROOT}):  # for the server, which the first of them starts
             for job in jobs:
                 job.start()
         for job in jobs:

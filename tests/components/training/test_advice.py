@@ -80,7 +80,7 @@ def test_it_is_said_in_the_report_on_the_page_and_on_the_terminal(capsys: pytest
     def find(rule: str, level: str, subject: str, message: str, **values: Any) -> None:
         found.append({"rule": rule, "level": level, "message": message, **values})
 
-    run: Any = SimpleNamespace(name="finetune", find=find, page=page)
+    run: Any = SimpleNamespace(name="finetune", add_finding=find, page=page)
     advice.tell(run, known(0.6, 1.0))
     assert found[0]["rule"] == "train.advice"
     assert found[0]["level"] == "info"

@@ -11,7 +11,7 @@ import pytest
 from components.audit.plan_schema import read_plan
 from components.common.findings import Finding
 from components.models.params import LearningRate
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from components.training import budget, driver, estimate, preflight
 from components.training.budget import Forecast, fed, fit_epochs, forecast, reading, within
@@ -35,8 +35,8 @@ def spec(data: SimpleNamespace, params: DistillParams) -> TrainSpec:
 
 
 @pytest.fixture
-def run(data: SimpleNamespace, params: DistillParams) -> Run:
-    return Run("finetune", params, Path("out"), Tracker("finetune", params.registry))
+def run(data: SimpleNamespace, params: DistillParams) -> StepContext:
+    return StepContext("finetune", params, Path("out"), Tracker("finetune", params.registry))
 
 
 def test_a_finetune_is_its_epochs_and_their_judging(spec: TrainSpec) -> None:
@@ -131,7 +131,7 @@ def of(spec: TrainSpec, epochs: int) -> TrainSpec:
 
 
 def test_a_budget_decides_once(
-    spec: TrainSpec, params: DistillParams, run: Run, monkeypatch: pytest.MonkeyPatch,
+    spec: TrainSpec, params: DistillParams, run: StepContext, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """96 training and 32 validation images, at 32 a second: 3.73 s an epoch; 20.5 s beside them."""
@@ -159,7 +159,7 @@ def test_a_budget_decides_once(
 
 
 def test_a_cluster_that_nobody_has_measured_is_said_to_be_one(
-    spec: TrainSpec, params: DistillParams, run: Run, monkeypatch: pytest.MonkeyPatch
+    spec: TrainSpec, params: DistillParams, run: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     knows(monkeypatch, 32)
     away = params.ray.model_copy(update={"address": "ray://head:10001"})
@@ -171,7 +171,7 @@ def test_a_cluster_that_nobody_has_measured_is_said_to_be_one(
 
 
 def test_time_disk_and_cost_are_said(
-    spec: TrainSpec, params: DistillParams, run: Run, monkeypatch: pytest.MonkeyPatch
+    spec: TrainSpec, params: DistillParams, run: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     knows(monkeypatch, 1)
     priced = params.ray.model_copy(update={"price_per_hour": 3.0})
@@ -186,7 +186,7 @@ def test_time_disk_and_cost_are_said(
 
 
 def test_a_speed_is_measured_once_and_corrected_by_what_was_trained(
-    spec: TrainSpec, params: DistillParams, run: Run, monkeypatch: pytest.MonkeyPatch
+    spec: TrainSpec, params: DistillParams, run: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
@@ -269,7 +269,7 @@ def test_images_that_are_decoded_take_no_reading(spec: TrainSpec) -> None:
 
 
 def test_a_step_says_it_before_it_begins(
-    spec: TrainSpec, params: DistillParams, run: Run, monkeypatch: pytest.MonkeyPatch
+    spec: TrainSpec, params: DistillParams, run: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psutil.cpu_percent", lambda: 50.0)
     preflight.preflight(run, spec, params.ray, "student")

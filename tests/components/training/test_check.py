@@ -19,7 +19,7 @@ from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import read_card
 from components.models.params import Arch
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from components.training import driver, gate, margin
 from components.training.check import check, rules
@@ -40,7 +40,7 @@ def judge(
 
     def run(**changes: dict[str, Any]) -> dict[str, Finding]:
         changed = with_values(params, **changes)
-        asked = Run("check", changed, tmp_path / "outputs/check", Tracker("check", changed.registry))
+        asked = StepContext("check", changed, tmp_path / "outputs/check", Tracker("check", changed.registry))
         rules(asked, changed, manifest=data.manifest, teacher=teacher, weights=weights)
         found: dict[str, Finding] = {}
         for level in ("info", "warning", "error"):
@@ -167,7 +167,7 @@ def test_a_teacher_is_asked_for_both_classes_of_95_to_5(
     asked = CheckParams.model_validate(
         {**params.model_dump(by_alias=True), "distill": {"min_teacher_accuracy": None}}
     )
-    run = Run("check", asked, tmp_path, Tracker("check", asked.registry))
+    run = StepContext("check", asked, tmp_path, Tracker("check", asked.registry))
     metrics = {"top1": top1, "macro_recall": macro, "images": 100}
     judge_accuracy(run, asked, metrics, np.array([0] * 95 + [1] * 5), Subject("teacher", tmp_path))
     assert [finding.level for finding in run.report.findings] == [level]

@@ -16,7 +16,7 @@ from components.common.errors import FindingsError
 from components.common.findings import Finding, read_report
 from components.common.storage import sha256_file
 from components.models import checkpoint
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from components.training import budget, control, driver, gate, preflight
 from components.training.budget import Forecast
@@ -42,7 +42,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainSpec]:
     """Trainings run in this process, without Ray; those that were."""
     specs: list[TrainSpec] = []
 
-    def train(run: Run, spec: TrainSpec, ray: Any, folder: Path) -> TrainResult:
+    def train(run: StepContext, spec: TrainSpec, ray: Any, folder: Path) -> TrainResult:
         specs.append(spec)
         return local.run(spec).result
 
@@ -130,8 +130,8 @@ def test_the_teacher_decides_only_how_many_steps_it_takes(
 def test_a_control_that_goes_wrong_ends_nothing(
     data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch, trained: list[TrainSpec]
 ) -> None:
-    def train(run: Run, spec: TrainSpec, ray: Any, folder: Path) -> TrainResult:
-        run.find("train.finite", "error", "check", "control: the loss became nan", waivable=False)
+    def train(run: StepContext, spec: TrainSpec, ray: Any, folder: Path) -> TrainResult:
+        run.add_finding("train.finite", "error", "check", "control: the loss became nan", waivable=False)
         run.stop_on_errors()
         raise AssertionError
 
@@ -147,8 +147,8 @@ def test_a_control_that_goes_wrong_ends_nothing(
 def test_what_distillation_would_meet_too_stops_the_check(
     data: SimpleNamespace, params: DistillParams, monkeypatch: pytest.MonkeyPatch, trained: list[TrainSpec]
 ) -> None:
-    def full(run: Run, *_: Any) -> None:
-        run.find("preflight.disk", "error", "student", "no room")
+    def full(run: StepContext, *_: Any) -> None:
+        run.add_finding("preflight.disk", "error", "student", "no room")
         run.stop_on_errors()
 
     monkeypatch.setattr(preflight, "preflight", full)
@@ -189,7 +189,7 @@ def test_a_long_control_is_a_short_one_first(
     wanted = changed(params)
     plan = read_plan(data.plan)
     student = control.student_spec(wanted, data.manifest, plan, data.teacher, data.weights)
-    run = Run("check", wanted, Path("out"), Tracker("check", wanted.registry))
+    run = StepContext("check", wanted, Path("out"), Tracker("check", wanted.registry))
     monkeypatch.setattr(budget, "expected", lambda spec, ray: seconds(spec, each))
     assert control.control_epochs(run, wanted, student, 50) == epochs
     monkeypatch.setattr(budget, "expected", lambda spec, ray: seconds(spec, 1.0))

@@ -14,7 +14,7 @@ import pytest
 from components.common.errors import RetortError
 from components.common.findings import Finding, read_report
 from components.models import checkpoint
-from components.step import Run
+from components.step import StepContext
 from components.training import budget, cluster, control, driver, preflight, shipped
 from components.training.budget import Forecast
 from components.training.check import check
@@ -33,7 +33,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Trainings run in this process; the network and the seed of each."""
     done: list[tuple[str, int]] = []
 
-    def fit(run: Run, spec: TrainSpec, *_: Any) -> TrainResult:
+    def fit(run: StepContext, spec: TrainSpec, *_: Any) -> TrainResult:
         done.append((spec.phases[0].net, spec.seed))
         return local.run(spec).result
 

@@ -18,7 +18,7 @@ import pytest
 from components.common.storage import sha256_file
 from components.training.params import DistillParams
 
-HOUSE = Path(__file__).resolve().parents[3]
+REPO_ROOT = Path(__file__).resolve().parents[3]
 STATES = ".retort/checkpoints/*/checkpoint_*/state.pt"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -55,7 +55,7 @@ class Command:
                 raise SystemExit(error.status)
             """
         )
-        environment = {**os.environ, "PYTHONPATH": os.fspath(HOUSE)}
+        environment = {**os.environ, "PYTHONPATH": os.fspath(REPO_ROOT)}
         self._log = Path(f"{out}-{time.monotonic_ns()}.log")
         with self._log.open("w") as log:
             self.process = subprocess.Popen([sys.executable, "-c", code], stderr=log, env=environment)

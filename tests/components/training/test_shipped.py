@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from components.common.params import StepParams
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from components.training import shipped
 from components.training.control import Trained
@@ -28,7 +28,7 @@ def network(wrong: int, seed: int = 0, of: int = 0) -> Trained:
 
 def found(pairs: list[Pair], tmp_path: Path) -> tuple[str, str, float]:
     params = StepParams()
-    run = Run("distill", params, tmp_path, Tracker("distill", params.registry))
+    run = StepContext("distill", params, tmp_path, Tracker("distill", params.registry))
     find_gain(run, {"val": ACTUAL, "test": NONE}, pairs)
     (finding,) = run.report.findings
     return finding.level, finding.message, finding.measured

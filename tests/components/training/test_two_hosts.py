@@ -29,7 +29,7 @@ from components.training.finetune import finetune
 from components.training.params import CheckParams, DistillParams, FinetuneParams
 from tests.components.conftest import KEY, SECRET
 
-HOUSE = Path(__file__).resolve().parents[3]
+REPO_ROOT = Path(__file__).resolve().parents[3]
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 PORT, S3_PORT = 6379, 8333  # of namespaces that hold nothing else
 URL = f"http://{FIRST}:{S3_PORT}"
@@ -135,7 +135,7 @@ class Cluster:
         sessions.mkdir(exist_ok=True)
         self.first = Host(f"retort-{mark}-1", [sessions], self.environment)
         # the second has no folder of the test's, and not even the code: that comes with the job
-        self.second = Host(f"retort-{mark}-2", [Path("/tmp"), HOUSE / "components"], self.environment)
+        self.second = Host(f"retort-{mark}-2", [Path("/tmp"), REPO_ROOT / "components"], self.environment)
         ends = [f"rt{mark}a", f"rt{mark}b"]
         call("ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
         for host, end, address in zip((self.first, self.second), ends, (FIRST, SECOND), strict=True):
@@ -283,7 +283,7 @@ class Command:
         code += textwrap.indent(work, "    ")
         code += "except Terminated as error:\n    raise SystemExit(error.status)\n"
         self.process = cluster.first.start(
-            "env", f"PYTHONPATH={HOUSE}", sys.executable, "-c", code, stderr=subprocess.PIPE
+            "env", f"PYTHONPATH={REPO_ROOT}", sys.executable, "-c", code, stderr=subprocess.PIPE
         )
         self.lines: list[str] = []
 

@@ -18,7 +18,7 @@ from pipelines.params import Params, keys, load
 from pipelines.steps import MAIN, PIPELINES, Stage, Step
 from tests.pipelines import longer
 
-HOUSE = Path(__file__).resolve().parents[3]
+REPO_ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "registry.example/retort@sha256:" + "0" * 64
 STEPS = {stage.step.name: stage.step for line in PIPELINES for stage in line.stages}
 TRAINING = ("finetune", "check", "distill")
@@ -28,7 +28,7 @@ ETCD_LIMIT = 1.5 * 2**20
 def compiled(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The compiled pipeline and its settings for Kubernetes, by executor."""
     path = tmp_path / "pipeline.yaml"
-    dag.compile(load(HOUSE / "params.yaml", overrides), path)
+    dag.compile(load(REPO_ROOT / "params.yaml", overrides), path)
     pipeline, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
@@ -41,7 +41,7 @@ def containers(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_the_same_parameters_compile_to_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     for path in (first, second):
-        dag.compile(load(HOUSE / "params.yaml"), path)
+        dag.compile(load(REPO_ROOT / "params.yaml"), path)
     assert first.read_bytes() == second.read_bytes()
     assert first.stat().st_size < ETCD_LIMIT / 4
 
@@ -76,7 +76,7 @@ def test_every_section_is_a_parameter_of_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_a_step_reads_its_parameters_back_as_they_were(step: Step) -> None:
     """Through KFP numbers become floats and nulls are left out; the step's class sees no difference."""
-    params = load(HOUSE / "params.yaml", ["benchmark.latency_budget_ms=10", "global.class_num=10"])
+    params = load(REPO_ROOT / "params.yaml", ["benchmark.latency_budget_ms=10", "global.class_num=10"])
     kind = step.kind()
     sections = {name: floats(dag.arguments(params)[field]) for field, name in step.sections().items()}
     assert kind.model_validate(sections) == params.of(kind)
@@ -127,7 +127,7 @@ def test_a_row_is_a_task_with_the_parameters_that_its_class_reads(
 ) -> None:
     monkeypatch.setattr(components, "count", longer.count, raising=False)
     path = tmp_path / "pipeline.yaml"
-    dag.compile(load(HOUSE / "params.yaml"), path, longer.LONGER)
+    dag.compile(load(REPO_ROOT / "params.yaml"), path, longer.LONGER)
     pipeline, _ = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     assert pipeline["pipelineInfo"]["name"] == "retort-digits-longer"
     tasks = pipeline["root"]["dag"]["tasks"]

@@ -21,7 +21,7 @@ from pipelines.params import Params, load
 from tests.conftest import alive, bare, descendants
 from tests.pipelines.kubeflow.kfp_server import KfpServer
 
-HOUSE = Path(__file__).resolve().parents[3]
+REPO_ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpServe
 
 def params(host: str, *overrides: str) -> Params:
     return load(
-        HOUSE / "params.yaml",
+        REPO_ROOT / "params.yaml",
         [f"kubeflow.host={host}", "registry.tracking_uri=http://mlflow:5000", *overrides],
     )
 
@@ -139,13 +139,13 @@ def test_a_tracker_that_dies_with_each_pod_is_refused(server: KfpServer) -> None
 
 def local(folder: Path, *overrides: str, **options: Any) -> subprocess.Popen[str]:
     """``retort submit --local`` as a person starts it, in an empty folder."""
-    command = [sys.executable, "-m", "pipelines.cli", "--params", os.fspath(HOUSE / "params.yaml")]
+    command = [sys.executable, "-m", "pipelines.cli", "--params", os.fspath(REPO_ROOT / "params.yaml")]
     for override in overrides:
         command += ["-o", override]
     return subprocess.Popen(
         [*command, "submit", "--local"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.fspath(HOUSE)},
+        env={**os.environ, "PYTHONPATH": os.fspath(REPO_ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,7 +17,7 @@ from components.common.findings import Finding, read_report
 from components.common.storage import read_json, sha256_file, write_json
 from components.models import build, checkpoint
 from components.models.card import Lineage, read_card
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from components.training import gate
 from components.training.check import check, rules
@@ -40,7 +40,7 @@ def faults(data: SimpleNamespace, params: DistillParams, tmp_path: Path) -> Judg
 
     def run(**sections: dict[str, Any]) -> list[Finding]:
         asked = changed(params, **sections)
-        judged = Run("check", asked, tmp_path / "outputs/check", Tracker("check", asked.registry))
+        judged = StepContext("check", asked, tmp_path / "outputs/check", Tracker("check", asked.registry))
         rules(judged, asked, manifest=data.manifest, teacher=data.teacher, weights=data.weights)
         return judged.report.errors()
 

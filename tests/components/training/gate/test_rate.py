@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components.common.errors import RetortError
-from components.step import Run
+from components.step import StepContext
 from components.tracking.tracker import Tracker
 from components.training.gate import rate
 from components.training.params import CheckParams
@@ -29,7 +29,7 @@ def params(arch: str, optimizer: str, lr: float, batch: int, **distill: Any) -> 
 
 
 def judged(asked: CheckParams, tmp_path: Any) -> Any:
-    run = Run("check", asked, tmp_path, Tracker("check", asked.registry))
+    run = StepContext("check", asked, tmp_path, Tracker("check", asked.registry))
     rate.judge(run, asked)
     return run.report.findings[0]
 
