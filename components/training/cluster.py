@@ -97,15 +97,8 @@ def running(params: Ray) -> Iterator[None]:
     """A Ray cluster to work with: a local one, stopped at the end, or the one at ``params.address``.
 
     Raises:
-        RetortError: when the address is of a kind that is not supported, or nothing answers there.
+        RetortError: when nothing answers at the address.
     """
-    if params.address == "kuberay":
-        raise RetortError(
-            "ray.address: 'kuberay' needs the Kubeflow set-up, which this version does not bring yet; "
-            "use '' (local), 'auto' or 'ray://HOST:PORT'"
-        )
-    if params.address not in ("", "auto") and not params.address.startswith("ray://"):
-        raise RetortError(f"ray.address: '{params.address}': expected '', auto, ray://HOST:PORT or kuberay")
     if params.address.startswith("ray://"):
         _answers(params.address)
     CONNECTION.clear()

@@ -14,7 +14,7 @@ from components.models.params import Net
 
 class Ray(Section):
     address: str = Field(
-        "", description="empty: a local cluster, started and stopped; auto, ray://..., or kuberay"
+        "", description="empty: a local cluster, started and stopped; auto, or ray://HOST:PORT"
     )
     workers: int = Field(2, ge=1, description="training processes (DistributedDataParallel)")
     cpus_per_worker: float = Field(1, gt=0, description="cores, and torch threads, of each")
@@ -37,6 +37,19 @@ class Ray(Section):
         description="URI that all nodes reach: s3://bucket/prefix or a shared folder; empty: this machine's "
         ".retort",
     )
+
+    @field_validator("address")
+    @classmethod
+    def _can_be_reached(cls, value: str) -> str:
+        if value == "kuberay":
+            raise PydanticCustomError(
+                "unwritten",
+                "starting a cluster by KubeRay is not written yet: start it by its operator, and name its "
+                "head, ray://HOST:PORT",
+            )
+        if value not in ("", "auto") and not value.startswith("ray://"):
+            raise PydanticCustomError("address", "expected '' (a local cluster), auto or ray://HOST:PORT")
+        return value
 
 
 class Distill(Section):
