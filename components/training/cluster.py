@@ -86,8 +86,6 @@ WORKER_SETTINGS = {
 # this machine is not going to be taken away: no actor that looks out for it
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
-CONNECTION: set[str] = set()  # what was done with the cluster that this process is connected to
-
 Event = dict[str, Any]
 State = dict[str, Any]
 
@@ -101,7 +99,6 @@ def running(params: Ray) -> Iterator[None]:
     """
     if params.address.startswith("ray://"):
         _answers(params.address)
-    CONNECTION.clear()
     settings = SETTINGS if params.address else {**SETTINGS, **LOCAL_SETTINGS}
     ours = {key: os.environ.get(key, value) for key, value in settings.items()}
     with environment(ours), nullcontext() if params.address else reaper.beside(), _connected(params):

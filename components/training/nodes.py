@@ -22,7 +22,7 @@ from components.dataset import manifest as manifests
 from components.dataset import s3
 from components.models import build, checkpoint, cost
 from components.step import StepContext
-from components.training import cluster, node, remote
+from components.training import node, remote
 from components.training.node import Ask, Node
 from components.training.params import Ray
 from components.training.preflight import RAY_BYTES, Fault, Needs, disk_faults, machine_faults, needs
@@ -34,6 +34,7 @@ ANSWER_SECONDS = 120.0  # of a node, imports included
 LOOK_SECONDS = 5.0  # between two looks at which nodes live
 SAMPLE = 4  # images that each node is asked for
 HERE = "ray.io/node-id"  # Ray's own label of a node
+_checked: set[tuple[str, str]] = set()  # connections to clusters whose nodes were looked at
 
 
 def sample(manifest: Path, root: str) -> tuple[str, ...]:
@@ -51,7 +52,9 @@ def check(run: StepContext, spec: TrainSpec, ray: Ray) -> None:
     """
     import ray as ray_core
 
-    if "checked" in cluster.CONNECTION:  # several runs may share it
+    here = ray_core.get_runtime_context()
+    connection = here.get_node_id(), here.get_job_id()  # of local clusters each has a node of its own
+    if connection in _checked:  # several runs may share it
         return
     totals = ray_core.cluster_resources()
     faults = list(cluster_faults(totals.get("CPU", 0), totals.get("GPU", 0), ray))
@@ -73,7 +76,7 @@ def check(run: StepContext, spec: TrainSpec, ray: Ray) -> None:
     for fault in faults:
         run.add_finding(**vars(fault))
     run.stop_on_errors()
-    cluster.CONNECTION.add("checked")
+    _checked.add(connection)
 
 
 def paths(spec: TrainSpec) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from components.common.progress import counted
 from components.common.storage import human_bytes
 from components.training.inputs.pictures import Aspects, Files, Part
-from components.training.inputs.processes import PREFETCH, Processes, on_device
+from components.training.inputs.processes import PREFETCH, Processes, on_device, views
 from components.training.mixing import mixed
 from components.training.sampling import Draw
 
@@ -67,11 +67,6 @@ class _Item:
     aspects: Aspects
     extra: dict[str, Tensor]
     sent: Any = None  # the event after which the card has all of it
-
-
-def views(augment: Augment, pixels: Tensor, draw: Draw, aspects: Aspects) -> Tensor:
-    """Pictures uint8 [B, H, W, 3] -> their views uint8 [B, 3, S, S]; partners' are among them."""
-    return augment(pixels.permute(0, 3, 1, 2), *draw.pictures(), aspects)
 
 
 class Feed:

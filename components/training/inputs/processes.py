@@ -106,6 +106,11 @@ class _Draws:
             yield draw
 
 
+def views(augment: Augment, pixels: Tensor, draw: Draw, aspects: Aspects) -> Tensor:
+    """Pictures uint8 [B, H, W, 3] -> their views uint8 [B, 3, S, S]; partners' are among them."""
+    return augment(pixels.permute(0, 3, 1, 2), *draw.pictures(), aspects)
+
+
 class _Told(Dataset[Any]):
     """Pictures; errors come as values: what a loader process raises reaches us as a traceback's text."""
 
@@ -113,8 +118,6 @@ class _Told(Dataset[Any]):
         self._part, self._augment = part, augment
 
     def __getitems__(self, draw: Draw) -> Made | RetortError:
-        from components.training.inputs.feed import views
-
         try:
             pixels, aspects = self._part.take(draw.pictures()[0])
         except RetortError as error:
