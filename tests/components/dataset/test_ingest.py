@@ -20,9 +20,11 @@ from components.common.errors import ConfigError, FindingsError, RetortError
 from components.common.sheet import write_csv
 from components.common.storage import sha256_file
 from components.dataset import manifest as manifests
-from components.dataset import sources
+from components.dataset import rows as dataset_rows
 from components.dataset.images import read_bytes
 from components.dataset.params import Splits
+from components.dataset.sources import found as found_sources
+from components.dataset.sources import table as table_sources
 from components.dataset.sources.folder import DEEPEST
 from components.dataset.sources.found import Row, encode, glob_regex, matcher
 from components.dataset.sources.lists import parse_line
@@ -465,7 +467,8 @@ def test_a_table_is_cut_into_portions_without_a_trace(
     source = table(tmp_path, rows)
     whole = steps.ingest(source, ".", **options)
     content = steps.manifest.read_bytes()
-    monkeypatch.setattr(sources, "PORTION", 7)
+    for module in (dataset_rows, found_sources, table_sources):
+        monkeypatch.setattr(module, "PORTION", 7)
     steps.ingest(source, ".", **options)
     assert steps.manifest.read_bytes() == content
     held_out = {line.strip('"') for line in Path("outputs/ingest/held_out.csv").read_text().splitlines()}
