@@ -61,12 +61,14 @@ class Processes:
         while True:
             try:
                 made = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # killed while a batch was fetched from it, a process breaks the connection before torch looks
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise RetortError(
-                    f"a loader process ended ({str(error).splitlines()[0]}); as a rule for want of memory or "
-                    "of shared memory: lower num_workers or batch_size"
+                    f"a loader process ended ({reason}); as a rule for want of memory or of shared memory: "
+                    "lower num_workers or batch_size"
                 ) from None
             if made is None:
                 return
