@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
+from components.models.recipes import LINEAR, Op
 from components.training import operations
-from components.training.operations import Op
 from tests.components.training.pictures import differs, pictures
 
 SIZE = 40
@@ -34,7 +34,7 @@ ARGUMENTS = {Op.POSTERIZE: (1.0, 2.0, 4.0, 7.0, 8.0), Op.SOLARIZE: (0.0, 1.0, 10
 def after(pixels: Tensor, op: Op, arguments: tuple[float, ...]) -> Tensor:
     """Uint8 images after one operation, each with its own argument."""
     values = pixels.float()
-    if op in operations.LINEAR:
+    if op in LINEAR:
         weights = operations.linear_weights(np.full(len(pixels), op), np.array(arguments))
         return operations.linear(values, torch.from_numpy(weights).float()).round().to(torch.uint8)
     argument = torch.tensor(arguments).view(-1, 1, 1, 1)
