@@ -41,6 +41,8 @@ def _missing() -> str:
     tools = [tool for tool in ("ip", "unshare", "nsenter", "mount") if shutil.which(tool) is None]
     if tools:
         return f"{', '.join(tools)} not found"
+    if Path("/tmp") in REPO_ROOT.parents:
+        return "the second host has a /tmp of its own, and the checkout lies in /tmp"
     tried = subprocess.run(["unshare", "-m", "-n", "true"], capture_output=True, check=False)
     return "" if tried.returncode == 0 else "no right to make namespaces here"
 
