@@ -1,7 +1,7 @@
 """What several test folders share: a copy of the checkout to run whole commands in, the same luck, sizes.
 
-A test's size follows from how long it took when ``make sizes`` measured it, beside nothing else: small ones
-are ``make check``, medium ones join in ``make test``, large ones in continuous integration.
+A test's size follows from how long it took when ``make sizes`` measured it: small ones are ``make check``,
+medium ones join in ``make test``, large ones in continuous integration. What was not measured is medium.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hypothesis import settings
 from components.common.findings import Finding, read_report
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each test that is not small
+DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each test
 MEDIUM, LARGE = 0.25, 12.0  # seconds from which on a test is one; see "tests" in CONTRIBUTING.md
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -50,22 +50,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its size."""
     known: dict[str, float] = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
     for item in items:
-        seconds = known.get(item.nodeid, 0.0)
+        seconds = known.get(item.nodeid, MEDIUM)
         if seconds >= MEDIUM:
             item.add_marker("large" if seconds >= LARGE else "medium")
 
 
 class Durations:
-    """Measures every test, with the fixtures that are made for it, and keeps those that are not small."""
+    """Measures every test, with the fixtures that are made for it, and keeps that, file by file."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._file = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        file = report.nodeid.partition("::")[0]
+        if file != self._file:
+            self.pytest_sessionfinish()
+            self._file = file
         self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
 
     def pytest_sessionfinish(self) -> None:
-        kept = {name: round(seconds, 1) for name, seconds in self._seconds.items() if seconds >= MEDIUM}
+        before = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
+        kept = before | {name: round(seconds, 1) for name, seconds in self._seconds.items()}
         DURATIONS.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n", encoding="utf-8")
 
 
