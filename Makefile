@@ -19,10 +19,10 @@ repro: setup ## the whole pipeline on the embedded data: dvc repro, then the rep
 lint: setup ## style, types and the import rule
 	@ruff check . && ruff format --check --quiet . && mypy && lint-imports --no-cache | tail -n 5
 
-check: lint ## lint, then the small tests: before every commit (about a minute)
+check: lint ## lint, then the small tests: before every commit
 	@pytest -q -m "not medium and not large and not slow"
 
-test: lint ## lint, then small and medium tests (about ten minutes)
+test: lint ## lint, then small and medium tests
 	@pytest -q -m "not large and not slow"
 
 test-ci: lint ## what continuous integration runs: all that guards what the README says

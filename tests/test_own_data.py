@@ -37,6 +37,8 @@ from tests.own_data.pictures import UNSEEN, encoded, picture, put
 from tests.own_data.project import SMALLEST, STEPS, Project, merged
 from tests.own_data.published import large_scale_weights
 
+pytestmark = pytest.mark.large  # whole pipelines, minutes each
+
 TOKEN = "only-for-the-cluster-of-these-tests-0"
 # what the ordinary suite runs to the end; of the others it takes the first two steps
 QUICK = {
