@@ -16,7 +16,7 @@ from components.common.storage import sha256_file
 from pipelines.steps import MAIN
 from tests.conftest import Checkout
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.large]
 
 # small enough for a test, and still every step does its real work on real digits
 SMALLER: dict[str, Any] = {
