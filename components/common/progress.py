@@ -222,7 +222,7 @@ def begin_logging() -> None:
 
     Only these: other libraries log as loudly as they did.
     """
-    wanted = os.environ.get(LEVEL, "info").upper()
+    wanted = (os.environ.get(LEVEL) or "info").upper()
     level = wanted if wanted in LEVELS else "INFO"
     handler = LineHandler()
     for name in ("components", "pipelines"):

@@ -14,17 +14,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from components.common.storage import read_json
-from components.training.check import check
-from components.training.distill import distill
-from components.training.finetune import finetune
-from components.training.params import CheckParams, DistillParams, FinetuneParams
 from components.weights.params import WeightsParams
 from components.weights.weights import weights as prepare_weights
 from tests.benchmarks import fashion
 from tests.benchmarks.bench_ssld import (
     FIRST_SEED,
     Case,
+    distilled,
+    finetuned,
     params_of,
     read_digits,
     read_fashion,
@@ -50,26 +47,20 @@ def measure(seeds: int) -> list[Row]:
         prepare_weights(WeightsParams.model_validate(params_of(case, 0)), out=Path("weights"))
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             write_manifest(case, names, pictures, seed)
-            given = {"manifest": Path("clean.parquet"), "plan": Path("plan.json"), "weights": Path("weights")}
             own = params_of(case, seed)
-            only = {name: own[name] for name in ("global", "data", "teacher", "ray", "registry", "checks")}
-            finetune(FinetuneParams.model_validate(only), **given, out=Path("teacher"))
+            finetuned(own)
             for views, labels in found:
-                top1 = _distilled(own, given, VIEWS[views], labels)
+                top1 = _distilled(own, VIEWS[views], labels)
                 found[views, labels].append(top1)
                 print(f"{case.name}, seed {seed}, {views}, {labels}: {top1:.2%}", file=sys.stderr, flush=True)
     return list(_rows(case.name, found))
 
 
-def _distilled(own: dict[str, Any], given: dict[str, Path], mixup: float, labels: str) -> float:
+def _distilled(own: dict[str, Any], mixup: float, labels: str) -> float:
     """Test top-1 of the student."""
     student = {**own["student"], "train": {**own["student"]["train"], "mixup": mixup}}
     settings = {**own["distill"], "teacher_labels": labels, "control": False}
-    params = {**own, "student": student, "distill": settings}
-    both = {**given, "teacher": Path("teacher")}
-    check(CheckParams.model_validate(params), **both, out=Path("check"))
-    distill(DistillParams.model_validate(params), **both, check=Path("check"), out=Path("student"))
-    return float(read_json(Path("student/metrics.json"))["test"]["top1"])
+    return float(distilled({**own, "student": student, "distill": settings})["test"]["top1"])
 
 
 def _rows(case: str, found: dict[tuple[str, str], list[float]]) -> Iterator[Row]:

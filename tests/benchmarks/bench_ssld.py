@@ -37,6 +37,7 @@ PHOTOGRAPHS = os.environ.get("RETORT_BENCH_PHOTOGRAPHS", "")
 ONLY = os.environ.get("RETORT_BENCH_ONLY", "")  # the name of the one case that is wanted; empty: all
 FEW = 15  # labels a class, beside an unlabelled pool
 FIRST_SEED = 101  # none of those that the defaults were decided on
+GIVEN = {"manifest": Path("clean.parquet"), "plan": Path("plan.json"), "weights": Path("weights")}
 Pictures = list[tuple[Path, int]]  # files and their labels
 
 
@@ -196,13 +197,8 @@ def params_of(case: Case, seed: int) -> dict[str, Any]:
 def _once(case: Case, names: list[str], pictures: Pictures, seed: int) -> dict[str, Any]:
     write_manifest(case, names, pictures, seed)
     params = params_of(case, seed)
-    given = {"manifest": Path("clean.parquet"), "plan": Path("plan.json"), "weights": Path("weights")}
-    only = {name: params[name] for name in ("global", "data", "teacher", "ray", "registry", "checks")}
-    finetune(FinetuneParams.model_validate(only), **given, out=Path("teacher"))
-    both = {**given, "teacher": Path("teacher")}
-    check(CheckParams.model_validate(params), **both, out=Path("check"))
-    distill(DistillParams.model_validate(params), **both, check=Path("check"), out=Path("student"))
-    found = read_json(Path("student/metrics.json"))
+    finetuned(params)
+    found = distilled(params)
     top1 = {
         "teacher": read_json(Path("teacher/metrics.json"))["test"]["top1"],
         "alone": found["control"]["test"]["top1"],
@@ -212,6 +208,20 @@ def _once(case: Case, names: list[str], pictures: Pictures, seed: int) -> dict[s
     said = ", ".join(f"{name} {value:.2%}" for name, value in top1.items())
     print(f"{case.name}, seed {seed}: {said}; {found['method']}, {found['kept']} is kept", file=sys.stderr)
     return {**top1, "forecast": read_json(Path("check/margin.json")).get("forecast")}
+
+
+def finetuned(params: dict[str, Any]) -> None:
+    """Make the teacher."""
+    only = {name: params[name] for name in ("global", "data", "teacher", "ray", "registry", "checks")}
+    finetune(FinetuneParams.model_validate(only), **GIVEN, out=Path("teacher"))
+
+
+def distilled(params: dict[str, Any]) -> dict[str, Any]:
+    """Make the student, behind the gate; returns its metrics."""
+    both = {**GIVEN, "teacher": Path("teacher")}
+    check(CheckParams.model_validate(params), **both, out=Path("check"))
+    distill(DistillParams.model_validate(params), **both, check=Path("check"), out=Path("student"))
+    return dict(read_json(Path("student/metrics.json")))
 
 
 def _rows(case: Case, found: list[dict[str, Any]]) -> Iterator[Row]:

@@ -25,14 +25,9 @@ from timm.task import LogitDistillationTask
 from torch import nn
 from torch.utils.data import Dataset
 
-from components.common.storage import read_json
 from components.dataset import manifest
 from components.models import checkpoint
 from components.models.params import Arch
-from components.training.check import check
-from components.training.distill import distill
-from components.training.finetune import finetune
-from components.training.params import CheckParams, DistillParams, FinetuneParams
 from components.training.trainer import create_network
 from components.weights.params import WeightsParams
 from components.weights.weights import weights as prepare_weights
@@ -40,6 +35,8 @@ from tests.benchmarks import fashion
 from tests.benchmarks.bench_ssld import (
     FIRST_SEED,
     Case,
+    distilled,
+    finetuned,
     params_of,
     read_digits,
     read_fashion,
@@ -53,7 +50,6 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "cropped, mirrored, jittered": ("standard", {"scale": (0.7, 1.0), "color_jitter": 0.4}),
 }
 WHO = ("ours", "timm")
-GIVEN = {"manifest": Path("clean.parquet"), "plan": Path("plan.json"), "weights": Path("weights")}
 WARMUP = 0.1  # of the steps
 
 
@@ -86,8 +82,7 @@ def measure(seeds: int) -> list[Row]:
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             write_manifest(case, names, pictures, seed)
             own = params_of(case, seed)
-            only = {name: own[name] for name in ("global", "data", "teacher", "ray", "registry", "checks")}
-            finetune(FinetuneParams.model_validate(only), **GIVEN, out=Path("teacher"))
+            finetuned(own)
             for name, (augment, settings) in PICTURES.items():
                 found[name, "ours"].append(_ours(own, augment))
                 found[name, "timm"].append(_timm(case, seed, settings))
@@ -99,10 +94,7 @@ def measure(seeds: int) -> list[Row]:
 def _ours(own: dict[str, Any], augment: str) -> float:
     student = {**own["student"], "train": {**own["student"]["train"], "augment": augment}}
     params = {**own, "student": student, "distill": {**own["distill"], "control": False}}
-    both = {**GIVEN, "teacher": Path("teacher")}
-    check(CheckParams.model_validate(params), **both, out=Path("check"))
-    distill(DistillParams.model_validate(params), **both, check=Path("check"), out=Path("student"))
-    return float(read_json(Path("student/metrics.json"))["test"]["top1"])
+    return float(distilled(params)["test"]["top1"])
 
 
 def _timm(case: Case, seed: int, settings: dict[str, Any]) -> float:
