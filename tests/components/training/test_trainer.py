@@ -95,11 +95,17 @@ def test_no_time_below_nothing_is_promised(distilling: TrainSpec, monkeypatch: p
 
 @pytest.mark.parametrize("augment", ["standard", "deit"])
 def test_a_distillation_from_canvases_and_mixed_images(distilling: TrainSpec, augment: str) -> None:
-    spec = replace(changed(distilling, augment=augment), waived=True)  # 16 steps of the latter say little
+    """A recipe as strong as DeiT's shows little of an image, so it gets eight times the steps."""
+    times = 8 if augment == "deit" else 1
+    phases = tuple(replace(phase, epochs=times * phase.epochs) for phase in distilling.phases)
+    spec = replace(changed(replace(distilling, phases=phases), augment=augment), waived=True)
     result = local.run(spec).result
-    assert [row["phase"] for row in result.history] == ["distil"] * 2 + ["labelled"] + ["control"] * 2
+    names = ["distil"] * 2 * times + ["labelled"] * times + ["control"] * 2 * times
+    assert [row["phase"] for row in result.history] == names
     assert np.isfinite([row["train_loss"] for row in result.history]).all()
-    assert augment == "deit" or result.history[-1]["val_top1"] > 0.3
+    for phase in ("labelled", "control"):
+        last = [row["val_top1"] for row in result.history if row["phase"] == phase][-1]
+        assert last > 0.3, phase
 
 
 @pytest.mark.parametrize(
