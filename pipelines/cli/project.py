@@ -36,8 +36,8 @@ def submit(
     Examples: retort submit --local
               retort submit --no-wait -o kubeflow.host=http://kfp.example
     """
+    from pipelines.kubeflow.local import submit_local
     from pipelines.kubeflow.submit import submit as to_server
-    from pipelines.kubeflow.submit import submit_local
 
     if local:
         with context.obj.working("submit --local") as p:

@@ -15,8 +15,9 @@ from typing import Any
 import kfp_server_api as api
 import pytest
 
+import components.common.progress  # noqa: F401 - lines get their handler
 from components.common.errors import RetortError
-from pipelines.kubeflow import dag, submit
+from pipelines.kubeflow import client, dag, follow, submit
 from pipelines.params import Params, load
 from tests.conftest import alive, bare, descendants
 from tests.pipelines.kubeflow.kfp_server import KfpServer
@@ -27,7 +28,7 @@ REPO_ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpServer]:
     monkeypatch.setenv("HOME", os.fspath(tmp_path))  # kfp keeps settings there
-    monkeypatch.setattr(submit, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.05)
     with KfpServer() as running:
         yield running
 
@@ -124,7 +125,7 @@ def test_nobody_listens() -> None:
 
 
 def test_a_server_that_accepts_and_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(RetortError, match=r"no KFP server answers there .*timed out"):
