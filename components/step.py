@@ -19,6 +19,7 @@ from components.common.params import StepParams
 from components.common.progress import at, counted, doing
 from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
+from components.tracking import published
 from components.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ def _framed(
     tracker = Tracker(name, params.registry)
     run = StepContext(name, params, out, tracker)
     status = "FAILED"
+    failed: BaseException | None = None
     try:
         run.report.inputs = {name_of(path): sha256_file(path) for path in inputs if path.is_file()}
         at("opening a run in MLflow")
@@ -178,7 +180,8 @@ def _framed(
         _write_report(run)
         run._publish()
         status = "FINISHED"
-    except FindingsError:
+    except FindingsError as error:
+        failed = error
         run._discard(finals=True)
         _write_report(run)
         raise
@@ -188,6 +191,7 @@ def _framed(
         if stopped is not None:
             status = "KILLED"
             raise stopped from None
+        failed = error
         run.report.passed = False
         message = str(error) if isinstance(error, (RetortError, OSError)) else repr(error)
         rule = (isinstance(error, RetortError) and error.rule) or f"{name}.failed"
@@ -198,6 +202,8 @@ def _framed(
         seconds = time.monotonic() - started
         at("writing to MLflow")
         tracker.finish(status, seconds, out)
+        if failed is not None and published.wanted():
+            failed.add_note(_published(run))
         if status == "FINISHED":
             write_json(out / "run.json", {**tracker.identity(), "made": run.products()})
             _say_done(run, seconds)
@@ -229,6 +235,15 @@ def _refuse_to_empty(
 def _write_report(run: StepContext) -> None:
     run.report.write(run.out / "report.json")
     run.page.write(run.out, run.report)
+
+
+def _published(run: StepContext) -> str:
+    """What the log of a failed step ends with, after its report was put where it outlives the pod."""
+    own = Path(name_of(run.out))
+    # a step may be used twice: 'outputs/export' and 'outputs/export/teacher'
+    step = f"{run.name}-{own.name}" if own.parent.name == run.name else run.name
+    pages = [run.tracker.page(), published.publish(run.tracker.run_key(), step, run.out)]
+    return published.last_lines(run.report, pages)
 
 
 def _say_done(run: StepContext, seconds: float) -> None:

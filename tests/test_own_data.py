@@ -21,7 +21,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from components.dataset import s3
+from components.common import object_store
 from components.models.card import read_card
 from components.step import StepContext
 from components.training import budget, driver, preflight
@@ -108,7 +108,7 @@ def made(
     changes = merged(SMALLEST, {**data.changes, "ray": {"address": "auto"}})
     if data.bucket:
         no_other_keys(monkeypatch, tmp_path)
-        monkeypatch.setattr(s3, "_clients", {})
+        monkeypatch.setattr(object_store, "_clients", {})
         store: Store = request.getfixturevalue("store")
         for file in filter(Path.is_file, data.bucket.rglob("*")):
             store.put(file.relative_to(data.bucket).as_posix(), file.read_bytes())

@@ -15,6 +15,7 @@ import numpy as np
 from components.common.environment import cores
 from components.common.errors import ChangedError, ImageError, RetortError
 from components.common.progress import task
+from components.common.shared_rows import SharedRows
 from components.common.storage import sha256_file, state_dir
 from components.dataset.images import Images, Pin
 
@@ -148,6 +149,8 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
         ChangedError: when an image's content is not that of its hash.
     """
     with closing(_open_cache(backbone)) as cache:
+        others = SharedRows(f"features/{_name(backbone)}", "features", ("sha256", "vector"))
+        others.pull(cache)
         known = _lookup(cache, hashes)
         todo = [i for i, digest in enumerate(hashes) if digest is None or digest not in known]
         fresh: dict[int, bytes] = {}
@@ -157,7 +160,9 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
                 portion = todo[start : start + PORTION]
                 batches = _batches(backbone, images, portion)
                 made = dict(one for batch in batches for one in batch)
-                _store(cache, [(hashes[i], content) for i, content in made.items() if hashes[i]])
+                rows = [(hashes[i], content) for i, content in made.items() if hashes[i]]
+                _store(cache, rows)
+                others.push(rows)
                 fresh.update(made)
                 shown.advance(len(portion))
     blobs = [fresh.get(i) or known.get(digest or "") for i, digest in enumerate(hashes)]
@@ -198,8 +203,12 @@ def _batches(backbone: Backbone, images: Images, todo: Sequence[int]) -> Iterato
                 ]
 
 
+def _name(backbone: Backbone) -> str:
+    return f"{backbone.sha256[:32]}-{backbone.size}-{VERSION}"
+
+
 def _open_cache(backbone: Backbone) -> sqlite3.Connection:
-    path = state_dir("cache", "features") / f"{backbone.sha256[:32]}-{backbone.size}-{VERSION}.sqlite"
+    path = state_dir("cache", "features") / f"{_name(backbone)}.sqlite"
     try:
         return _with_table(path)
     except sqlite3.DatabaseError:  # damaged: it is only a cache

@@ -15,6 +15,8 @@ from typing import Any
 
 from components.common.errors import RetortError
 
+_HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+
 
 def state_dir(*parts: str) -> Path:
     """Folder below ``.retort/`` (or ``$RETORT_STATE``), made if missing.
@@ -42,7 +44,8 @@ def sha256_json(value: Any) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary sibling to write to (file or folder), renamed to ``path`` on success, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # by host, too: pods that share a folder have the same process ids
+    partial = path.with_name(f".{path.name}.partial-{_HOST}-{os.getpid()}")
     remove(partial)
     try:
         yield partial

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from components.common import shared
 from components.common.environment import cores
 from components.common.errors import ImageError
+from components.common.object_store import CONNECTIONS
 from components.common.progress import track
+from components.common.shared_rows import SharedRows
 from components.common.storage import state_dir
 from components.dataset import images, quality, s3
 from components.dataset.manifest import image_path
@@ -131,14 +134,18 @@ def inspect_all(
     """Inspect many images, in parallel, out of the cache where path, size and time (or ETag) are the same.
 
     Args:
-        etags: the ETag of each s3:// path, as the listing gave it; others are looked up in the cache.
+        etags: the ETag of each s3:// path, as the listing gave it; others are looked up in the cache, and
+            where state is shared in the store, so that nothing is fetched that another pod has described.
 
     Raises:
         RetortError: when a store cannot be reached. A bad image only has its ``rule`` set.
     """
     remote = any("://" in path for path in paths)
-    threads = s3.CONNECTIONS if remote else cores()
+    threads = CONNECTIONS if remote else cores()
     real = os.path.realpath(root)
+    others = _of_others(paths) if remote and shared.place() is not None else {}
+    if others and not etags:
+        etags = s3.etags([path for path in paths if "://" in path])
     keys = [_key(real, path, etags or {}) for path in paths]
     made: dict[int, Inspection] = {}
     fresh: list[tuple[Any, ...]] = []
@@ -146,6 +153,8 @@ def inspect_all(
         closing(_open_cache()) as cache,
         ThreadPoolExecutor(threads) as pool,
     ):
+        for bucket in others.values():
+            bucket.pull(cache)
         try:
             known = _lookup(cache, keys)
             todo = [index for index, key in enumerate(keys) if key is None or key not in known]
@@ -159,12 +168,23 @@ def inspect_all(
                 if key is not None:
                     fresh.append((key, *_values(made[index])))
                 if len(fresh) >= STORED_AT_ONCE:
-                    _store(cache, fresh)
+                    _store(cache, fresh, others)
                     fresh.clear()
         finally:
             pool.shutdown(cancel_futures=True)
-            _store(cache, fresh)  # a run that was stopped goes on from here
+            _store(cache, fresh, others)  # a run that was stopped goes on from here
     return [made[index] if index in made else known[key or ""] for index, key in enumerate(keys)]
+
+
+def _of_others(paths: Sequence[str]) -> dict[str, SharedRows]:
+    """What other pods know of images, by the bucket's URI: a file of a pod's own says nothing to another."""
+    buckets = {
+        path[: path.index("/", 5)] for path in paths if path.startswith("s3://") and path.count("/") > 2
+    }
+    return {
+        bucket: SharedRows(f"images-{VERSION}/{bucket.removeprefix('s3://')}", "images", ["key", *_COLUMNS])
+        for bucket in sorted(buckets)
+    }
 
 
 def _in_order(
@@ -248,14 +268,19 @@ def _lookup(cache: sqlite3.Connection, keys: Iterable[str | None]) -> dict[str, 
     return found
 
 
-def _store(cache: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+def _store(
+    cache: sqlite3.Connection, rows: list[tuple[Any, ...]], others: dict[str, SharedRows] | None = None
+) -> None:
     place = 1 + _COLUMNS.index("phash")  # SQLite's integers are signed: the hash is kept as hexadecimal text
     marks = ",".join("?" * (1 + len(_COLUMNS)))
+    stored = [
+        (*row[:place], None if row[place] is None else f"{row[place]:016x}", *row[place + 1 :])
+        for row in rows
+    ]
     with cache:
         cache.executemany(
             f"insert or replace into images values ({marks})",  # noqa: S608 - question marks alone
-            [
-                (*row[:place], None if row[place] is None else f"{row[place]:016x}", *row[place + 1 :])
-                for row in rows
-            ],
+            stored,
         )
+    for bucket, theirs in (others or {}).items():
+        theirs.push([row for row in stored if row[0].startswith(f"{bucket}/")])

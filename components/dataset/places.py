@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from components.common.errors import ImageError
+from components.common.object_store import CONNECTIONS
 from components.dataset import s3
 from components.dataset.manifest import image_path
 from components.dataset.params import Data
@@ -59,7 +60,7 @@ def _missing(root: str, paths: Sequence[str]) -> Iterator[str]:
             return False
         return True
 
-    with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
         for path, found in zip(paths, pool.map(there, paths), strict=True):
             if not found:
                 yield path

@@ -7,32 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from components.common.errors import ImageError, RetortError
+from components.common.object_store import DROPS, client, join, split
 from components.common.storage import atomic_path, state_dir, write_json
 from components.dataset.params import S3
 
-CONNECTIONS = 16
-ATTEMPTS = 6  # of a request, with growing pauses between; boto3 counts them
-DROPS = 4  # of a connection in the middle of one object's content
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
-_clients: dict[tuple[str | None, str | None], Any] = {}
-_making = threading.Lock()
-
-
-def _after_fork() -> None:
-    _clients.clear()  # connections that the process has too from which this one was forked: both would talk
-    _making.release()
-
-
-os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_after_fork)
+LISTED, LISTED_EACH = 10_000, 20  # objects that are looked through at most: some, and some for each wanted
 
 
 @dataclass(frozen=True)
@@ -43,26 +34,6 @@ class Item:
     key: str
     size: int
     etag: str
-
-
-def split(uri: str) -> tuple[str, str]:
-    """Bucket and decoded key of an s3:// URI.
-
-    Raises:
-        RetortError: when it is another scheme or has no bucket.
-    """
-    from urllib.parse import unquote
-
-    scheme, _, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not bucket:
-        raise RetortError(f"{uri}: only s3://bucket/key can be read")
-    return bucket, unquote(key)
-
-
-def join(bucket: str, key: str) -> str:
-    """The URI of a key; what is no plain character of a path is percent-encoded."""
-    return f"s3://{bucket}/{quote(key, safe='/ !$&()*+,;=:@-._~')}"
 
 
 def _stores_file() -> Path:
@@ -97,34 +68,6 @@ def _client(bucket: str) -> Any:
     return client(known.endpoint_url, known.region)
 
 
-def client(endpoint_url: str | None, region: str | None) -> Any:
-    """boto3's client of a store, one a process; each request is tried several times.
-
-    Raises:
-        RetortError: when the endpoint is no URL.
-    """
-    key = (endpoint_url, region)
-    with _making:  # boto3's default session is not safe to share while clients are made
-        if key not in _clients:
-            import boto3
-            from botocore.config import Config
-
-            config = Config(
-                max_pool_connections=CONNECTIONS,
-                retries={"max_attempts": ATTEMPTS, "mode": "standard"},
-                connect_timeout=10,
-                read_timeout=60,
-            )
-            session = boto3.session.Session()
-            try:
-                _clients[key] = session.client("s3", endpoint_url=key[0], region_name=key[1], config=config)
-            except ValueError as error:
-                raise RetortError(
-                    f"data.s3: {error}; endpoint_url is a URL such as http://store.example:9000"
-                ) from None
-        return _clients[key]
-
-
 def listing(uri: str) -> Iterator[Item]:
     """All objects below ``s3://bucket/prefix``, a page of 1,000 at a time.
 
@@ -146,6 +89,29 @@ def listing(uri: str) -> Iterator[Item]:
         for found in page.get("Contents", []):
             if not found["Key"].endswith("/"):
                 yield Item(join(bucket, found["Key"]), found["Key"], found["Size"], found["ETag"].strip('"'))
+
+
+def etags(uris: Sequence[str]) -> dict[str, str]:
+    """The ETag of each object that a listing of what they have in common shows; none where it is forbidden.
+
+    A request tells a thousand of them. Where a thousand tell next to none of those that were asked for, the
+    rest is left out.
+    """
+    by_bucket: dict[str, dict[str, str]] = {}
+    for uri in uris:
+        bucket, key = split(uri)
+        by_bucket.setdefault(bucket, {})[key] = uri
+    found: dict[str, str] = {}
+    for bucket, wanted in by_bucket.items():
+        common = os.path.commonprefix(list(wanted)).rpartition("/")[0]  # noqa: RUF071 - of letters
+        most = LISTED + LISTED_EACH * len(wanted)
+        try:
+            for item in islice(listing(join(bucket, common)), most):
+                if item.key in wanted:
+                    found[wanted[item.key]] = item.etag
+        except RetortError as error:
+            log.info(f"{error}; what is known of its images is found when they are fetched")
+    return found
 
 
 def read(uri: str) -> bytes:

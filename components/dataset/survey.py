@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.common.errors import ConfigError, RetortError
+from components.common.object_store import split
 from components.dataset import manifest as manifests
 from components.dataset import s3
 from components.dataset.columns import Columns, equals, kept, matches, put
@@ -145,7 +146,7 @@ def _remember_stores(paths: pa.StringArray, data: Data) -> None:
     remote = paths.filter(pc.starts_with(paths, "s3://"))
     if len(remote):
         for start in pc.unique(pc.replace_substring_regex(remote, r"(?s)^(s3://[^/]*).*", r"\1")).to_pylist():
-            s3.remember_store(s3.split(start)[0], data.s3)
+            s3.remember_store(split(start)[0], data.s3)
 
 
 def _classes(columns: Columns) -> tuple[dict[int, str | None], set[str]]:

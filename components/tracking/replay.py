@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.storage import read_own_json, state_dir, write_json
+from components.tracking import shared_spool
 from components.tracking.client import (
     client_settings,
     connect,
@@ -45,6 +46,7 @@ def sync(registry: Registry) -> dict[str, int]:
     counts = {"sent": 0, "running": 0}
     uri = tracking_uri(registry)
     failed: list[str] = []
+    shared_spool.adopt()
     for entry in leftovers():
         with entry.held() as mine:
             if not mine:
@@ -84,6 +86,7 @@ def replay_whole(entry: Entry, uri: str) -> None:
     entry.close()
     Replay(entry, uri).advance()
     entry.remove()
+    shared_spool.forget(entry.folder.name)
 
 
 class Replay:
@@ -99,6 +102,7 @@ class Replay:
         self.done: int = cursor.get("done", 0)
         self.run_id: str = cursor.get("run_id", "")
         self.parent_run_id: str = cursor.get("parent_run_id", "")
+        self.experiment_id: str = cursor.get("experiment_id", "")
         self._doubtful = bool(cursor)  # after a failure nobody knows whether the last values arrived
 
     def advance(self) -> None:
@@ -137,6 +141,7 @@ class Replay:
                     "done": self.done,
                     "run_id": self.run_id,
                     "parent_run_id": self.parent_run_id,
+                    "experiment_id": self.experiment_id,
                 }
                 write_json(self._cursor, cursor)
 
@@ -163,7 +168,7 @@ class Replay:
     def _open(self, client: MlflowClient, start: dict[str, Any]) -> None:
         parent = self._find_parent(client, start)
         self.parent_run_id = parent.info.run_id
-        own = parent.info.experiment_id
+        own = self.experiment_id = parent.info.experiment_id
         child = _find_run(client, own, start["id"])
         if child is None:
             tags = {

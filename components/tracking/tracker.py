@@ -13,6 +13,7 @@ from typing import Any
 
 from components.common.params import Registry
 from components.common.storage import human_bytes, state_dir
+from components.tracking import shared_spool
 from components.tracking.client import (
     StuckError,
     bounded,
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 10.0  # a step waits for a server no longer than this in all
 REQUEST_SECONDS = 3  # ... and for one answer no longer than this
+OTHERS = 10  # steps of pods that are gone, which one step sends
 EVERY_SECONDS = 2.0  # between two replays while a step runs
 MAX_ARTIFACT_BYTES = 10_000_000
 ARTIFACTS = (".json", ".html", ".csv", ".png", ".svg")
@@ -51,7 +53,8 @@ class Tracker:
         self._replay: Replay | None = None
         self._left = BUDGET_SECONDS
         self._next = 0.0
-        self._away = self._stuck = self._warned = False
+        self._away = self._stuck = self._warned = self._sent = False
+        self._copy: shared_spool.Copy | None = None
 
     def start(self, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         """Open the run: ``params`` are the step's sections, ``inputs`` file names and their sha256."""
@@ -75,6 +78,7 @@ class Tracker:
             params=dict(_flatten(params)),
             tags={f"input.{label}": digest for label, digest in inputs.items()},
         )
+        self._copy = shared_spool.copying(entry)
         self._flush()
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -122,8 +126,22 @@ class Tracker:
             "finish", status=status, reused=reused_steps(self._inputs, out, self._parent.get("id", ""))
         )
         self._flush(final=True)
+        if self._copy is not None:
+            self._copy.end()
+            self._send_for_others()
         if self._entry is not None and not self._stuck:  # a thread that is stuck still works on it
             self._entry.release()
+
+    def run_key(self) -> str:
+        """What the pipeline's run is known by; empty when this step is not recorded."""
+        return str(self._parent.get("key", ""))
+
+    def page(self) -> str:
+        """The address of the step's report in MLflow; empty: it is not there, or MLflow is a file."""
+        if not self._sent or self._replay is None or not self._uri.startswith(("http://", "https://")):
+            return ""
+        run = f"experiments/{self._replay.experiment_id}/runs/{self._replay.run_id}"
+        return f"{public_uri(self._uri).rstrip('/')}/#/{run}/artifacts/report.html"
 
     def identity(self) -> dict[str, str]:
         """What ``run.json`` says: ``id`` (ours, stable), ``run_id`` and ``parent_run_id`` (MLflow's).
@@ -180,8 +198,19 @@ class Tracker:
             return
         self._replay.advance()
         if final:
+            self._sent = True
             self._entry.remove()
             send_leftovers(self._uri)
+
+    def _send_for_others(self) -> None:
+        """Send what pods that are gone could not, if this one could."""
+        if not self._sent or not shared_spool.adopt(self._uri, OTHERS):
+            return
+        try:
+            with client_settings(REQUEST_SECONDS, retries=0):
+                bounded(self._uri, BUDGET_SECONDS, functools.partial(send_leftovers, self._uri))
+        except Exception as error:  # noqa: BLE001 - whatever a tracker does, the run goes on
+            log.info(f"tracking: {public_uri(self._uri)}: {first_line(error)}; 'retort sync' sends the rest")
 
     def _warn(self, message: str) -> None:
         if not self._warned:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from components.common import progress
+from components.common import progress, shared
 from components.common.environment import cores
 from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, sha256_json, state_dir, write_json
@@ -131,7 +131,7 @@ def within(
         return spec
     key = f"{where}.train.time_budget_minutes"
     kept = state_dir("budgets") / f"{sha256_json([spec.key(), minutes])[:24]}.json"
-    if kept.exists():
+    if shared.bring(kept):
         epochs, why = read_json(kept)["epochs"], "as was decided when this training first began"
     else:
         one, two = expected(make(1), ray), expected(make(2), ray)
@@ -149,6 +149,7 @@ def within(
         rest = one.seconds - each
         epochs = fit_epochs(60 * minutes, rest, each, most)
         write_json(kept, {"epochs": epochs, "minutes": minutes, "epoch_seconds": each, "rest_seconds": rest})
+        shared.keep(kept)
         why = f"about {duration(each)} for each, {duration(rest)} for the rest"
         if rest + epochs * each > 60 * minutes:
             why += ", which is more than the budget: there is at least one"

@@ -25,17 +25,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common import signals
+from components.common import object_store, shared, signals
 from components.common.environment import collect_less_often, environment
 from components.common.errors import RetortError, Terminated
 from components.common.storage import disk_full, read_json, remove, state_dir, write_json
 from components.dataset import s3
-from components.training import reaper, remote
+from components.training import kept, reaper, remote
 from components.training.params import Ray
 from components.training.stall import Stall
 
 if TYPE_CHECKING:
     import torch
+
+    from components.training.context import Exchange
 
 log = logging.getLogger(__name__)
 
@@ -220,9 +222,7 @@ class RayContext:
     Checkpoints go to Ray's own storage, a folder of this machine or what ``ray.storage`` names.
     """
 
-    def __init__(
-        self, mailbox: Any, exchange: remote.StateExchange | None = None, rescued: str | None = None
-    ) -> None:
+    def __init__(self, mailbox: Any, exchange: Exchange | None = None, rescued: str | None = None) -> None:
         import ray
         import ray.train
         import ray.train.torch
@@ -514,7 +514,10 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
     mailbox, storage = config["mailbox"], config["storage"]
     try:
         loop, spec = unpacked(config)
-        context = RayContext(mailbox, storage and remote.StateExchange(storage), config["rescued"])
+        exchange: Exchange | None = storage and remote.StateExchange(storage)
+        if storage is None and shared.place() is not None:
+            exchange = kept.SharedExchange()
+        context = RayContext(mailbox, exchange, config["rescued"])
         loop(context, spec)
     except RetortError as error:
         tell(mailbox, "error", message=str(error), rule=error.rule)
@@ -524,7 +527,7 @@ def _unpack_and_run(config: dict[str, Any]) -> None:
         raise
 
 
-def sent(value: Any, mailbox: Any, storage: remote.Storage | None) -> dict[str, Any]:
+def sent(value: Any, mailbox: Any, storage: object_store.Storage | None) -> dict[str, Any]:
     """What goes to workers: a value, packed, and where its paths lie."""
     import ray
 
@@ -653,7 +656,7 @@ def forget(folder: Path) -> None:
     """Remove a finished run's checkpoints, wherever they were kept."""
     if (folder / STORED).exists():
         content = read_json(folder / STORED)
-        kind = remote.S3Storage if content["uri"].startswith("s3://") else remote.FolderStorage
+        kind = object_store.S3Storage if content["uri"].startswith("s3://") else object_store.FolderStorage
         kind(**content).remove(f"{remote.CHECKPOINTS}/{folder.name}")
     remove(folder)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from components.audit.plan_schema import Plan
+from components.common import shared
 from components.common.errors import FindingsError
 from components.common.findings import Finding
 from components.common.progress import counted
@@ -244,7 +245,7 @@ def control_epochs(run: StepContext, params: CheckParams, student: TrainSpec, pl
         return min(asked, planned)
     spec = control_spec(params, student, planned)
     kept = state_dir("budgets") / f"control-{spec.key()[:24]}.json"
-    if kept.exists():
+    if shared.bring(kept):
         return int(read_json(kept)["epochs"])
     one, two = (budget.expected(control_spec(params, student, epochs), params.ray) for epochs in (1, 2))
     if one is None or two is None:
@@ -259,6 +260,7 @@ def control_epochs(run: StepContext, params: CheckParams, student: TrainSpec, pl
         why = f"all of them would take {(fixed + planned * each) / 60:.0f} min"
     if one is not None:  # else the next run knows the speed
         write_json(kept, {"epochs": epochs})
+        shared.keep(kept)
     if epochs < planned:
         log.info(
             f"{run.name}: a short control of {counted(epochs, 'epoch')} of {planned} comes first, since "
@@ -303,6 +305,11 @@ def store(key: str) -> Path:
     return state_dir("cache", "trained") / key[:32]
 
 
+def _in_store(folder: Path) -> bool:
+    """Whether it is a place of the store, not where a step leaves its products."""
+    return folder.parent.resolve() == state_dir("cache", "trained").resolve()
+
+
 def write(
     folder: Path, trained: Trained, spec: TrainSpec, lineage: list[Lineage], about: dict[str, Any]
 ) -> None:
@@ -324,6 +331,8 @@ def write(
         write_json(partial / FILE, {"schema_version": SCHEMA_VERSION, **content})
         files = [path for path in partial.iterdir() if path.name != SEAL]
         seals.write(partial / SEAL, files)
+    if _in_store(folder):
+        shared.keep(folder)
 
 
 def read(folder: Path, spec: TrainSpec, key: str = "") -> Trained | str:
@@ -332,6 +341,8 @@ def read(folder: Path, spec: TrainSpec, key: str = "") -> Trained | str:
     Args:
         key: of ``spec``, where it is known already.
     """
+    if _in_store(folder):
+        shared.bring(folder, folder=True)
     if not (folder / FILE).exists():
         return "there is none yet"
     if fault := seals.fault(folder / SEAL, folder):

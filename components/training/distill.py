@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
 
+from components.common import shared
 from components.common.findings import Finding
 from components.common.progress import at, counted
 from components.common.storage import human_bytes, need, need_disk, remove, write_json
@@ -233,6 +234,7 @@ class _Jobs:
         """The step is done: only the check's control may be asked for again."""
         for job in [*self._students, *self._controls[1:]]:
             remove(job.folder)
+            shared.drop(job.folder)
 
 
 def _seeded(spec: TrainSpec, seed: int) -> TrainSpec:

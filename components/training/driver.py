@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from components.audit.plan_schema import Plan, read_plan
-from components.common import progress
+from components.common import progress, shared
 from components.common.errors import RetortError
 from components.common.params import StepParams
 from components.common.storage import need, read_json, state_dir
@@ -22,7 +23,7 @@ from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard
 from components.models.params import Net, Optimizer
 from components.step import StepContext
-from components.training import budget, cluster, nodes, optim, remote, trainer
+from components.training import budget, cluster, kept, nodes, optim, remote, trainer
 from components.training.inputs import shards
 from components.training.inputs.index import known_fingerprint, open_index
 from components.training.inputs.pictures import open_store
@@ -155,7 +156,8 @@ def fit(
     """The same in a cluster that is running already, so that several jobs can share it."""
     nodes.check(run, spec, ray)
     progress.at(f"starting {progress.counted(ray.workers, 'Ray worker')}: imports, data, network")
-    with listener or Listener(run) as heard:
+    keeping = nullcontext() if ray.storage else kept.checkpoints(folder, cluster.STATE, cluster.RESCUED)
+    with listener or Listener(run) as heard, keeping:
         state = cluster.fit(trainer.train, spec, ray, folder, heard)
     if heard.stopped is not None:
         told = heard.stopped
@@ -190,6 +192,7 @@ def _find_input_bound(run: StepContext, heard: Listener) -> None:
 def forget(folder: Path) -> None:
     """Remove a finished job's checkpoints."""
     cluster.forget(folder)
+    shared.drop(folder / cluster.RESCUED)
 
 
 def labels(spec: TrainSpec, split: str) -> np.ndarray:

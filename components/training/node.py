@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
 
+from components.common import object_store
 from components.common.errors import RetortError
-from components.dataset import s3
 from components.training import machine, remote
 
 CODE = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ class Ask:
         files: of the driver, which workers will read where there is no storage.
     """
 
-    storage: remote.Storage | None
+    storage: object_store.Storage | None
     state: str
     stores: dict[str, dict[str, str | None]]
     images: tuple[str, ...]
@@ -104,14 +104,14 @@ def _read(image: str, stores: dict[str, dict[str, str | None]]) -> None:
         except OSError as error:
             raise RetortError(f"{image}: {error.strerror}") from None
         return
-    bucket, key = s3.split(image)
+    bucket, key = object_store.split(image)
     settings = stores.get(bucket, {})
-    found = remote.S3Storage(f"s3://{bucket}", settings.get("endpoint_url"), settings.get("region"))
+    found = object_store.S3Storage(f"s3://{bucket}", settings.get("endpoint_url"), settings.get("region"))
     if not found.exists(key):
         raise RetortError(f"{image}: no such object")
 
 
-def _probe(storage: remote.Storage, folder: Path) -> None:
+def _probe(storage: object_store.Storage, folder: Path) -> None:
     """Write, read and remove something small."""
     name = f"probes/{uuid4().hex}"
     sent, back = folder / f"{uuid4().hex}.sent", folder / f"{uuid4().hex}.back"

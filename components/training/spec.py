@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from components.audit.plan_schema import Plan
+from components.common.object_store import Storage
 from components.common.storage import sha256_file, sha256_json
 from components.dataset import images
 from components.models import checkpoint
@@ -16,7 +17,6 @@ from components.models.params import Arch, LearningRate, Optimizer, Train, Valid
 from components.training import augmentation
 from components.training.inputs.index import known_fingerprint
 from components.training.params import Distill
-from components.training.remote import Storage
 
 # they decide no byte of the weights
 OTHERWISE = {"num_workers", "time_budget_minutes", "checkpoint_minutes"}

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from components.common import shared
 from components.common.errors import RetortError
 from components.common.progress import task
 from components.common.storage import (
@@ -90,6 +91,8 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
             "weights_sha256"
         )
     place = record_of(label)
+    if shared.bring(place.record):
+        shared.bring(place.content)
     known = place.known()
     wanted = expected or known.get("sha256")
     if place.content.is_file():
@@ -101,7 +104,11 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
     digest = sha256_file(place.part)
     if wanted and digest != wanted:
         remove(place.part)
-        source = "weights_sha256 asks for" if expected else f"{place.record} recorded at the first download"
+        source = (
+            "weights_sha256 asks for"
+            if expected
+            else f"{shared.where(place.record)} recorded at the first download"
+        )
         raise RetortError(
             f"weights: {label}: what came has sha256 {digest[:12]}..., {source} {wanted[:12]}...; "
             + ("check both" if expected else "remove that file if the change is known to be right")
@@ -109,6 +116,8 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
     replace(place.part, place.content)
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     place.note(source=label, sha256=digest, bytes=place.content.stat().st_size, fetched=when)
+    shared.keep(place.content)
+    shared.keep(place.record)
     return place.content, digest, when
 
 
@@ -124,8 +133,9 @@ def kept(label: str) -> Path | None:
 
 def forget(content: Path) -> None:
     """Remove what ``fetch`` gave, and the record that later downloads are held to."""
-    remove(content)
-    remove(content.with_name(RECORD))
+    for path in (content, content.with_name(RECORD)):
+        remove(path)
+        shared.drop(path)
 
 
 def record_of(label: str) -> Download:

@@ -64,6 +64,8 @@ def run(arguments: list[str]) -> int:
         message, status = _explained(error)
         if debug:
             traceback.print_exc()
+        if os.environ.get("RETORT_SHARED"):
+            message = "\n".join([message, *getattr(error, "__notes__", [])])
         lines = message.strip().splitlines() or ["failed"]
         log.error("\n".join([f"retort: {lines[0]}", *(f"  {line}" for line in lines[1:])]))
         return status

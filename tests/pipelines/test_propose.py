@@ -15,8 +15,8 @@ import yaml
 from moto import mock_aws
 from PIL import Image
 
+from components.common import object_store
 from components.common.errors import RetortError
-from components.dataset import s3
 from components.dataset.params import Data
 from components.training.estimate import Speed
 from components.training.gate.rate import limit
@@ -175,7 +175,7 @@ def test_a_bucket_is_looked_at_and_nothing_of_it_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="photos")
     content = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from components.common.errors import RetortError
+from components.common.object_store import split
 from components.dataset import s3
 from components.dataset.images import EXTENSIONS
 from components.dataset.params import IngestParams
@@ -15,7 +16,7 @@ from components.dataset.sources.layout import Others, kind, lay_out
 def read(params: IngestParams) -> Found:
     """Rows of the images below ``data.source``."""
     data, uri = params.data, str(params.data.source)
-    bucket, prefix = s3.split(uri)
+    bucket, prefix = split(uri)
     prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     s3.remember_store(bucket, data.s3)
     found = Found()

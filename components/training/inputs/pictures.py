@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from components.common import progress
+from components.common import progress, shared
 from components.common.environment import cores
 from components.common.errors import ChangedError, RetortError
+from components.common.object_store import CONNECTIONS
 from components.common.storage import atomic_path, human_bytes, need_disk, remove, sha256_json, state_dir
-from components.dataset import images, manifest, s3
+from components.dataset import images, manifest
 from components.training import augmentation, seals
 from components.training.inputs.index import Index
 
@@ -262,7 +263,12 @@ def decode(
     key = sha256_json([part.index.fingerprint, part.splits, part.form.key(), _stamps(part)])
     target = folder / f"{key[:32]}-{part.form.kind}-{part.form.side}.npy"
     seal = target.with_suffix(".json")
+    files = [target, *([_aspects_file(target)] if part.form.kind == "canvas" else [])]
     with FileLock(target.with_suffix(".lock")):
+        # decoded elsewhere, they are one object of the store instead of one for each
+        if _in_a_store(part) and not target.exists() and shared.bring(seal):
+            for file in files:
+                shared.bring(file)
         if target.exists():
             fault = seals.fault(seal, folder)
             if fault is None:
@@ -275,7 +281,15 @@ def decode(
             return None
         need_disk(folder, wanted, "decoded images")
         _fill(part, target, processes, alive)
+        if _in_a_store(part):
+            for file in (*files, seal):
+                shared.keep(file)
     return target
+
+
+def _in_a_store(part: Part) -> bool:
+    """Whether its images are s3:// objects."""
+    return len(part.rows) > 0 and "://" in part.index.path(int(part.rows[0]))
 
 
 def _fill(part: Part, target: Path, processes: int | None, alive: Callable[[int, int], None] | None) -> None:
@@ -283,7 +297,7 @@ def _fill(part: Part, target: Path, processes: int | None, alive: Callable[[int,
     rows, side = part.rows, part.form.side
     files = [target]
     aspects = np.ones(len(rows), np.float32)
-    remote = len(rows) > 0 and "://" in part.index.path(int(rows[0]))
+    remote = _in_a_store(part)
     if processes is None:
         enough = len(rows) >= PROCESSES_FROM and not remote
         processes = cores() if enough else 0
@@ -337,7 +351,7 @@ def _pool(part: Part, partial: Path, processes: int, remote: bool) -> Executor:
         # forked: they need nothing that a thread of ours may hold, and start at once
         context = multiprocessing.get_context("fork")
         return ProcessPoolExecutor(processes, context, _begin, (part, partial))
-    return ThreadPoolExecutor(s3.CONNECTIONS if remote else cores())
+    return ThreadPoolExecutor(CONNECTIONS if remote else cores())
 
 
 _here: tuple[Part, Pixels]  # of a decoding process: what it decodes, and where to

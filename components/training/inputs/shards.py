@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from components.common import progress
+from components.common import object_store, progress
 from components.common.errors import RetortError
+from components.common.object_store import CONNECTIONS
 from components.common.storage import (
     human_bytes,
     need,
@@ -38,7 +39,7 @@ from components.common.storage import (
     state_dir,
     write_json,
 )
-from components.dataset import images, s3
+from components.dataset import images
 from components.training import remote
 from components.training.inputs.index import Index, open_index
 from components.training.inputs.pictures import DISK_SHARE, Contents, Files
@@ -91,12 +92,14 @@ def _folder(fingerprint: str) -> str:
     return f"{FOLDER}/{fingerprint[:32]}"
 
 
-def there(storage: remote.Storage, fingerprint: str) -> bool:
+def there(storage: object_store.Storage, fingerprint: str) -> bool:
     """Whether all shards of the manifest with this fingerprint are there."""
     return storage.exists(f"{_folder(fingerprint)}/{HEAD}")
 
 
-def write(storage: remote.Storage, index: Index, contents: Contents, size: int = SHARD_BYTES) -> Written:
+def write(
+    storage: object_store.Storage, index: Index, contents: Contents, size: int = SHARD_BYTES
+) -> Written:
     """Write the shards that are not there yet; a manifest's shards are the same whoever writes them.
 
     Raises:
@@ -115,14 +118,14 @@ def write(storage: remote.Storage, index: Index, contents: Contents, size: int =
 
 
 def _write(
-    storage: remote.Storage, index: Index, contents: Contents, size: int, folder: str, local: Path
+    storage: object_store.Storage, index: Index, contents: Contents, size: int, folder: str, local: Path
 ) -> Written:
     heads: list[dict[str, Any]] = []
     new = row = 0
     with (
         progress.task("writing shards", len(index)) as task,
         pq.ParquetWriter(local / PLACES, SCHEMA, compression="zstd") as places,
-        ThreadPoolExecutor(s3.CONNECTIONS) as pool,
+        ThreadPoolExecutor(CONNECTIONS) as pool,
     ):
         while row < len(index):
             number = len(heads)
@@ -201,7 +204,7 @@ class Shards:
     (``remote.node_cache``) while training goes on, if they all fit; what it has not, it reads by range.
     """
 
-    storage: remote.Storage
+    storage: object_store.Storage
     index: Index
 
     def __call__(self, row: int) -> bytes:
@@ -228,7 +231,7 @@ class Shards:
 class _Node:
     """What a node has of a manifest's shards; of each process its own."""
 
-    def __init__(self, storage: remote.Storage, fingerprint: str) -> None:
+    def __init__(self, storage: object_store.Storage, fingerprint: str) -> None:
         self._storage, self._remote = storage, _folder(fingerprint)
         self._folder = remote.node_cache(FOLDER, fingerprint[:32])
         with FileLock(self._folder / "lock"):
@@ -239,7 +242,7 @@ class _Node:
         self.places = [np.load(self._folder / f"{name}.npy", mmap_mode="r") for name in SCHEMA.names]
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
-        if not isinstance(storage, remote.FolderStorage) and self._fit():
+        if not isinstance(storage, object_store.FolderStorage) and self._fit():
             threading.Thread(target=self._fetch, name="shards", daemon=True).start()
 
     def _fetch_places(self, head: Path) -> None:
@@ -284,7 +287,7 @@ class _Node:
 
     def _place(self, number: int) -> Path:
         name = self._shards[number]["name"]
-        if isinstance(self._storage, remote.FolderStorage):
+        if isinstance(self._storage, object_store.FolderStorage):
             return Path(self._storage.uri) / self._remote / name
         return self._folder / name
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import socket
 import socketserver
 import threading
@@ -15,8 +18,9 @@ import pytest
 from moto import mock_aws
 from sklearn.datasets import load_digits
 
+from components.common import object_store, shared
 from components.common.errors import FindingsError, ImageError, RetortError
-from components.dataset import s3
+from components.dataset import inspection, s3
 from components.dataset.images import read_bytes
 from components.dataset.params import S3
 from tests.components.conftest import KEY, SECRET, Store, no_other_keys
@@ -44,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The keys come from the environment, the first place of the standard chain, and from nowhere else."""
     no_other_keys(monkeypatch, tmp_path)
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
 
 
 def ingest(steps: Steps, url: str, source: str = "s3://photos/flowers") -> list[dict[str, Any]]:
@@ -119,7 +123,7 @@ def test_keys_come_from_the_standard_chain_and_are_written_nowhere(
     file.write_text(f"[lab]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    s3._clients.clear()
+    object_store._clients.clear()
     assert len(ingest(steps, store.url)) == 61
     file.unlink()
     for path in tmp_path.rglob("*"):
@@ -198,7 +202,7 @@ def test_answers_that_break_off_are_asked_for_again(store: Store, steps: Steps, 
 def test_a_store_that_dies_half_way_is_named_and_the_next_run_goes_on(
     steps: Steps, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 2)
     wire.dies_after = 25
     with pytest.raises(RetortError, match=r"s3://photos: cannot be reached at .* run again, it goes on"):
         ingest(steps, wire.url)
@@ -239,12 +243,12 @@ def test_thousands_of_keys_come_page_by_page() -> None:
 @pytest.mark.parametrize("uri", ["s3://", "http://photos/a", "s3:///a"])
 def test_what_is_no_uri_of_a_bucket_is_refused(uri: str) -> None:
     with pytest.raises(RetortError, match="only s3://bucket/key"):
-        s3.split(uri)
+        object_store.split(uri)
 
 
 @pytest.mark.parametrize("key", ["a/b.png", "a b+c.png", "ü/%41?.png", "a#b&c=d.png", "a\nb.png"])
 def test_a_key_survives_its_uri(key: str) -> None:
-    assert s3.split(s3.join("photos", key)) == ("photos", key)
+    assert object_store.split(object_store.join("photos", key)) == ("photos", key)
 
 
 def test_a_list_of_keys_that_are_not_there_stops_before_all_are_tried(store: Store, steps: Steps) -> None:
@@ -253,3 +257,119 @@ def test_a_list_of_keys_that_are_not_there_stops_before_all_are_tried(store: Sto
     Path("list.txt").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(FindingsError, match=r"64 of 64 images .* such as s3://photos/flower/a/00.png"):
         ingest(steps, store.url, "list.txt")
+
+
+class Pod:
+    """Each of its steps has an empty disk, as in Kubernetes; all of them share one prefix."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, store: Store, prefix: str) -> None:
+        self._patch, self._count = patch, 0
+        patch.setenv("AWS_ENDPOINT_URL_S3", store.url)
+        patch.setenv("RETORT_SHARED", f"s3://photos/{prefix}")
+        shared._shared.cache_clear()
+
+    def new(self) -> None:
+        self._count += 1
+        self._patch.setenv("RETORT_STATE", f"disk-{self._count}")
+
+
+@pytest.mark.parametrize("thumbnails", [False, True])
+def test_a_second_run_in_new_pods_fetches_no_image_that_is_known(
+    store: Store, steps: Steps, wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, thumbnails: bool
+) -> None:
+    pod = Pod(monkeypatch, store, f"state/{tmp_path.name}")
+    sections = {
+        "data": {"root": "images", "s3": {"endpoint_url": wire.url}},
+        "report": {"thumbnails": thumbnails},
+    }
+
+    def whole_run() -> tuple[list[dict[str, Any]], int, list[dict[str, Any]], int]:
+        wire.asked.clear()
+        pod.new()
+        rows = ingest(steps, wire.url)
+        by_ingest = len(wire.asked)
+        pod.new()
+        steps.validate("images", **sections)
+        return rows, by_ingest, steps.rows(steps.clean), len(wire.asked) - by_ingest
+
+    rows, by_ingest, clean, by_validate = whole_run()
+    assert by_ingest == 61
+    again, by_second_ingest, clean_again, by_second_validate = whole_run()
+    assert (again, clean_again) == (rows, clean)
+    assert by_second_ingest == 0
+    assert by_second_validate == by_validate, "only what the report shows"
+    assert by_validate == 0 if not thumbnails else 0 < by_validate < 61
+
+
+def test_an_image_that_changed_is_fetched_in_spite_of_what_others_know(
+    store: Store, steps: Steps, wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pod = Pod(monkeypatch, store, f"state/{tmp_path.name}")
+    pod.new()
+    ingest(steps, wire.url)
+    store.put("flowers/a/00.png", encoded(digit(701)))
+    try:
+        pod.new()
+        (aside,) = steps.validate(
+            "images", data={"root": "images", "s3": {"endpoint_url": wire.url}}, report={"thumbnails": False}
+        )
+        assert aside["reason"].startswith("image.changed: ")
+        wire.asked.clear()
+        pod.new()
+        ingest(steps, wire.url)
+        assert wire.asked == [], "validate has told what it is now"
+    finally:
+        store.put("flowers/a/00.png", encoded(digit(0)))
+
+
+def test_a_pod_that_is_killed_leaves_what_it_has_described(
+    store: Store, steps: Steps, wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pod = Pod(monkeypatch, store, f"state/{tmp_path.name}")
+    pod.new()
+    monkeypatch.setattr(inspection, "STORED_AT_ONCE", 10)
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(steps, wire.url))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    before = len(wire.asked)
+    assert before >= 30
+    pod.new()
+    assert len(ingest(steps, wire.url)) == 61
+    assert len(wire.asked) - before <= 61 - 20, "two portions were kept at least"
+
+
+def _killed(steps: Steps, url: str) -> None:
+    """Ingest, until SIGKILL comes after some portions."""
+    portions = []
+    store = inspection._store
+
+    def counted(*arguments: Any) -> None:
+        store(*arguments)
+        portions.append(1)
+        if len(portions) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    inspection._store = counted  # a process of its own
+    ingest(steps, url)
+
+
+def test_where_listing_is_forbidden_images_are_fetched_as_before(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str) -> Iterator[s3.Item]:
+        raise RetortError(f"{uri}: the store refuses (AccessDenied); check the keys and their rights")
+        yield
+
+    monkeypatch.setattr(s3, "listing", refuse)
+    assert s3.etags(["s3://photos/flowers/a/00.png"]) == {}
+
+
+def test_etags_of_what_lies_together_come_from_one_listing(store: Store, wire: Wire) -> None:
+    s3.remember_store("photos", S3(endpoint_url=wire.url, region="us-east-1"))
+    uris = [
+        f"s3://photos/flowers/{name}" for name in ("a/00.png", "b/01.png", "a/with space+plus%2520%C3%BC.png")
+    ]
+    found = s3.etags([*uris, "s3://photos/flowers/none.png"])
+    assert sorted(found) == sorted(uris)
+    assert wire.asked == []

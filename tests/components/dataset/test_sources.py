@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from moto import mock_aws
 
+from components.common import object_store
 from components.common.errors import RetortError
 from components.common.findings import Finding, read_report
-from components.dataset import s3, sources
+from components.dataset import sources
 from components.dataset.params import IngestParams
 from components.dataset.sources.folder import DEEPEST, walk
 from components.dataset.sources.found import Found, Row
@@ -35,7 +36,7 @@ def other_files() -> dict[str, Finding]:
 def bucket(keys: list[str], monkeypatch: pytest.MonkeyPatch) -> Found:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "tests")
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
     with mock_aws():
         client = boto3.client("s3", region_name="us-east-1")
         client.create_bucket(Bucket="photos")

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from components.common import object_store
 from components.training import machine, node, nodes, remote
 from components.training.params import Ray
 from components.training.preflight import RAY_BYTES, Needs
 
 
-def asked(tmp_path: Path, storage: remote.Storage | None = None, images: tuple[str, ...] = ()) -> node.Node:
+def asked(
+    tmp_path: Path, storage: object_store.Storage | None = None, images: tuple[str, ...] = ()
+) -> node.Node:
     return node.look("10.0.0.7", node.Ask(storage, str(tmp_path), {}, images))
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from components.common import object_store
 from components.common.errors import RetortError
 from components.common.storage import sha256_file
-from components.dataset import s3
 from components.dataset.params import S3
 from components.training import remote
 from tests.components.conftest import Store, no_other_keys
@@ -43,7 +43,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch) -> remote.Storage:
+def storage(
+    request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> object_store.Storage:
     if request.param == "folder":
         return remote.open_storage(str(here / "shared"))
     no_other_keys(monkeypatch, here)
@@ -59,7 +61,7 @@ def write(path: Path, content: bytes = b"content") -> Path:
     return path
 
 
-def test_what_was_put_is_there_under_its_name(storage: remote.Storage, here: Path) -> None:
+def test_what_was_put_is_there_under_its_name(storage: object_store.Storage, here: Path) -> None:
     file = write(here / "a file", bytes(range(256)) * 50_000)
     assert not storage.exists("labels/a")
     storage.put(file, "labels/a")
@@ -79,14 +81,14 @@ def test_what_was_put_is_there_under_its_name(storage: remote.Storage, here: Pat
     storage.remove("labels")
 
 
-def test_what_is_not_there_is_said(storage: remote.Storage, here: Path) -> None:
+def test_what_is_not_there_is_said(storage: object_store.Storage, here: Path) -> None:
     with pytest.raises(RetortError, match=r"ray\.storage: .*blobs/00 is not there") as told:
         storage.get("blobs/00", here / "back/a")
     assert "\n" not in str(told.value)
     assert not list((here / "back").iterdir())
 
 
-def test_ray_train_writes_to_the_same_place(storage: remote.Storage, here: Path) -> None:
+def test_ray_train_writes_to_the_same_place(storage: object_store.Storage, here: Path) -> None:
     from pyarrow import fs
 
     place, system = storage.filesystem()
@@ -125,7 +127,7 @@ def make_spec(here: Path) -> Spec:
 
 
 def test_a_specification_comes_to_a_node_without_the_drivers_files(
-    storage: remote.Storage, here: Path, monkeypatch: pytest.MonkeyPatch
+    storage: object_store.Storage, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(here)
     sent = remote.publish(storage, spec)
@@ -145,7 +147,7 @@ def test_a_specification_comes_to_a_node_without_the_drivers_files(
     assert got.labels == here / "node/state/cache/soft_labels/abc", "each node makes it by itself"
 
 
-def counted(storage: remote.Storage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def counted(storage: object_store.Storage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names that are fetched from now on."""
     fetched: list[str] = []
     get = type(storage).get
@@ -159,7 +161,7 @@ def counted(storage: remote.Storage, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 def test_a_node_fetches_once_and_again_what_is_damaged(
-    storage: remote.Storage, here: Path, monkeypatch: pytest.MonkeyPatch
+    storage: object_store.Storage, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = remote.put(storage, write(here / "weights.safetensors", b"x" * 1000))
     fetched = counted(storage, monkeypatch)
@@ -174,7 +176,7 @@ def test_a_node_fetches_once_and_again_what_is_damaged(
 
 
 def test_what_was_sent_is_not_sent_again(
-    storage: remote.Storage, here: Path, monkeypatch: pytest.MonkeyPatch
+    storage: object_store.Storage, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(here / "weights.safetensors")
     remote.put(storage, file)
@@ -192,7 +194,7 @@ def test_a_damaged_storage_is_named_and_nothing_is_kept(here: Path) -> None:
     assert not list((here / "node/inputs").glob("*/*"))
 
 
-def fetch(storage: remote.Storage, ref: remote.Ref, told: Any) -> None:
+def fetch(storage: object_store.Storage, ref: remote.Ref, told: Any) -> None:
     get = type(storage).get
 
     def noted(self: Any, name: str, target: Path) -> None:
@@ -273,7 +275,7 @@ def test_connections_that_drop_are_tried_again(
 
 def test_a_store_that_is_away_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_other_keys(monkeypatch, here)
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 1)
     storage = remote.open_storage(
         "s3://photos/run", S3(endpoint_url="http://127.0.0.1:1", region="us-east-1")
     )
@@ -297,12 +299,12 @@ def test_what_the_store_refuses_is_said(store: Store, here: Path, monkeypatch: p
         remote.open_storage("s3://nothere/x", settings).exists("a")
     write(here / "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
     for ask in (lambda s: s.put(here / "a", "a"), lambda s: s.exists("a")):
         with pytest.raises(RetortError, match=r"the store refuses .* check the keys there"):
             ask(remote.open_storage("s3://photos/x", settings))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
     with pytest.raises(RetortError, match="no keys found on"):
         remote.open_storage("s3://photos/x", settings).exists("a")
 
@@ -339,8 +341,8 @@ def test_a_connection_that_drops_in_the_middle_of_a_body_is_tried_again(
             return b"content"
 
     client = SimpleNamespace(get_object=lambda **_: {"Body": Body()})
-    monkeypatch.setattr(remote.S3Storage, "_client", client)
-    storage = remote.S3Storage("s3://photos/run", "http://127.0.0.1:1")
+    monkeypatch.setattr(object_store.S3Storage, "_client", client)
+    storage = object_store.S3Storage("s3://photos/run", "http://127.0.0.1:1")
     assert storage.read("shards/0.tar", 0, 7) == b"content"
     drops[0] = 99
     with pytest.raises(RetortError, match=r"s3://photos/run/shards/0\.tar: the connection dropped 4 times"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.common import object_store
 from components.dataset import images
 from components.models.card import read_card
 from components.models.params import Train
@@ -249,7 +250,7 @@ def test_nodes_without_a_shared_disk_give_one_another_their_labels(
     maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soft_labels, "CHUNK", 20)
-    storage = remote.FolderStorage(str(tmp_path / "storage"))
+    storage = object_store.FolderStorage(str(tmp_path / "storage"))
     asked: list[int] = []
     call = Teacher.__call__
     monkeypatch.setattr(Teacher, "__call__", lambda self, pixels: asked.append(1) or call(self, pixels))

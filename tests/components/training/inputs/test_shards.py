@@ -13,8 +13,8 @@ import torch
 import webdataset
 
 from components.audit.plan_schema import read_plan
+from components.common import object_store
 from components.common.errors import ChangedError, RetortError
-from components.dataset import s3
 from components.dataset.params import S3
 from components.training import driver, remote
 from components.training.augmentation import Augment
@@ -44,12 +44,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(params=["folder", "s3"])
 def storage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: SimpleNamespace
-) -> remote.Storage:
+) -> object_store.Storage:
     monkeypatch.setenv("RETORT_NODE_CACHE", str(tmp_path / "node"))
     if request.param == "folder":
         return remote.open_storage(str(tmp_path / "shared"))
     no_other_keys(monkeypatch, tmp_path)
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
     server: Store = request.getfixturevalue("store")
     return remote.open_storage(f"s3://photos/{tmp_path.name}", S3(endpoint_url=server.url))
 
@@ -64,7 +64,7 @@ def contents(data: SimpleNamespace) -> list[bytes]:
 
 
 def test_shards_hold_the_images_themselves(
-    storage: remote.Storage, index: Index, data: SimpleNamespace
+    storage: object_store.Storage, index: Index, data: SimpleNamespace
 ) -> None:
     written = shards.write(storage, index, Files(index, data.root), SIZE)
     assert written.count == written.new > 3
@@ -76,7 +76,9 @@ def test_shards_hold_the_images_themselves(
     assert again(7) == expected[7]
 
 
-def test_the_format_is_webdatasets_own(storage: remote.Storage, index: Index, data: SimpleNamespace) -> None:
+def test_the_format_is_webdatasets_own(
+    storage: object_store.Storage, index: Index, data: SimpleNamespace
+) -> None:
     written = shards.write(storage, index, Files(index, data.root), SIZE)
     names = [name for name in storage.list("shards") if name.endswith(".tar")]
     for name in names:
@@ -90,12 +92,12 @@ def test_the_format_is_webdatasets_own(storage: remote.Storage, index: Index, da
 
 
 def test_an_interrupted_call_goes_on_and_a_finished_one_does_nothing(
-    storage: remote.Storage, index: Index, data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    storage: object_store.Storage, index: Index, data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, put = type(storage), type(storage).put
     sent: list[str] = []
 
-    def failing(self: remote.Storage, path: Path, name: str) -> None:
+    def failing(self: object_store.Storage, path: Path, name: str) -> None:
         if len(sent) == 5:
             raise RetortError("the connection dropped")
         sent.append(name)
@@ -124,7 +126,7 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_does_nothing(
 
 
 def test_training_reads_them_where_there_are_no_image_files(
-    storage: remote.Storage, index: Index, data: SimpleNamespace
+    storage: object_store.Storage, index: Index, data: SimpleNamespace
 ) -> None:
     shards.write(storage, index, Files(index, data.root), SIZE)
     draws = [Draw(index.rows("train")[at : at + 5].astype(np.int64), np.full(5, 2), 5) for at in (0, 20, 60)]
@@ -175,7 +177,7 @@ def test_a_node_keeps_the_shards_of_a_store(
 ) -> None:
     monkeypatch.setenv("RETORT_NODE_CACHE", str(tmp_path / "node"))
     no_other_keys(monkeypatch, tmp_path)
-    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(object_store, "_clients", {})
     storage = remote.open_storage(f"s3://photos/{tmp_path.name}", S3(endpoint_url=store.url))
     shards.write(storage, index, Files(index, data.root), SIZE)
     reader = Shards(storage, index)
@@ -189,7 +191,9 @@ def test_a_node_keeps_the_shards_of_a_store(
     assert [Shards(storage, index)(row) for row in range(len(index))] == contents(data), "from the node alone"
 
 
-def test_an_exchanged_image_is_named(storage: remote.Storage, index: Index, data: SimpleNamespace) -> None:
+def test_an_exchanged_image_is_named(
+    storage: object_store.Storage, index: Index, data: SimpleNamespace
+) -> None:
     path = Path(data.root) / data.paths[4]
     before = path.read_bytes()
     path.write_bytes(before[:-20] + bytes(20))
