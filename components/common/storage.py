@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +139,33 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def state_bytes() -> int | None:
+    """Bytes that the state folder may hold in all (``$RETORT_STATE_BYTES``); None: as many as its disk."""
+    given = os.environ.get("RETORT_STATE_BYTES", "")
+    return int(given) if given.isdigit() else None
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written to a folder: by its disk, and in a pod by the volume's limit.
+
+    Kubernetes ends a pod whose emptyDir has grown beyond its size; the file system knows nothing of that.
+    """
+    free = shutil.disk_usage(folder).free
+    limit, state = state_bytes(), state_dir().resolve()
+    if limit is None or not folder.resolve().is_relative_to(state):
+        return free
+    used = 0
+    for path in state.rglob("*"):
+        with suppress(OSError):
+            status = path.lstat()
+            used += status.st_blocks * 512
+    return max(0, min(free, limit - used))
+
+
 def need_disk(folder: Path, wanted: int, what: str) -> None:
     """Raise RetortError when the disk of ``folder`` has less than ``wanted`` bytes free for ``what``."""
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < wanted:
         raise RetortError(
             f"{folder}: {what} needs {human_bytes(wanted)}, the disk has {human_bytes(free)} free; "

@@ -26,6 +26,12 @@ class S3(Section):
         None, description="any S3-compatible store; null: what the standard chain says"
     )
     region: str | None = Field(None, description="null: what the standard chain says")
+    cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="of images kept on a machine's disk, the least recently used go first; null: all, "
+        "in a pod as many as fit into half of kubeflow.disk",
+    )
 
 
 class Data(Section):

@@ -9,7 +9,9 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,12 +19,14 @@ from typing import Any, TypeVar
 
 from components.common.errors import ImageError, RetortError
 from components.common.object_store import DROPS, client, join, split
-from components.common.storage import atomic_path, state_dir, write_json
+from components.common.storage import atomic_path, state_bytes, state_dir, write_json
 from components.dataset.params import S3
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+IMAGES_SHARE = 0.5  # of a pod's disk
+SLACK = 0.05  # of a limit
 LISTED, LISTED_EACH = 10_000, 20  # objects that are looked through at most: some, and some for each wanted
 
 
@@ -40,7 +44,7 @@ def _stores_file() -> Path:
     return state_dir("cache", "s3") / "stores.json"
 
 
-def stores() -> dict[str, dict[str, str | None]]:
+def stores() -> dict[str, dict[str, Any]]:
     """The settings that were noted, by bucket."""
     path = _stores_file()
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -51,7 +55,7 @@ def remember_store(bucket: str, settings: S3) -> None:
     remember_stores({bucket: settings.model_dump()})
 
 
-def remember_stores(more: dict[str, dict[str, str | None]]) -> None:
+def remember_stores(more: dict[str, dict[str, Any]]) -> None:
     """Note several, as ``stores`` gave them elsewhere."""
     known = stores()
     if {**known, **more} != known:
@@ -122,9 +126,14 @@ def read(uri: str) -> bytes:
         RetortError: when the store cannot be reached or refuses.
     """
     place = cached(uri)
-    if not place.exists():
-        fetch(uri)
-    return place.read_bytes()
+    try:
+        content = place.read_bytes()
+    except FileNotFoundError:  # not fetched yet, or another process needed its room a moment ago
+        return _fetched(uri)
+    if _limit(split(uri)[0]) is not None:
+        with suppress(OSError):
+            os.utime(place)  # used just now; what the file system notes by itself is a day behind
+    return content
 
 
 def cached(uri: str) -> Path:
@@ -137,8 +146,14 @@ def fetch(uri: str, etag: str | None = None) -> None:
     """Fetch an object into the cache, unless it is there with this ETag already."""
     place = cached(uri)
     tag = place.with_suffix(".etag")
-    if etag and place.exists() and tag.exists() and tag.read_text(encoding="utf-8") == etag:
-        return
+    if not (etag and place.exists() and tag.exists() and tag.read_text(encoding="utf-8") == etag):
+        _fetched(uri)
+
+
+def _fetched(uri: str) -> bytes:
+    """An object's content, which is in the cache from now on."""
+    place = cached(uri)
+    tag = place.with_suffix(".etag")
     bucket, key = split(uri)
 
     def whole() -> tuple[bytes, str]:
@@ -151,6 +166,50 @@ def fetch(uri: str, etag: str | None = None) -> None:
         partial.write_bytes(content)
     with atomic_path(tag) as partial:
         partial.write_text(found, encoding="utf-8")
+    limit = _limit(bucket)
+    if limit is not None:
+        _make_room(len(content), limit)
+    return content
+
+
+def _limit(bucket: str) -> float | None:
+    """Bytes of objects that may be kept on this machine; None: all of them."""
+    given = store(bucket).cache_gb
+    whole = state_bytes()
+    limits = [1e9 * given] if given is not None else []
+    limits += [IMAGES_SHARE * whole] if whole is not None else []
+    return min(limits, default=None)
+
+
+_since_look: dict[Path, float] = {}  # bytes that this process fetched into a cache since it looked through it
+_looking = threading.Lock()
+
+
+def _make_room(bytes_more: int, limit: float) -> None:
+    """Remove the objects that were not used for longest, once what is kept may be beyond the limit.
+
+    A process looks when it begins, and each time that it has fetched a twentieth of the limit; a tenth is
+    freed at once. Several processes together may be beyond it by a twentieth each.
+    """
+    root = state_dir("cache", "s3")
+    with _looking:
+        _since_look[root] = _since_look.get(root, limit) + bytes_more
+        if _since_look[root] < SLACK * limit:
+            return
+        _since_look[root] = 0.0
+        found = []
+        for file in root.glob("??/*"):
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                found.append((status.st_mtime, status.st_size, file))
+        kept = sum(size for _, size, _ in found)
+        if kept <= (1 - SLACK) * limit:
+            return
+        for _, size, file in sorted(found):
+            file.unlink(missing_ok=True)
+            kept -= size
+            if kept <= (1 - 2 * SLACK) * limit:
+                return
 
 
 def _asked(bucket: str, question: Callable[[], T], uri: str = "") -> T:

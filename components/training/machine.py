@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from components.common.storage import free_bytes
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHM = "/dev/shm"  # noqa: S108
@@ -72,7 +73,7 @@ def look(disk: Path, ports: int = 0) -> Machine:
         processes=_processes(),
         files=_soft(resource.RLIMIT_NOFILE),
         shm_free=shm_free(),
-        disk_free=shutil.disk_usage(disk).free,
+        disk_free=free_bytes(disk),
         ports=open_ports(ports),
         gpus=gpus,
         gpu_devices=len(list(Path("/dev").glob("nvidia[0-9]*"))),

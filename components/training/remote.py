@@ -19,7 +19,8 @@ from filelock import FileLock
 
 from components.common import object_store
 from components.common.errors import RetortError
-from components.common.object_store import Storage, split
+from components.common.object_store import Storage as Storage
+from components.common.object_store import split
 from components.common.storage import (
     atomic_path,
     human_bytes,

@@ -77,9 +77,9 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 
 class Store:
-    """``weed server`` with one user, and a client that fills it."""
+    """``weed server`` with one user, and a client that fills it; ``more``: arguments of the server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
         ports = {part: free_port() for part in PARTS}
         self.port = ports["s3"]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -97,7 +97,7 @@ class Store:
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
         for part, port in ports.items():
             command += [f"-{part}.port={port}", f"-{part}.port.grpc={free_port()}"]
-        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", *more]
         with (folder / "server.log").open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         self.client = boto3.client(

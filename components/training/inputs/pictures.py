@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +20,15 @@ from components.common import progress, shared
 from components.common.environment import cores
 from components.common.errors import ChangedError, RetortError
 from components.common.object_store import CONNECTIONS
-from components.common.storage import atomic_path, human_bytes, need_disk, remove, sha256_json, state_dir
+from components.common.storage import (
+    atomic_path,
+    free_bytes,
+    human_bytes,
+    need_disk,
+    remove,
+    sha256_json,
+    state_dir,
+)
 from components.dataset import images, manifest
 from components.training import augmentation, seals
 from components.training.inputs.index import Index
@@ -275,7 +282,7 @@ def decode(
                 return target
             log.warning(f"{folder}: {fault}; the images are decoded again")
             remove(target)
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if limit is None and wanted > DISK_SHARE * free:
             why(f"{too_much} half of the {human_bytes(free)} free at {folder}")
             return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
 import tarfile
 import tempfile
 import threading
@@ -32,6 +31,7 @@ from components.common import object_store, progress
 from components.common.errors import RetortError
 from components.common.object_store import CONNECTIONS
 from components.common.storage import (
+    free_bytes,
     human_bytes,
     need,
     need_disk,
@@ -295,7 +295,7 @@ class _Node:
         """Whether all shards may be kept here: the same answer before and after some of them are."""
         here = sum(file.stat().st_size for file in self._folder.glob("*.tar"))
         whole = sum(shard["bytes"] for shard in self._shards)
-        return whole <= DISK_SHARE * (shutil.disk_usage(self._folder).free + here)
+        return whole <= DISK_SHARE * (free_bytes(self._folder) + here)
 
     def _fetch(self) -> None:
         """Fetch what is not here, one process a node."""

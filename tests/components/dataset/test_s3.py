@@ -373,3 +373,40 @@ def test_etags_of_what_lies_together_come_from_one_listing(store: Store, wire: W
     found = s3.etags([*uris, "s3://photos/flowers/none.png"])
     assert sorted(found) == sorted(uris)
     assert wire.asked == []
+
+
+def kept() -> set[str]:
+    """The objects in the cache, as files."""
+    return {path.name for path in Path(".retort/cache/s3").glob("??/*") if path.suffix != ".etag"}
+
+
+@pytest.mark.parametrize("by", ["data.s3.cache_gb", "the pod's disk"])
+def test_the_cache_holds_so_many_bytes_and_what_was_used_last(
+    store: Store, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    limit = 100_000
+    settings = {"endpoint_url": store.url, "region": "us-east-1"}
+    if by == "data.s3.cache_gb":
+        s3.remember_store("photos", S3(**settings, cache_gb=limit / 1e9))
+    else:
+        s3.remember_store("photos", S3(**settings))
+        monkeypatch.setenv("RETORT_STATE_BYTES", str(int(limit / s3.IMAGES_SHARE)))
+    monkeypatch.setattr(s3, "_since_look", {})
+    uris = [f"s3://photos/large/{number:02}" for number in range(30)]
+    for number, uri in enumerate(uris):
+        store.put(f"large/{number:02}", bytes([number]) * 10_000)
+        assert s3.read(uri) == bytes([number]) * 10_000
+        assert s3.read(uris[0]) == bytes(10_000), "used again and again"
+        moment = 1e9 + number
+        os.utime(s3.cached(uri), (moment, moment))  # a clock that ticks
+        assert sum(path.stat().st_size for path in Path(".retort/cache/s3").glob("??/*")) <= limit
+    assert {s3.cached(uris[0]).name, s3.cached(uris[-1]).name} <= kept()
+    assert 4 <= len(kept()) <= 10
+    assert s3.read(uris[3]) == bytes([3]) * 10_000, "what was removed is fetched again"
+
+
+def test_without_a_limit_nothing_is_removed(store: Store) -> None:
+    s3.remember_store("photos", S3(endpoint_url=store.url, region="us-east-1"))
+    for number in range(20):
+        s3.read(f"s3://photos/flowers/a/{number:02}.png")
+    assert len(kept()) == 20

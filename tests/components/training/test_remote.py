@@ -22,6 +22,7 @@ from components.common.storage import sha256_file
 from components.dataset.params import S3
 from components.training import remote
 from tests.components.conftest import Store, no_other_keys
+from tests.components.dropping import Dropping as DroppingOneInTwenty
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +272,27 @@ def test_connections_that_drop_are_tried_again(
     relay.close()
     assert (here / "blob").read_bytes() == b"z" * 3_000_000
     assert relay.cuts <= 0, "some were cut"
+
+
+def test_a_wire_that_drops_one_connection_in_twenty_loses_nothing(
+    store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MiB by boto3, and by Ray Train's file system; ``make bench`` takes 2 GiB."""
+    no_other_keys(monkeypatch, here)
+    source = write(here / "source", os.urandom(64 << 20))
+    with DroppingOneInTwenty(store.port, 1 / 20, seed=1) as relay:
+        storage = remote.open_storage("s3://photos/wire", S3(endpoint_url=relay.url, region="us-east-1"))
+        for number in range(4):  # some parts each
+            storage.put(source, f"{number}")
+            storage.get(f"{number}", here / "back")
+            assert sha256_file(here / "back") == sha256_file(source)
+            storage.remove("")
+        path, system = storage.filesystem()
+        with system.open_output_stream(f"{path}/arrow") as stream:
+            stream.write(source.read_bytes())
+        with system.open_input_stream(f"{path}/arrow") as stream:
+            assert stream.read() == source.read_bytes()
+        assert relay.dropped >= 3, f"of {relay.connections}"
 
 
 def test_a_store_that_is_away_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_loader_processes_change_nothing(data: SimpleNamespace, params: DistillP
 class Command:
     """A finetune in a process of its own, as the command line runs it."""
 
-    def __init__(self, params: DistillParams, data: SimpleNamespace, out: str) -> None:
+    def __init__(self, params: DistillParams, data: SimpleNamespace, out: str, first: str = "") -> None:
         Path("params.json").write_text(params.model_dump_json(by_alias=True))
         Path("command.py").write_text(
             textwrap.dedent(f"""
@@ -181,6 +181,7 @@ class Command:
 
             signal.signal(signal.SIGTERM, stop)
             params = FinetuneParams.model_validate(json.loads(Path("params.json").read_text()))
+            {first}
             finetune(params, manifest=Path({str(data.manifest)!r}), plan=Path({str(data.plan)!r}),
                      weights=Path({str(data.weights)!r}), out=Path({out!r}))
             """)
@@ -242,6 +243,31 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert any("an earlier run was interrupted; going on" in line for line in command.lines)
     assert sha256_file(Path("out/model.safetensors")) == whole
     assert Path("out/history.csv").read_bytes() == Path("whole/history.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.claim
+def test_a_pod_that_is_killed_is_gone_on_with_by_another(
+    data: SimpleNamespace, longer: DistillParams, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is left of the first but what it kept elsewhere."""
+    whole = run_finetune(longer, data, Path("whole"))
+    monkeypatch.setenv("RETORT_SHARED", str(tmp_path / "volume"))
+    often = "from components.training import kept; kept.EVERY_SECONDS, kept.SHARE = 0.1, 1"
+    monkeypatch.setenv("RETORT_STATE", "first")
+    command = Command(longer, data, "out", often)
+    command.until("epoch 4:")
+    command.process.send_signal(signal.SIGKILL)
+    assert command.finish() == -signal.SIGKILL
+    assert list((tmp_path / "volume/state/checkpoints").glob("*/rescued.pt"))
+
+    monkeypatch.setenv("RETORT_STATE", "second")
+    command = Command(longer, data, "out", often)
+    assert command.finish() == 0, "".join(command.lines)
+    assert any("going on from the last checkpoint that was kept" in line for line in command.lines)
+    assert not any("epoch 1:" in line for line in command.lines), "".join(command.lines)
+    assert sha256_file(Path("out/model.safetensors")) == whole
+    assert not list((tmp_path / "volume/state/checkpoints").glob("*/rescued.pt")), "it is not needed any more"
 
 
 @pytest.mark.slow
