@@ -72,8 +72,11 @@ def _client(bucket: str) -> Any:
     return client(known.endpoint_url, known.region)
 
 
-def listing(uri: str) -> Iterator[Item]:
-    """All objects below ``s3://bucket/prefix``, a page of 1,000 at a time.
+def listing(uri: str, after: str = "") -> Iterator[Item]:
+    """All objects below ``s3://bucket/prefix`` in the order of their keys, a page of 1,000 at a time.
+
+    Args:
+        after: the key behind which to begin.
 
     Raises:
         RetortError: naming the bucket, when it is missing, forbidden or cannot be reached.
@@ -83,7 +86,8 @@ def listing(uri: str) -> Iterator[Item]:
         prefix += "/"
 
     def pages() -> Iterator[Any]:
-        return iter(_client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
+        where = {"Bucket": bucket, "Prefix": prefix, **({"StartAfter": after} if after else {})}
+        return iter(_client(bucket).get_paginator("list_objects_v2").paginate(**where))
 
     iterator = _asked(bucket, pages)
     while True:
@@ -108,9 +112,13 @@ def etags(uris: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for bucket, wanted in by_bucket.items():
         common = os.path.commonprefix(list(wanted)).rpartition("/")[0]  # noqa: RUF071 - of letters
+        first, last = min(wanted), max(wanted)
         most = LISTED + LISTED_EACH * len(wanted)
         try:
-            for item in islice(listing(join(bucket, common)), most):
+            # a portion of a sorted manifest stands together in the listing, too
+            for item in islice(listing(join(bucket, common), first[:-1]), most):
+                if item.key > last:
+                    break
                 if item.key in wanted:
                     found[wanted[item.key]] = item.etag
         except RetortError as error:
