@@ -99,12 +99,22 @@ def running(params: Ray) -> Iterator[None]:
     Raises:
         RetortError: when nothing answers at the address.
     """
+    refuse_kuberay(params)
     if params.address.startswith("ray://"):
         _answers(params.address)
     settings = SETTINGS if params.address else {**SETTINGS, **LOCAL_SETTINGS}
     ours = {key: os.environ.get(key, value) for key, value in settings.items()}
     with environment(ours), nullcontext() if params.address else reaper.beside(), _connected(params):
         yield
+
+
+def refuse_kuberay(params: Ray) -> None:
+    """Raise RetortError where nobody makes a cluster by KubeRay; its own entry point connects to ``auto``."""
+    if params.address == "kuberay":
+        raise RetortError(
+            "ray.address: kuberay: such clusters are made for the pipeline's steps finetune, check, distill "
+            "in their pods ('retort submit'); here, use '' for a local cluster, or ray://HOST:PORT"
+        )
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def make_spec(
     Raises:
         RetortError: when an image cannot be read, or the class count does not fit the data.
     """
+    cluster.refuse_kuberay(ray)
     progress.at("reading the data")
     if ray.storage:
         remote.remember(ray.storage, data.s3)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from components.common.params import Section, StepParams
 from components.dataset.params import Data
 from components.models.params import Net
 
+QUANTITY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # bytes as Kubernetes writes them: 8Gi, 500M
+
 
 class Ray(Section):
     address: str = Field(
-        "", description="empty: a local cluster, started and stopped; auto, or ray://HOST:PORT"
+        "",
+        description="empty: a local cluster, started and stopped; auto, or ray://HOST:PORT; kuberay: each "
+        "training step of the pipeline starts a cluster of its own on Kubernetes, as a RayJob",
     )
     workers: int = Field(2, ge=1, description="training processes (DistributedDataParallel)")
     cpus_per_worker: float = Field(1, gt=0, description="cores, and torch threads, of each")
@@ -37,19 +42,57 @@ class Ray(Section):
         description="URI that all nodes reach: s3://bucket/prefix or a shared folder; empty: this machine's "
         ".retort",
     )
+    memory_per_worker: str = Field(
+        "8Gi", pattern=QUANTITY, description="kuberay: memory of each worker's pod, its /dev/shm included"
+    )
+    head_cpus: float = Field(2, gt=0, description="kuberay: cores of the head's pod, in which the step runs")
+    head_memory: str = Field("8Gi", pattern=QUANTITY, description="kuberay: memory of the head's pod")
+    disk: str = Field(
+        "20Gi", pattern=QUANTITY, description="kuberay: scratch disk of each pod, for images and checkpoints"
+    )
+    gpu_resource: str = Field("nvidia.com/gpu", description="kuberay: what nodes call their GPUs")
+    start_minutes: float = Field(
+        30, gt=0, description="kuberay: for pods and images to be there, after which the job is given up"
+    )
+    deadline_minutes: float = Field(1440, gt=0, description="kuberay: for the whole of one step's job")
+    silence_minutes: float = Field(
+        5,
+        gt=0,
+        description="kuberay: without a sign of life of the pipeline's pod, after which a job ends itself",
+    )
+    keep_minutes: float = Field(
+        60, ge=0, description="kuberay: how long a failed job can be looked at, without its pods"
+    )
+    restarts: int = Field(1, ge=0, description="kuberay: new clusters after one that was lost with its head")
+    queue: str = Field("", description="kuberay: Kueue's LocalQueue that jobs wait in; empty: none")
 
     @field_validator("address")
     @classmethod
     def _can_be_reached(cls, value: str) -> str:
-        if value == "kuberay":
+        if value not in ("", "auto", "kuberay") and not value.startswith("ray://"):
             raise PydanticCustomError(
-                "unwritten",
-                "starting a cluster by KubeRay is not written yet: start it by its operator, and name its "
-                "head, ray://HOST:PORT",
+                "address", "expected '' (a local cluster), auto, ray://HOST:PORT or kuberay"
             )
-        if value not in ("", "auto") and not value.startswith("ray://"):
-            raise PydanticCustomError("address", "expected '' (a local cluster), auto or ray://HOST:PORT")
         return value
+
+    @model_validator(mode="after")
+    def _shares_a_place(self) -> Ray:
+        """A cluster elsewhere finds none of this machine's files; what it writes would not come back."""
+        host = self.address.removeprefix("ray://").partition("/")[0].rpartition(":")[0].strip("[]")
+        elsewhere = host and host not in ("localhost", "::1", socket.gethostname())
+        if (
+            self.address.startswith("ray://")
+            and elsewhere
+            and not host.startswith("127.")
+            and not self.storage
+        ):
+            raise PydanticCustomError(
+                "storage",
+                "address {address} is another machine, and storage is empty: it shares neither a disk nor a "
+                "bucket with this one; set ray.storage to s3://bucket/prefix, or to a folder that both mount",
+                {"address": self.address},
+            )
+        return self
 
 
 class Distill(Section):

@@ -120,7 +120,7 @@ def test_too_little_shared_memory_stops_before_training(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("kuberay", "not written yet: start it by its operator"),
+        ("kubernetes", "expected '' .*or kuberay"),
         ("http://127.0.0.1:8265", "expected '' .*auto"),
     ],
 )

@@ -1,0 +1,61 @@
+"""A pod's view of the cluster, and a step to run there; the waits of a real cluster, as short as a test's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from components.training.kuberay import Work, api, follow, life
+from components.training.params import FinetuneParams
+from tests.components.training.kuberay.api_server import NAMESPACE
+
+POD = "retort-finetune-pod"
+RUN = "7c1d9a52-0001"
+
+
+def connect(url: str) -> api.Api:
+    from kubernetes import client
+
+    configuration = client.Configuration(host=url)
+    configuration.retries = False
+    return api.Api(client.ApiClient(configuration), NAMESPACE)
+
+
+def hurry(set_value: Callable[[Any, str, Any], None]) -> None:
+    set_value(life, "PAUSE", 0.02)
+    set_value(life, "WHY_SECONDS", 0.1)
+    set_value(life, "GRACE", 0.5)
+    set_value(life, "GONE_SECONDS", 10.0)
+    set_value(life, "WATCH_SECONDS", 1)
+    set_value(follow, "AGAIN_SECONDS", 0.05)
+    set_value(follow, "REST_SECONDS", 2.0)
+    set_value(api, "PAUSES", (0.02, 0.05))
+    set_value(api, "AWAY_SECONDS", 5.0)
+    set_value(api, "EXPIRED", 0.2)
+
+
+def make_work(folder: Path, **ray: Any) -> Work:
+    """The step finetune on files of no matter; the storage is a folder."""
+    inputs = {name: folder / "in" / name for name in ("manifest", "plan", "weights")}
+    for path in inputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    values = {
+        "address": "kuberay", "storage": str(folder / "storage"), "silence_minutes": 0.6 / 60,
+        "start_minutes": 1 / 60, "keep_minutes": 2 / 60, **ray,
+    }  # fmt: skip
+    params = FinetuneParams.model_validate(
+        {
+            "ray": values,
+            "data": {"root": str(folder / "none")},
+            "registry": {"tracking_uri": f"sqlite:///{folder.parent}/mlflow.db"},
+        }
+    )
+    return Work(
+        name="finetune",
+        function="components.training.finetune:finetune",
+        parameters="components.training.params:FinetuneParams",
+        params=params,
+        arguments={**inputs, "out": folder / "out"},
+    )
