@@ -179,7 +179,7 @@ def test_training_pods_get_workers_memory_and_a_large_shm(tmp_path: Path) -> Non
 
 
 def test_workers_elsewhere_are_not_asked_of_the_pod(tmp_path: Path) -> None:
-    pipeline, _ = compiled(tmp_path, "ray.workers=64", "ray.address=ray://head:10001")
+    pipeline, _ = compiled(tmp_path, "ray.workers=64", "ray.address=ray://127.0.0.1:10001")
     assert containers(pipeline)["finetune"]["resources"]["resourceCpuLimit"] == "1"
 
 

@@ -43,7 +43,7 @@ def make_work(folder: Path, **ray: Any) -> Work:
         path.write_text(path.name)
     values = {
         "address": "kuberay", "storage": str(folder / "storage"), "silence_minutes": 0.6 / 60,
-        "start_minutes": 1 / 60, "keep_minutes": 2 / 60, **ray,
+        "start_minutes": 20 / 60, "keep_minutes": 2 / 60, **ray,
     }  # fmt: skip
     params = FinetuneParams.model_validate(
         {

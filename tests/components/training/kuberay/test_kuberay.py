@@ -145,8 +145,9 @@ def test_pods_that_do_not_start_are_given_up_with_the_reason(
     until(lambda: cluster.jobs() == [])
 
 
-def test_an_operator_that_is_not_there_is_said(cluster: Cluster, work: Work) -> None:
+def test_an_operator_that_is_not_there_is_said(cluster: Cluster, tmp_path: Path) -> None:
     cluster.operator = False
+    work = make_work(tmp_path, start_minutes=1 / 60)
     with pytest.raises(RetortError, match="is the operator running, and for this namespace"):
         run(work, api=connect(cluster.url))
     assert cluster.jobs() == [], "what nobody looks at is removed"
@@ -415,7 +416,7 @@ def test_the_role_grants_what_is_asked_and_no_more(cluster: Cluster, work: Work)
     with pytest.raises(FindingsError):
         run(work, api=connect(cluster.url))
     cluster.outcome, cluster.pods_say = "ok", "nothing"
-    second = make_work(work.arguments["out"].parent, restarts=0)
+    second = make_work(work.arguments["out"].parent, restarts=0, start_minutes=2 / 60)
     with pytest.raises(RetortError):
         run(second, api=connect(cluster.url))
     cluster.pods_say = ""
