@@ -407,6 +407,7 @@ def test_the_cache_holds_so_many_bytes_and_what_was_used_last(
 
 def test_without_a_limit_nothing_is_removed(store: Store) -> None:
     s3.remember_store("photos", S3(endpoint_url=store.url, region="us-east-1"))
-    for number in range(20):
-        s3.read(f"s3://photos/flowers/a/{number:02}.png")
-    assert len(kept()) == 20
+    there = list(s3.listing("s3://photos/flowers/a"))
+    for item in there:
+        s3.read(item.uri)
+    assert len(kept()) == len(there) >= 20
