@@ -1,8 +1,10 @@
 """Our distillation beside timm's own, on the same teacher, start weights, images, epochs, batch and rate.
 
-timm's: its task ``LogitDistillationTask`` (KL, label and teacher with equal weights), its optimizer factory,
-cosine schedule, loader and transform. Both see pictures alike: as they are, and cropped, mirrored and
-jittered within the same limits. Fashion-MNIST where it is installed (see ``fashion.py``), else digits.
+Ours: the pipeline's defaults, the control included, by which ``distill.method: auto`` knows what the teacher
+is worth; judged is the distilled student, whichever of the two would be shipped. timm's: its task
+``LogitDistillationTask`` (KL, label and teacher with equal weights), its optimizer factory, cosine schedule,
+loader and transform. Both see pictures alike: as they are, and cropped, mirrored and jittered within the same
+limits. Fashion-MNIST where it is installed (see ``fashion.py``), else digits.
 """
 
 from __future__ import annotations
@@ -93,8 +95,7 @@ def measure(seeds: int) -> list[Row]:
 
 def _ours(own: dict[str, Any], augment: str) -> float:
     student = {**own["student"], "train": {**own["student"]["train"], "augment": augment}}
-    params = {**own, "student": student, "distill": {**own["distill"], "control": False}}
-    return float(distilled(params)["test"]["top1"])
+    return float(distilled({**own, "student": student})["distilled"]["test"]["top1"])
 
 
 def _timm(case: Case, seed: int, settings: dict[str, Any]) -> float:
