@@ -166,23 +166,26 @@ class Replay:
             self._close(client, start, event)
 
     def _open(self, client: MlflowClient, start: dict[str, Any]) -> None:
-        parent = self._find_parent(client, start)
+        parent, opened = self._find_parent(client, start)
         self.parent_run_id = parent.info.run_id
         own = self.experiment_id = parent.info.experiment_id
         child = _find_run(client, own, start["id"])
-        if child is None:
-            tags = {
-                "mlflow.parentRunId": self.parent_run_id,
-                "mlflow.source.name": f"retort {start['step']}",
-                "mlflow.source.type": "LOCAL",
-                "retort.id": start["id"],
-                "retort.step": start["step"],
-                **{_name(key): value for key, value in start["tags"].items()},
-                **origin(start["parent"]),
-            }
-            child = client.create_run(own, start["t"], tags, start["step"])
-        else:
+        tags = {
+            "mlflow.parentRunId": self.parent_run_id,
+            "mlflow.source.name": f"retort {start['step']}",
+            "mlflow.source.type": "LOCAL",
+            "retort.id": start["id"],
+            "retort.step": start["step"],
+            **{_name(key): value for key, value in start["tags"].items()},
+            **origin(start["parent"]),
+        }
+        if child is not None:
             self._doubtful = True
+        elif opened is not None:
+            child = opened
+            _set_tags(client, child.info.run_id, tags)
+        else:
+            child = client.create_run(own, start["t"], tags, start["step"])
         self.run_id = child.info.run_id
         _log_params(client, self.run_id, start["params"])
         # the parent keeps the first value, should a step of the same run have been told another
@@ -193,21 +196,23 @@ class Replay:
         if parent.data.tags.get("retort.id") == start["parent"]["id"]:  # an adopted one has its own owner
             client.update_run(self.parent_run_id, status="RUNNING")
 
-    def _find_parent(self, client: MlflowClient, start: dict[str, Any]) -> Run:
+    def _find_parent(self, client: MlflowClient, start: dict[str, Any]) -> tuple[Run, Run | None]:
+        """The pipeline's run, and the step's where KFP has opened that, too."""
         from filelock import FileLock
 
         record = start["parent"]
         adopted = _get_run(client, record["adopt"])
         if adopted is not None:
-            # KFP opens a run for the pipeline and one for each task: ours stand beside the tasks'
             above = _get_run(client, adopted.data.tags.get("mlflow.parentRunId", ""))
             run = above or adopted
             client.set_tag(run.info.run_id, "retort.key", record["key"])
-            return run
+            # a run holds one step: where a person's own run is named to several, the first takes it
+            taken = adopted.data.tags.get("retort.step", start["step"]) != start["step"]
+            return run, None if above is None or taken else adopted
         with FileLock(state_dir() / "parent.lock", timeout=LOCK_SECONDS):
             known = _get_run(client, record["run_id"]) if record["uri"] == self.uri else None
             if known is not None:
-                return known
+                return known, None
             own = experiment_id(client, self.uri, start["experiment"])
             parent = _find_run(client, own, record["id"])
             if parent is None:
@@ -224,7 +229,7 @@ class Replay:
                 if parent.info.run_id != made.info.run_id:
                     client.delete_run(made.info.run_id)
             remember({**record, "uri": self.uri, "run_id": parent.info.run_id})
-            return parent
+            return parent, None
 
     def _log(self, client: MlflowClient, run_id: str, events: Sequence[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -256,7 +261,8 @@ class Replay:
 
     def _close(self, client: MlflowClient, start: dict[str, Any], event: dict[str, Any]) -> None:
         status, ended = event["status"], event["t"]
-        client.set_terminated(self.run_id, status, ended)
+        if self.run_id != start["parent"]["adopt"]:  # KFP ends what it opened
+            client.set_terminated(self.run_id, status, ended)
         steps = {f"step.{step}": f"reused {run_id}".strip() for step, run_id in event["reused"].items()}
         _set_tags(client, self.parent_run_id, {**steps, f"step.{start['step']}": f"{status} {self.run_id}"})
         parent = client.get_run(self.parent_run_id)

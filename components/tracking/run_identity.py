@@ -20,7 +20,8 @@ def pipeline_run(step: str, uri: str, experiment: str) -> dict[str, Any]:
     """What the parent run is called and known by; the same for all steps of one pipeline run.
 
     The key is ``$RETORT_RUN`` (set by the KFP components), else the ``dvc`` process above this one, else
-    this process. A run that KFP opened itself (``$MLFLOW_RUN_ID``) is adopted.
+    this process. A run that KFP opened itself (``$MLFLOW_RUN_ID``) is adopted: its MLflow plugin opens one
+    for the pipeline and one for each task, and names the task's.
     """
     adopt = os.environ.get("MLFLOW_RUN_ID", "")
     run = os.environ.get("RETORT_RUN") or adopt
@@ -34,8 +35,8 @@ def pipeline_run(step: str, uri: str, experiment: str) -> dict[str, Any]:
     stable_id = sha256_json([key, uri, experiment])[:32]
     known = read_own_json(state_dir() / "run.json").get(stable_id)
     if known:
-        return known
-    commit, dirty = _git()
+        return {**known, "adopt": adopt}  # of this task, not of one before that shares the folder
+    commit, dirty = git_state()
     revision = f" {commit[:7]}{'+' if dirty else ''}" if commit else ""
     started = time.time()
     when = time.strftime("%m-%d %H:%M", time.localtime(started))
@@ -101,7 +102,7 @@ def origin(record: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
-def _git() -> tuple[str, bool]:
+def git_state() -> tuple[str, bool]:
     """Commit, and whether tracked files differ from it; ``("", False)`` outside a repository."""
 
     def git(*words: str) -> str:

@@ -304,10 +304,33 @@ def test_a_run_that_kfp_opened_is_adopted(nested: bool, monkeypatch: pytest.Monk
     left = run_step(params())
 
     found = runs(uri, "pipelines")
+    assert set(found) == {"kfp's run", "task", *([] if nested else ["finetune"])}, "no second child of a task"
     assert left["parent_run_id"] == pipeline.info.run_id
-    assert found["finetune"].data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+    own = found["task" if nested else "finetune"]
+    assert left["run_id"] == own.info.run_id
+    assert own.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+    assert own.data.tags["retort.step"] == "finetune"
+    assert own.data.metrics["val_top1"] == 0.75
+    assert own.data.params["registry.name"] == "demo"
     assert found["kfp's run"].data.metrics["finetune.top1"] == 0.75
     assert found["kfp's run"].info.status == "RUNNING", "who opened it ends it"
+    assert own.info.status == ("RUNNING" if nested else "FINISHED")
+
+
+def test_a_run_that_was_named_to_two_steps_is_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = tracking_uri(Registry(tracking_uri="sqlite:///own.db"))
+    own = client(uri)
+    experiment = own.create_experiment("mine")
+    above = own.create_run(experiment, run_name="above")
+    below = own.create_run(experiment, run_name="below", tags={"mlflow.parentRunId": above.info.run_id})
+    monkeypatch.setenv("MLFLOW_RUN_ID", below.info.run_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for name in ("validate", "plan"):
+        run_step(params(), name, f"outputs/{name}")
+    found = runs(uri, "mine")
+    assert set(found) == {"above", "below", "plan"}
+    assert found["below"].data.tags["retort.step"] == "validate"
+    assert found["plan"].data.tags["mlflow.parentRunId"] == above.info.run_id
 
 
 STEP_SCRIPT = """
