@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import dsl
 from kfp.compiler import Compiler
 
@@ -34,9 +36,13 @@ def pipeline_name(params: Params, pipeline: Pipeline = MAIN) -> str:
     return name[:40].strip("-") or "retort"
 
 
-def build(params: Params, pipeline: Pipeline = MAIN) -> Any:
-    """The pipeline: ``params`` are the defaults of its run's parameters, and size its pods."""
-    defaults = arguments(params, pipeline)
+def build(params: Params, pipeline: Pipeline = MAIN, in_file: Params | None = None) -> Any:
+    """The pipeline: ``params`` size its pods.
+
+    Args:
+        in_file: the defaults of its run's parameters; None: ``params``, too.
+    """
+    defaults = arguments(in_file or params, pipeline)
 
     def body(*values: Any) -> dsl.Model:
         sections = dict(zip(defaults, values, strict=True))
@@ -65,13 +71,42 @@ def build(params: Params, pipeline: Pipeline = MAIN) -> Any:
     return dsl.pipeline(name=pipeline_name(params, pipeline), description=pipeline.description)(body)
 
 
-def compile(params: Params, out: Path, pipeline: Pipeline = MAIN) -> None:
-    """Write the pipeline as IR YAML, whole or not at all: the same parameters give the same bytes."""
-    built = build(params, pipeline)
+def compile(
+    params: Params, out: Path, pipeline: Pipeline = MAIN, in_file: Params | None = None
+) -> list[dict[str, Any]]:
+    """Write the pipeline as IR YAML, whole or not at all: the same parameters give the same bytes.
+
+    Args:
+        in_file: see ``build``.
+
+    Returns:
+        What was written: the pipeline, and its settings for Kubernetes.
+    """
+    built = build(params, pipeline, in_file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         Compiler().compile(built, str(path))
-        write_text(out, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    documents = list(yaml.load_all(text, yaml.CSafeLoader))
+    write_text(out, _in_order(text, documents[0]))
+    return documents
+
+
+def _in_order(text: str, pipeline: dict[str, Any]) -> str:
+    """The IR with a head that is the same in every process.
+
+    kfp's comments at its head show each default as protobuf's map has it, in an order that no seed fixes.
+    """
+    inputs = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
+
+    def sorted_default(match: re.Match[str]) -> str:
+        default = json.dumps(inputs[match["name"]]["defaultValue"], sort_keys=True, ensure_ascii=False)
+        return f"{match['input']} [Default: {default}]"
+
+    head = re.match(r"(?:#.*\n)*", text)
+    comments = head[0] if head else ""
+    ordered = re.sub(r"(?m)^(?P<input>#    (?P<name>\w+): \w+) \[Default: .*\]$", sorted_default, comments)
+    return ordered + text[len(comments) :]
 
 
 def _component(stage: Stage) -> Any:
