@@ -36,7 +36,20 @@ QUANTITY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # bytes as Kubernetes and kfp write th
 class Kubeflow(Section):
     """Where the DAG runs, and what is compiled into it."""
 
-    host: str = Field("", description="URL of the KFP server's API")
+    host: str = Field(
+        "", description="URL of the KFP server's API; https://HOST/pipeline where Kubeflow has users"
+    )
+    namespace: str = Field("", description="where runs belong, on a server that has users")
+    token_file: str | None = Field(
+        None,
+        description="file with a bearer token; null: RETORT_KFP_TOKEN, or a pod's own service account token",
+    )
+    ca_file: str | None = Field(
+        None, description="PEM file of the CA that signed the server's certificate; null: the usual ones"
+    )
+    service_account: str | None = Field(
+        None, description="Kubernetes service account of the pods; null: the server's default"
+    )
     image: str = Field(
         "retort:latest", description="image of the components; cached only with a digest (NAME@sha256:...)"
     )

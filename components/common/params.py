@@ -18,6 +18,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
+class Place:
+    """Marks a key whose value names where something lies, so that it can be asked who reaches that.
+
+    Args:
+        anywhere: whether a URI may stand there as well as a path; else it is read as a file in any case.
+    """
+
+    def __init__(self, *, anywhere: bool) -> None:
+        self.anywhere = anywhere
+
+
 def _known(rule: str) -> str:
     """A rule that nobody knows waives nothing, and would do so in silence."""
     if rule not in rules.RULES:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Section, StepParams
+from components.common.params import Place, Section, StepParams
 
 
 class Splits(Section):
@@ -35,13 +35,13 @@ class S3(Section):
 
 
 class Data(Section):
-    source: str | dict[str, str] = Field(
+    source: Annotated[str | dict[str, str], Place(anywhere=True)] = Field(
         "digits",
         description="image folder, list file ({train: F, val: F}: one a split), s3://bucket/prefix, "
         "a manifest.parquet, or digits (embedded)",
     )
     root: str = Field("data/images", description="paths in the manifest are relative to this folder")
-    class_names: str | None = Field(
+    class_names: Annotated[str | None, Place(anywhere=False)] = Field(
         None,
         description="file with one class name a line (line n names label n, beginning with 0), or "
         "'label name' a line",
@@ -50,7 +50,7 @@ class Data(Section):
         None,
         description="pattern with one capture, or a column: images of one group stay in one split",
     )
-    corrections: str | None = Field(
+    corrections: Annotated[str | None, Place(anywhere=False)] = Field(
         None, description="CSV of verdicts on suspect labels: path,label or path,drop"
     )
     splits: Splits = Field(default_factory=Splits, description="used where the source has no splits")
@@ -76,7 +76,7 @@ class Validate(Section):
     max_bad_share: float = Field(
         0.1, ge=0, le=1, description="share of quarantined rows above which the step fails"
     )
-    baseline: str | None = Field(
+    baseline: Annotated[str | None, Place(anywhere=False)] = Field(
         None,
         description="an earlier manifest, or the outputs/validate/counts.parquet of one: drift is reported",
     )

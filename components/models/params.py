@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Section, named
+from components.common.params import Place, Section, named
 from components.models.recipes import RECIPES
 
 
@@ -127,7 +127,7 @@ class Valid(Section):
 
 class Net(Section):
     arch: Arch = Field(default_factory=Arch, description="the network")
-    weights: str = Field(
+    weights: Annotated[str, Place(anywhere=True)] = Field(
         "none",
         description="package:NAME, file, folder, tar, timm:MODEL.TAG, hf:OWNER/NAME, s3://..., https://..., "
         "or none",

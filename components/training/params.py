@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Section, StepParams
+from components.common.params import Place, Section, StepParams
 from components.dataset.params import Data
 from components.models.params import Net
 
@@ -105,7 +105,7 @@ class Distill(Section):
     temperature: float | None = Field(
         None, gt=0, description="that softens both answers (kd, dkd, dist, deit_soft); null: by method"
     )
-    teachers: list[str] = Field(
+    teachers: Annotated[list[str], Place(anywhere=False)] = Field(
         default=[], description="folders of more teachers of the same classes: all answers are averaged"
     )
     committee: int | None = Field(

@@ -64,6 +64,10 @@ class Options:
 
         return load(self.file, self.overrides)
 
+    def in_file(self) -> Params:
+        """The parameters as the file has them, without the overrides."""
+        return replace(self, overrides=()).params()
+
     @contextmanager
     def working(self, command: str) -> Iterator[Params]:
         """Parameters first (exit status 2 comes before any work), then the lock of this folder."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from components.common.errors import ConfigError
 from pipelines.cli.options import Context
 from pipelines.steps import OUTPUTS
 
@@ -15,7 +16,7 @@ commands = typer.Typer(rich_markup_mode=None)
 
 @commands.command("compile")
 def compile_(context: Context) -> None:
-    """Write the Kubeflow pipeline as IR: pipeline.yaml.
+    """Write the Kubeflow pipeline as IR: pipeline.yaml. The same parameters always give the same bytes.
 
     Example: retort compile -o kubeflow.image=registry.example/retort@sha256:...
     """
@@ -30,20 +31,90 @@ def submit(
     context: Context,
     local: Annotated[bool, typer.Option("--local", help="Run here, without Kubernetes.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the run.")] = False,
+    again: Annotated[
+        str | None, typer.Option("--follow", metavar="RUN", help="Follow a run that was started before.")
+    ] = None,
 ) -> None:
     """Run the DAG on the KFP server at kubeflow.host, or here with --local (under .retort/kfp/).
 
-    Examples: retort submit --local
-              retort submit --no-wait -o kubeflow.host=http://kfp.example
-    """
-    from pipelines.kubeflow.local import submit_local
-    from pipelines.kubeflow.submit import submit as to_server
+    The pipeline is compiled from the file and uploaded once, as a version called COMMIT-DIGEST. Overrides are
+    values of the run; those that change pods (kubeflow.image, kubeflow.memory, ray.workers, ...) make another
+    version. What cannot work in pods, such as a local folder, is refused before any starts, all at once.
 
+    \b
+    A token stands in the file kubeflow.token_file, or in RETORT_KFP_TOKEN; inside a cluster, the pod's own is
+    taken. Ctrl-C ends the following, not the run.
+
+    \b
+    Examples:
+      retort submit --local
+      retort submit -o kubeflow.host=http://localhost:8888 -o kubeflow.image=registry.example/retort:1.2
+      retort submit -o kubeflow.host=https://kubeflow.example/pipeline -o kubeflow.namespace=ada --no-wait
+      retort submit -o student.train.epochs=8        another value, the same version
+      retort submit --follow RUN                     its states again, until it ends
+    """
+    if sum([local, no_wait, bool(again)]) > 1:
+        raise ConfigError("--local, --no-wait and --follow: give one of them")
     if local:
+        from pipelines.kubeflow.local import submit_local
+
         with context.obj.working("submit --local") as p:
             submit_local(p)
+    elif again:
+        from pipelines.kubeflow.client import Server
+        from pipelines.kubeflow.follow import follow
+
+        follow(Server(context.obj.params().kubeflow), again)
     else:
-        to_server(context.obj.params(), wait=not no_wait)
+        from pipelines.kubeflow.submit import submit as to_server
+
+        to_server(context.obj.params(), context.obj.in_file(), wait=not no_wait)
+
+
+@commands.command()
+def schedule(
+    context: Context,
+    cron: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIMES",
+            help="Minute, hour, day, month, day of the week (0 is Sunday); or six fields, seconds first.",
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the schedules of kubeflow.experiment.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Let no more runs start.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Let runs start again.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Take the schedule away; its runs stay.")] = False,
+) -> None:
+    """Run the DAG again and again on the KFP server at kubeflow.host: create or change its one schedule.
+
+    Times are UTC, unless the server was set up otherwise. Runs that were missed are not made up for, and none
+    starts while the one before still runs. Version, overrides and refusals are as with 'retort submit'.
+
+    \b
+    Examples:
+      retort schedule --cron "30 3 * * 1"                       Mondays at 3:30
+      retort schedule --cron "0 0 */6 * * *"                    every six hours
+      retort schedule --cron "0 4 1 * *" -o global.seed=8       with another value from now on
+      retort schedule --list
+      retort schedule --pause
+    """
+    if sum([cron is not None, list_, pause, resume, delete]) != 1:
+        raise ConfigError("retort schedule: give one of --cron, --list, --pause, --resume, --delete")
+    from pipelines.kubeflow import schedule as schedules
+
+    params = context.obj.params()
+    if cron is not None:
+        lines = schedules.schedule(params, context.obj.in_file(), cron)
+    elif list_:
+        lines = schedules.listed(params)
+    elif pause:
+        lines = schedules.pause(params)
+    elif resume:
+        lines = schedules.resume(params)
+    else:
+        lines = schedules.delete(params)
+    print("\n".join(lines))
 
 
 @commands.command()

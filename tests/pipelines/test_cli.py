@@ -110,7 +110,17 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert shown.returncode == 0, shown.stderr
     for command in ("ingest", "validate", "weights", "audit", "plan", "finetune", "check", "distill"):
         assert f"  {command} " in shown.stdout
-    for command in ("export", "benchmark", "register", "compile", "submit", "report", "init", "clean"):
+    for command in (
+        "export",
+        "benchmark",
+        "register",
+        "compile",
+        "submit",
+        "schedule",
+        "report",
+        "init",
+        "clean",
+    ):
         assert f"  {command} " in shown.stdout
 
 
@@ -307,8 +317,8 @@ def test_a_process_says_one_line_when_it_ends_for_want_of_a_file(tmp_path: Path)
     [
         "ingest", "validate", "weights", "audit", "audit imbalance", "audit synthetic", "plan", "finetune",
         "check", "distill", "export", "benchmark", "register", "predict", "expand", "features", "cost",
-        "compare-weights", "tune", "compile", "submit", "promote", "rollback", "sync", "ui", "report", "init",
-        "clean",
+        "compare-weights", "tune", "compile", "submit", "schedule", "promote", "rollback", "sync", "ui",
+        "report", "init", "clean",
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(words: str, capsys: pytest.CaptureFixture[str]) -> None:
