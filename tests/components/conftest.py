@@ -47,7 +47,7 @@ class MlflowServer:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True
             )
-        for _ in range(600):
+        for _ in range(1800):  # a busy machine takes its time
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
             except OSError:
