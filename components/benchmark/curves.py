@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.benchmark.choice import Result, fastest
+from components.common.page import COLOURS, MARKERS
 from components.export.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, distinct for colour-blind readers; the marker tells families apart without colour
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 BUDGET_SHOWN = 3  # a budget beyond this many times the slowest would squeeze all points together
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def best_of_each(results: Sequence[Result]) -> list[Result]:

@@ -28,6 +28,15 @@ def text(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a header and rows; floats with eight significant digits."""
+    write_csv(path, [columns, *([_number(value) for value in row] for row in rows)])
+
+
+def _number(value: Any) -> Any:
+    return f"{value:.8g}" if isinstance(value, float) else value
+
+
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows, the header as the first of them; whole or not at all."""
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:

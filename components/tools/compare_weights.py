@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from components.common.errors import RetortError
-from components.common.page import Page
+from components.common.page import COLOURS, MARKERS, Page
+from components.common.sheet import write_table
 from components.common.signals import stopped_by
 from components.common.storage import (
     human_bytes,
@@ -31,7 +32,7 @@ from components.models.params import Net
 from components.step import StepContext, step
 from components.tools.params import CompareWeights, CompareWeightsParams
 from components.tracking.tracker import Tracker
-from components.training import cluster, driver, listener, preflight, results
+from components.training import cluster, driver, listener, preflight, report
 from components.training.metrics import evaluate
 from components.training.paired import gain, interval
 from components.training.spec import Phase, TrainSpec
@@ -257,7 +258,7 @@ def _finetune(
             }
         )
         place.mkdir(parents=True, exist_ok=True)
-        results.write_history(place / "history.csv", result.history)
+        report.write_history(place / "history.csv", result.history)
         write_json(
             place / "result.json",
             {
@@ -378,8 +379,8 @@ def _write_tables(
         keys = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_macro_recall")
         epochs += [[*own, *(row[key] for key in keys)] for row in outcome.history]
     columns = ["candidate", "seed", "weights", f"{split}_top1", f"{split}_macro_recall"]
-    results.write_csv(run.product(out / "results.csv"), columns, rows)
-    results.write_csv(run.product(out / "history.csv"), ["candidate", "seed", *keys], epochs)
+    write_table(run.product(out / "results.csv"), columns, rows)
+    write_table(run.product(out / "history.csv"), ["candidate", "seed", *keys], epochs)
 
 
 def _show(
@@ -422,7 +423,7 @@ def _chart(
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, name in enumerate(names):
-        colour, marker = results.COLOURS[i % 6], results.MARKERS[i % 6]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         mean, half = found[name]
         left.errorbar(i, mean, yerr=half or 0.0, color=colour, marker=marker, capsize=6)
         curves = np.array([[row["val_top1"] for row in o.history] for o in outcomes if o.candidate == name])

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from components.audit.plan_schema import Plan
 from components.common import progress
 from components.common.errors import RetortError
-from components.common.storage import atomic_path, need, remove, state_dir, write_json
+from components.common.storage import atomic_path, need, remove, state_dir
 from components.dataset import manifest as manifests
 from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
 from components.step import StepContext, step
 from components.tools.params import ExpandParams
-from components.training import class_expansion, driver, preflight, results, sampling
+from components.training import class_expansion, driver, paired, preflight, report, sampling
 from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import Index, open_index
@@ -340,7 +340,7 @@ def _check_names(
     taken = np.zeros((count, count), dtype=np.int64)
     np.add.at(taken, (actual, said), 1)
     rows_, columns = linear_sum_assignment(taken, maximize=True)
-    gain, half = results.paired_gain(actual, rows_[np.argsort(columns)][said], said)
+    gain, half = paired.wald(actual, rows_[np.argsort(columns)][said], said)
     if gain < EXCHANGED or gain <= 2 * half:
         return
     wrong = [(classes.names[a], classes.names[b]) for a, b in zip(rows_, columns, strict=True) if a != b]
@@ -398,16 +398,14 @@ def _write(
     _find_mode(run, mode, written.get("gain"))
     lineage = [*card.lineage, Lineage(source=f"expanded: {weights}", sha256=card.sha256, coverage=1.0)]
     driver.write_model(run, spec, result.nets[mode], lineage, out)
-    write_json(run.product(out / "metrics.json"), written)
-    results.write_history(run.product(out / "history.csv"), result.history)
-    results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said[mode]["val"], names)
     _show(run, mode, written)
-    results.show_curves(run.page, "Training curves", result.history)
-    results.show_recall(run.page, "Recall per class", own)
-    results.show_confusion(run.page, "Confusion matrix", actual["val"], said[mode]["val"], names)
+    report.write(
+        run, out, "the expanded network", metrics=written, history=result.history,
+        actual=actual["val"], predicted=said[mode]["val"], class_names=names,
+    )  # fmt: skip
     numbers = {f"{part}_{key}": written[part][key] for part in parts for key in ("before", "after")}
     numbers = {key: value for key, value in numbers.items() if value is not None}
-    run.tracker.summary({**results.headline(own), **numbers})
+    run.tracker.summary(numbers)
 
 
 def _parts(
@@ -426,7 +424,7 @@ def _parts(
         values: Sequence[float | None] = [None] * len(keys)
         if at.any():
             tops = [float((said == actual[at]).mean()) for said in (first, before["start"][at], after[at])]
-            values = [*tops, *results.paired_gain(actual[at], after[at], first)]
+            values = [*tops, *paired.wald(actual[at], after[at], first)]
         found[part] = {**entry, **dict(zip(keys, values, strict=True))}
     return found
 
@@ -438,7 +436,7 @@ def _gain(
     gain: dict[str, float] = {}
     for part, at in {"val": np.full(len(actual), True), **parts}.items():
         if at.any():
-            value, half = results.paired_gain(actual[at], everything[at], new_rows[at])
+            value, half = paired.wald(actual[at], everything[at], new_rows[at])
             gain |= {f"{part}_top1": value, f"{part}_half_width": half}
     return gain
 

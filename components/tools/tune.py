@@ -30,7 +30,7 @@ from components.tools.params import TuneParams
 from components.tools.tune_report import FIXED, TUNED, Outcome
 from components.tools.tune_space import Tried, Values, applied, axes, choose, described, proposals
 from components.tracking.tracker import Tracker
-from components.training import cluster, driver, listener, metrics, preflight, results
+from components.training import cluster, driver, listener, metrics, preflight, report
 from components.training.context import Event
 from components.training.spec import Phase, TrainSpec
 
@@ -271,7 +271,7 @@ def _train(run: StepContext, params: TuneParams, who: str, spec: TrainSpec, plac
             split: metrics.evaluate(driver.labels(spec, split), predictions[split], spec.class_names)
             for split in ("val", "test")
         }
-        tracker.summary(results.headline(measured))
+        tracker.summary(report.headline(measured))
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, {"predictions": {split: predictions[split].tolist() for split in ("val", "test")}})
         status = "FINISHED"

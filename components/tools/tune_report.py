@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from components.common.page import COLOURS
+from components.common.sheet import write_table
 from components.common.storage import write_json, write_text
 from components.models.params import Net
 from components.step import StepContext
 from components.tools.params import Tune
 from components.tools.tune_space import Tried, described, snippet
-from components.training import metrics, results
+from components.training import metrics
 from components.training.paired import interval
 
 log = logging.getLogger(__name__)
@@ -163,7 +165,7 @@ def _tables(
         for one in tried
     ]  # fmt: skip
     columns = ["trial", *keys, "epochs", "end", "val_macro_recall", "val_top1"]
-    results.write_csv(run.product(out / "results.csv"), columns, rows)
+    write_table(run.product(out / "results.csv"), columns, rows)
     trained = []
     for outcome in outcomes:
         row: list[Any] = [outcome.who, outcome.seed]
@@ -172,7 +174,7 @@ def _tables(
             row += [measured.get("macro_recall", ""), measured.get("top1", "")]
         trained.append(row)
     names = [f"{split}_{what}" for split in ("val", "test") for what in ("macro_recall", "top1")]
-    results.write_csv(run.product(out / "seeds.csv"), ["recipe", "seed", *names], trained)
+    write_table(run.product(out / "seeds.csv"), ["recipe", "seed", *names], trained)
 
 
 def _show(
@@ -243,9 +245,9 @@ def _curves(run: StepContext, tried: Sequence[Tried], best: Tried) -> None:
     for one in sorted(tried, key=lambda one: one.number in (0, best.number)):
         style: dict[str, Any] = {"color": "#b8bec7", "linewidth": 1}
         if one.number == 0:
-            style = {"color": results.COLOURS[0], "linewidth": 2.2, "label": "fixed"}
+            style = {"color": COLOURS[0], "linewidth": 2.2, "label": "fixed"}
         if one.number == best.number:
-            style = {"color": results.COLOURS[1], "linewidth": 2.2, "label": f"best: trial {one.number}"}
+            style = {"color": COLOURS[1], "linewidth": 2.2, "label": f"best: trial {one.number}"}
         values = [row["val_macro_recall"] for row in one.rows]
         axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, **style)
     axes.set(xlabel="epoch", ylabel="macro recall on validation")
@@ -272,9 +274,9 @@ def _scatter(run: StepContext, net: Net, tried: Sequence[Tried], best: Tried, ke
                 continue
             done = one.end == "done"
             colour = (
-                results.COLOURS[1]
+                COLOURS[1]
                 if one.number == best.number
-                else results.COLOURS[0]
+                else COLOURS[0]
                 if one.number == 0
                 else "#5b6675"
             )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from components.step import StepContext
-from components.training import health
+from components.training import health, report
 from components.training.inputs.index import open_index
 from components.training.sampling import training_rows
 from components.training.spec import TrainSpec
@@ -167,16 +167,7 @@ def tell(run: StepContext, facts: Facts) -> list[Advice]:
         f"would help most: {first}",
         measured={advice.cause: round(advice.gain, 4) for advice in found}, row="2.3",
     )  # fmt: skip
-    run.page.table(
-        f"What would help the {facts.who} most",
-        ["", "do", "because", "points"],
-        [
-            [place, one.remedy, one.seen, f"{100 * one.gain:+.0f}" if one.told else "?"]
-            for place, one in enumerate(found, 1)
-        ],
-        note="In order of what is likely to be gained in macro recall on validation: rules of thumb, from "
-        "what this training measured, no promise. One change at a time shows whether they hold.",
-    )
+    report.show_advice(run.page, facts.who, found)
     log.info(f"{run.name}: what would help most: {first}")
     return found
 

@@ -25,7 +25,7 @@ from components.models import checkpoint
 from components.models.card import Lineage, read_card
 from components.models.params import LearningRate
 from components.step import StepContext
-from components.training import budget, driver, method, results, seals
+from components.training import budget, driver, method, report, seals
 from components.training.inputs.index import open_index
 from components.training.params import CheckParams, Distill
 from components.training.sampling import training_rows
@@ -323,7 +323,7 @@ def write(
         driver.save_model(
             spec, trained.tensors, lineage, partial / checkpoint.FILE, partial / checkpoint.CARD, trained.size
         )
-        results.write_history(partial / "history.csv", trained.history)
+        report.write_history(partial / "history.csv", trained.history)
         with (partial / PREDICTIONS).open("wb") as file:
             arrays = {**trained.predictions, **{ASKED + name: part for name, part in trained.asked.items()}}
             np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from time import monotonic
 from components.common import shared
 from components.common.findings import Finding
 from components.common.progress import at, counted
-from components.common.storage import human_bytes, need, need_disk, remove, write_json
+from components.common.storage import human_bytes, need, need_disk, remove
 from components.dataset import manifest as manifests
 from components.models.card import Lineage, read_card
 from components.step import StepContext, name_of, step
@@ -26,7 +26,7 @@ from components.training import (
     listener,
     method,
     preflight,
-    results,
+    report,
     shipped,
     soft_labels,
 )
@@ -292,15 +292,12 @@ def _write(
         spec, network.tensors, lineage, run.product(out / "model.safetensors"),
         run.product(out / "model.json"), network.size,
     )  # fmt: skip
-    write_json(run.product(out / "metrics.json"), {**metrics, "method": how.method})
-    history = [row for pair in pairs for one in pair.networks() for row in one.history]
-    results.write_history(run.product(out / "history.csv"), history)
-    said = network.predictions["val"]
-    results.write_confusion(run.product(out / "confusion.csv"), actual["val"], said, names)
     run.page.text("What the student learnt", how.why)
-    results.show_curves(run.page, "Training curves of the student", history)
-    results.show_recall(run.page, "The student's recall per class", metrics)
-    results.show_confusion(run.page, "The student's confusion matrix", actual["val"], said, names)
+    report.write(
+        run, out, "the student", metrics={**metrics, "method": how.method},
+        history=[row for pair in pairs for one in pair.networks() for row in one.history],
+        actual=actual["val"], predicted=network.predictions["val"], class_names=names,
+    )  # fmt: skip
     if kept.network.asked:
         phases = (
             spec.phases if kept.net == "student" else control.control_phases(params, spec.phases[0].epochs)
@@ -308,5 +305,4 @@ def _write(
         own = _seeded(replace(spec, phases=phases), kept.seed)
         known = advice.facts(own, network.result(kept.net), kept.net, "student", margin.teacher_recall)
         advice.tell(run, known)
-    run.tracker.summary(results.headline(metrics))
     run.tracker.tags({"kept": kept.net, "method": how.method})

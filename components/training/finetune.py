@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from components.common.storage import need, write_json
+from components.common.storage import need
 from components.step import step
-from components.training import advice, budget, driver, preflight, results
+from components.training import advice, budget, driver, preflight, report
 from components.training.metrics import evaluate
 from components.training.params import FinetuneParams
 from components.training.spec import Phase
@@ -48,13 +48,9 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
         }
         lineage = driver.start_lineage(weights, "teacher", params.teacher)
         driver.write_model(run, spec, result.nets["teacher"], lineage, out)
-        write_json(run.product(out / "metrics.json"), metrics)
-        results.write_history(run.product(out / "history.csv"), result.history)
-        actual = driver.labels(spec, "val")
-        results.write_confusion(run.product(out / "confusion.csv"), actual, predictions["val"], names)
-        results.show_curves(run.page, "Training curves of the teacher", result.history)
-        results.show_recall(run.page, "The teacher's recall per class", metrics)
-        results.show_confusion(run.page, "The teacher's confusion matrix", actual, predictions["val"], names)
+        report.write(
+            run, out, "the teacher", metrics=metrics, history=result.history,
+            actual=driver.labels(spec, "val"), predicted=predictions["val"], class_names=names,
+        )  # fmt: skip
         advice.tell(run, advice.facts(spec, result, "teacher", "teacher"))
-        run.tracker.summary(results.headline(metrics))
     driver.forget(folder)

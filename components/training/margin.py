@@ -13,12 +13,11 @@ import torch
 
 from components.common.errors import RetortError
 from components.common.findings import Finding
-from components.common.page import Page
 from components.common.progress import at, counted, track
 from components.common.storage import need, read_json, write_json
 from components.models.params import Train
 from components.step import StepContext
-from components.training import control, driver, forecast, method, paired, preflight
+from components.training import control, driver, forecast, method, paired, preflight, report
 from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.forecast import Said, Setting
 from components.training.inputs.feed import open_feed
@@ -285,7 +284,7 @@ def _find(
         },
     )  # fmt: skip
     run.tracker.summary({"teacher_margin": top1.value, "forecast_gain": gain.value})
-    _show(run.page, tops, top1, recall, gain)
+    report.show_margin(run.page, tops, top1, recall, gain)
     return file
 
 
@@ -311,14 +310,3 @@ def _advice(level: str, chosen: int, share: float) -> str:
     )
     made_up = f"{makes_up[:1].upper()}{makes_up[1:]} may make up for it. " if makes_up else ""
     return f"{made_up}A better teacher teaches more. In this order: {WAYS_OUT}."
-
-
-def _show(page: Page, tops: dict[str, Any], top1: Difference, recall: Difference, gain: Difference) -> None:
-    rows = [
-        [name, f"{tops['teacher'][key]:.1%}", f"{tops['alone'][key]:.1%}", str(difference)]
-        for name, key, difference in (("top-1", "top1", top1), ("macro recall", "macro_recall", recall))
-    ]
-    page.table(
-        "Is the teacher worth it?", ["validation split", "teacher", "student alone", "difference"], rows,
-        note=f"The student alone had the budget that distilling it will have. Forecast of the gain: {gain}.",
-    )  # fmt: skip

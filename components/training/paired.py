@@ -82,6 +82,16 @@ def _adjusted(images: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tup
     return total / count, np.sqrt(np.maximum(0.0, squares + 1 - total**2 / count)) / count
 
 
+def wald(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Difference of top-1, and half its 95 % interval as Wald has it: symmetric, and none where both agree.
+
+    Args:
+        actual, ours, other: classes int64 [n].
+    """
+    value = _by_image(actual, ours, other)
+    return float(value.mean()), 1.96 * float(value.std()) / sqrt(max(1, len(value)))
+
+
 def worse(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> float:
     """How likely the other would seem so much better by chance: McNemar's exact test, one-sided.
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from components.training import paired
-from components.training.paired import Difference, macro_recall, top1, worse
+from components.training.paired import Difference, macro_recall, top1, wald, worse
 
 
 def answers(both: int, ours: int, other: int, neither: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,6 +28,13 @@ def test_the_interval_of_agresti_and_min() -> None:
     assert found.low == pytest.approx(64 / 1602 - 1.96 * error, abs=1e-6)
     assert found.high == pytest.approx(64 / 1602 + 1.96 * error, abs=1e-6)
     assert (round(found.low, 3), round(found.high, 3)) == (0.021, 0.059)
+
+
+def test_walds_interval() -> None:
+    gain, half = wald(*answers(83, 12, 5, 0))
+    assert gain == pytest.approx(0.07)
+    # 12 images speak for us, 5 against
+    assert half == pytest.approx(1.96 * (0.17 - 0.07**2) ** 0.5 / 10)
 
 
 def test_no_discordant_image_is_no_certainty() -> None:

@@ -1,30 +1,51 @@
-"""What training leaves behind: the model's files, its numbers, and the sections of the page."""
+"""What training shows: a network's numbers in files, and the sections of a step's page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.common import sheet
-from components.common.page import Page
+from components.common.page import COLOURS, MARKERS, Page
+from components.common.sheet import write_table
+from components.common.storage import write_json
+from components.step import StepContext
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
-MARKERS = "osD^vP"
+if TYPE_CHECKING:
+    from components.training.advice import Advice
+    from components.training.paired import Difference
+
 MOST_CLASSES = 30  # more do not fit on a page: the worst are shown
 
 
-def paired_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Difference of top-1 of two networks on the same images, and half its 95 % interval.
+def write(
+    run: StepContext,
+    out: Path,
+    of: str,
+    *,
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    actual: np.ndarray,
+    predicted: np.ndarray,
+    class_names: Sequence[str],
+) -> None:
+    """Write a trained network's ``metrics.json``, ``history.csv`` and ``confusion.csv``, and its charts.
 
     Args:
-        actual, ours, other: classes int64 [n].
+        of: whose they are, for titles: 'the teacher'.
+        metrics: with those of the splits ``val`` and ``test``; the tracker gets the ones that runs are
+            compared by.
+        actual, predicted: classes of the validation split, int64 [n].
     """
-    difference = (ours == actual).astype(float) - (other == actual).astype(float)
-    return float(difference.mean()), 1.96 * float(difference.std()) / sqrt(max(1, len(difference)))
+    write_json(run.product(out / "metrics.json"), metrics)
+    write_history(run.product(out / "history.csv"), history)
+    write_confusion(run.product(out / "confusion.csv"), actual, predicted, class_names)
+    show_curves(run.page, f"Training curves of {of}", history)
+    show_recall(run.page, f"Recall per class of {of}", metrics)
+    show_confusion(run.page, f"Confusion matrix of {of}", actual, predicted, class_names)
+    run.tracker.summary(headline(metrics))
 
 
 def headline(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -43,7 +64,7 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     ``train_top1`` is of the images as they were augmented and mixed, while the network changed.
     """
     columns = ["epoch", "phase", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_macro_recall"]
-    write_csv(path, columns, [[row[column] for column in columns] for row in history])
+    write_table(path, columns, [[row[column] for column in columns] for row in history])
 
 
 def write_confusion(
@@ -51,16 +72,7 @@ def write_confusion(
 ) -> None:
     """One row an image: class names of what it is and what the network said."""
     rows = [[class_names[a], class_names[p]] for a, p in zip(actual, predicted, strict=True)]
-    write_csv(path, ["actual", "predicted"], rows)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file; floats with eight significant digits."""
-    sheet.write_csv(path, [columns, *([_number(value) for value in row] for row in rows)])
-
-
-def _number(value: Any) -> Any:
-    return f"{value:.8g}" if isinstance(value, float) else value
+    write_table(path, ["actual", "predicted"], rows)
 
 
 def show_curves(page: Page, title: str, history: Sequence[Mapping[str, Any]]) -> None:
@@ -72,7 +84,7 @@ def show_curves(page: Page, title: str, history: Sequence[Mapping[str, Any]]) ->
     for i, phase in enumerate(dict.fromkeys(row["phase"] for row in history)):
         rows = [row for row in history if row["phase"] == phase]
         epochs = [row["epoch"] for row in rows]
-        style = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "markersize": 5}
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
         left.plot(epochs, [row["train_loss"] for row in rows], label=f"{phase}, training", **style)
         left.plot(
             epochs, [row["val_loss"] for row in rows], linestyle="--", label=f"{phase}, validation", **style
@@ -138,6 +150,44 @@ def show_recall(page: Page, title: str, metrics: Mapping[str, Mapping[str, Any]]
     page.table(
         title, ["class", "validation", "test"], [*overall, *rows],
         note=f"Share of each class's images that were recognised{shown}. The test split decides nothing.",
+    )  # fmt: skip
+
+
+def show_advice(page: Page, who: str, found: Sequence[Advice]) -> None:
+    """What would help a network most, in order."""
+    page.table(
+        f"What would help the {who} most",
+        ["", "do", "because", "points"],
+        [
+            [place, one.remedy, one.seen, f"{100 * one.gain:+.0f}" if one.told else "?"]
+            for place, one in enumerate(found, 1)
+        ],
+        note="In order of what is likely to be gained in macro recall on validation: rules of thumb, from "
+        "what this training measured, no promise. One change at a time shows whether they hold.",
+    )
+
+
+def show_margin(
+    page: Page,
+    tops: Mapping[str, Mapping[str, float]],
+    top1: Difference,
+    recall: Difference,
+    gain: Difference,
+) -> None:
+    """Teacher and student alone, side by side, and what distilling will change.
+
+    Args:
+        tops: metrics of ``teacher`` and ``alone``.
+        top1, recall: teacher minus student alone.
+        gain: the forecast.
+    """
+    rows = [
+        [name, f"{tops['teacher'][key]:.1%}", f"{tops['alone'][key]:.1%}", str(difference)]
+        for name, key, difference in (("top-1", "top1", top1), ("macro recall", "macro_recall", recall))
+    ]
+    page.table(
+        "Is the teacher worth it?", ["validation split", "teacher", "student alone", "difference"], rows,
+        note=f"The student alone had the budget that distilling it will have. Forecast of the gain: {gain}.",
     )  # fmt: skip
 
 
