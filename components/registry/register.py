@@ -18,6 +18,7 @@ from components.common.progress import at, track
 from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
 from components.models.card import ModelCard, names_finding, read_card
+from components.registry import report
 from components.registry.compare import FIRST, MIN_IMAGES, Comparison, compare, reason, verdict
 from components.registry.params import RegisterParams
 from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
@@ -36,7 +37,6 @@ CARD, CHECKPOINT = "card.json", "model.safetensors"  # too: what a later network
 DECIDED = "decided"  # tag of a version whose alias was settled when it was registered
 REASON = "decided.reason"  # and why
 BATCH = 64
-MOST_ROWS = 40
 
 
 def register(
@@ -203,8 +203,11 @@ class _Registration:
         holder = self.versions.holder(CHAMPION)
         said = verdict(int(version.version), alias, int(holder.version) if holder else None, self.reason)
         log.info(f"register: {self.versions.name} {said}")
-        self._write(version, alias, holder)
-        self._show(version, alias)
+        registered = self._write(version, alias, holder)
+        page, top1 = self.run.page, self.metrics["val"]["top1"]
+        report.show_version(page, registered, self.card.arch.name, top1)
+        if self.comparison is not None and self.champion is not None:
+            report.show_comparison(page, self.comparison, int(self.champion.version), len(self.rows))
 
     # --- the model in MLflow's format ---
 
@@ -447,7 +450,8 @@ class _Registration:
 
     # --- what is left behind ---
 
-    def _write(self, version: ModelVersion, alias: str, champion: ModelVersion | None) -> None:
+    def _write(self, version: ModelVersion, alias: str, champion: ModelVersion | None) -> dict[str, Any]:
+        """Write ``registered.json``; returns what it holds."""
         identity = self.run.tracker.identity()
         registered = {
             "schema_version": SCHEMA_VERSION,
@@ -469,36 +473,4 @@ class _Registration:
             {"registered": f"{self.versions.name} version {version.version}", "alias": alias}
         )
         self.run.tracker.summary({"version": float(version.version)})
-
-    def _show(self, version: ModelVersion, alias: str) -> None:
-        page = self.run.page
-        rows = [
-            ["name", self.versions.name],
-            ["version", f"{version.version}{f', {alias}' if alias else ''}"],
-            ["why", self.reason],
-            ["architecture", self.card.arch.name],
-            ["top-1, validation split", f"{self.metrics['val']['top1']:.2%}"],
-            ["load it", f"mlflow.onnx.load_model('models:/{self.versions.name}/{version.version}')"],
-            ["sha256 of model.onnx", self.sha256],
-            ["data fingerprint", self.card.data_fingerprint],
-        ]
-        page.table("What was registered", ["", ""], rows)
-        if self.comparison is None or self.champion is None:
-            return
-        verdict = "better" if self.comparison.better else "stays challenger"
-        both = (_share(self.comparison.champion), _share(self.comparison.challenger))
-        table: list[list[Any]] = [["all together", len(self.rows), *both, verdict]]
-        for row in self.comparison.rows[:MOST_ROWS]:
-            verdict = ("worse" if row.worse else "") if row.judged else "not judged"
-            table.append([row.name, row.images, _share(row.champion), _share(row.challenger), verdict])
-        page.table(
-            "Champion and challenger",
-            ["recall of", "images", f"champion (version {self.champion.version})", "this version", "verdict"],
-            table,
-            note="On the same validation images; the greatest losses first. A class is judged when it has at "
-            f"least {MIN_IMAGES} images.",
-        )
-
-
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.1%}"
+        return registered

@@ -21,7 +21,7 @@ from components.models import build, features, heads
 from components.models.dataflow import made_for
 from components.models.params import Net
 from components.step import StepContext, step
-from components.weights import download, write
+from components.weights import download, report, write
 from components.weights.convert import Converted, Target, convert
 from components.weights.coverage import COUNTER, Coverage, Shape, compare, shapes, some
 from components.weights.fit import Fit, norm_fits, sure
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ROW = "1.4"
-WORST = 10  # tensors at fault that a report names one by one
 UNTRAINED = 0.5  # share of constant vectors above which weights look as if nothing had trained them
 NETS = ("teacher", "student")
 SCHEMA = pa.schema(
@@ -116,7 +115,7 @@ def prepare_net(
     _find_head(run, who, converted)
     accepted = _find_coverage(run, who, section, net, coverage)
     rows = _rows(who, coverage, own, found)
-    _show(run, who, coverage, rows)
+    report.show_coverage(run.page, who, coverage, rows)
     lineage = {"source": source.spec, "sha256": source.sha256, "coverage": coverage.share}
     run.tracker.summary({f"{who}_coverage": coverage.share})
     run.tracker.tags({f"{who}.weights.{key}": str(value) for key, value in lineage.items()})
@@ -229,12 +228,7 @@ def _find_fit(run: StepContext, who: str, fits: list[Fit]) -> None:
         f"kernels give: {some([fit.norm for fit in wrong])}; {why}",
         measured=len(wrong), limit=0, row=ROW, advice=advice,
     )  # fmt: skip
-    run.page.table(
-        f"{who}: kernels of the backbone that do not fit their norms",
-        ["batch norm", "correlation of means", "of variances"],
-        [[fit.norm, f"{fit.means:.2f}", f"{fit.variances:.2f}"] for fit in wrong[:WORST]],
-        note="Over the channels, between a norm's running statistics and its inputs on artificial images.",
-    )  # fmt: skip
+    report.show_fits(run.page, who, wrong)
 
 
 def _holds_nothing(name: str, tensor: Array) -> bool:
@@ -295,31 +289,6 @@ def _rows(
         for state, names in states.items()
         for name in names
     ]  # fmt: skip
-
-
-def _show(run: StepContext, who: str, coverage: Coverage, rows: list[dict[str, Any]]) -> None:
-    run.page.table(
-        f"{who}: coverage of the backbone", ["tensors", "count", "values"],
-        [
-            ["matched", len(coverage.matched), coverage.covered],
-            ["missing", len(coverage.missing), None],
-            ["of another shape", len(coverage.wrong_shape), None],
-            ["without a place in the network", len(coverage.unexpected), None],
-        ],
-        note=f"{coverage.share:.2%} of {coverage.parameters:,} values; coverage.parquet lists every tensor.",
-    )  # fmt: skip
-    worst = [row for row in rows if row["state"] != "matched"][:WORST]
-    if worst:
-        run.page.table(
-            f"{who}: first tensors at fault",
-            ["tensor", "state", "in the file", "in the network"],
-            [[row["tensor"], row["state"], _shape(row["file_shape"]), _shape(row["network_shape"])]
-             for row in worst],
-        )  # fmt: skip
-
-
-def _shape(shape: Shape | None) -> str:
-    return "" if shape is None else " x ".join(map(str, shape)) or "scalar"
 
 
 # --- what is written ------------------------------------------------------------------------------------
