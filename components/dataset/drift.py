@@ -17,6 +17,7 @@ from components.common.errors import RetortError
 from components.common.progress import counted
 from components.common.storage import atomic_path
 from components.dataset import manifest as manifests
+from components.dataset.report import show_drift
 from components.step import StepContext
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def effect(old: NDArray[np.int64], new: NDArray[np.int64]) -> tuple[float, float
     return float(np.sqrt(max(0.0, statistic - freedom) / both.sum())), float(chi2.sf(statistic, freedom))
 
 
-def report(
+def judge(
     run: StepContext,
     db: duckdb.DuckDBPyConnection,
     baseline: Path,
@@ -176,21 +177,7 @@ def report(
         f"{classes['before']:,} in the baseline. Every class: drift.parquet.",
         measured=rows["now"], limit=rows["before"],
     )  # fmt: skip
-    worst = table[table["kind"] != "same"].copy()
-    worst["moved"] = (worst["rows_now"] - worst["rows_before"]).abs()
-    worst = worst.sort_values("moved", ascending=False, kind="stable").head(2 * WORST)
-    if len(worst):
-        run.page.table(
-            "Drift against the baseline",
-            ["class", "what", "rows before", "rows now", "share now to before"],
-            [
-                [name, kind, before, now, None if np.isnan(ratio) else ratio]
-                for name, kind, before, now, ratio in worst[
-                    ["kind", "rows_before", "rows_now", "ratio"]
-                ].itertuples()
-            ],
-            note="The largest changes first. Shares are among the classes that stand in both.",
-        )
+    show_drift(run.page, table)
 
 
 def _classes(run: StepContext, table: pd.DataFrame) -> None:

@@ -10,7 +10,7 @@ from components.common.progress import counted
 from components.common.sheet import write_csv
 from components.common.storage import write_json
 from components.dataset import manifest as manifests
-from components.dataset import places, sources
+from components.dataset import places, report, sources
 from components.dataset.images import NOT_READ
 from components.dataset.names import name_classes, numbers
 from components.dataset.params import Data, IngestParams
@@ -19,8 +19,6 @@ from components.dataset.sources.found import Found
 from components.dataset.survey import RowRules, Survey, real_groups, surveyed
 from components.dataset.tally import Tally
 from components.step import StepContext, step
-
-WORST = 10  # subjects that a report names one by one
 
 
 def ingest(params: IngestParams, *, manifest: Path, out: Path) -> None:
@@ -158,7 +156,7 @@ def _report_rejected(run: StepContext, found: Found, out: Path) -> None:
         + ". All of them: rejected.csv.",
         measured=len(found.rejected), limit=0, advice="Mend these entries, or leave them out.", row="2.1",
     )  # fmt: skip
-    run.page.table("Entries that could not be read", ["entry", "why"], found.rejected[:WORST])
+    report.show_rejected(run.page, found.rejected)
 
 
 def _kinds(extensions: Counter[str]) -> str:
@@ -193,14 +191,6 @@ def _say(run: StepContext, tally: Tally, classes: int, file: Path) -> None:
         f"data fingerprint {fingerprint[:12]}.",
         measured=rows,
     )  # fmt: skip
-    run.page.table(
-        "Images by split and source",
-        ["split", *manifests.SOURCES],
-        [
-            [split, *(tally.rows[split, source] for source in manifests.SOURCES)]
-            for split in manifests.SPLITS
-            if by_split[split]
-        ],
-    )
+    report.show_splits(run.page, tally)
     run.tracker.summary({"rows": rows, "classes": classes})
     run.tracker.dataset("manifest", fingerprint, file, dict(by_split))

@@ -1,17 +1,26 @@
-"""What the step ``validate`` shows: images per class, a look at the classes, what was put aside."""
+"""What the steps of this room show: rows by split, images per class, what was put aside, drift."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
+from components.common.page import Page
 from components.dataset.images import thumbnail
+from components.dataset.manifest import SOURCES, SPLITS
 from components.dataset.params import ValidateParams
 from components.step import StepContext
 
 if TYPE_CHECKING:
     import duckdb
+    import pandas as pd
     from matplotlib.figure import Figure
 
+    from components.dataset.tally import Tally
+
+WORST = 10  # entries that a page names one by one
+MOST_DRIFT = 20  # classes of the table of drift
 BARS = 40  # classes up to which each has a bar of its own
 SHEET = 24  # images of a contact sheet
 # Okabe and Ito's palette: told apart by colour-blind readers
@@ -24,14 +33,49 @@ KINDS = (
 )
 
 
-def sections(
+def show_rejected(page: Page, rejected: Sequence[tuple[str, str]]) -> None:
+    """The first entries of a source that are no rows of the manifest, and why."""
+    page.table("Entries that could not be read", ["entry", "why"], rejected[:WORST])
+
+
+def show_splits(page: Page, tally: Tally) -> None:
+    """Rows of the manifest by split and source."""
+    by_split = tally.by_split()
+    page.table(
+        "Images by split and source",
+        ["split", *SOURCES],
+        [[split, *(tally.rows[split, source] for source in SOURCES)] for split in SPLITS if by_split[split]],
+    )
+
+
+def show_drift(page: Page, table: pd.DataFrame) -> None:
+    """The classes that changed most, of what ``drift.compare`` gives; nothing where none did."""
+    worst = table[table["kind"] != "same"].copy()
+    worst["moved"] = (worst["rows_now"] - worst["rows_before"]).abs()
+    worst = worst.sort_values("moved", ascending=False, kind="stable").head(MOST_DRIFT)
+    if not len(worst):
+        return
+    page.table(
+        "Drift against the baseline",
+        ["class", "what", "rows before", "rows now", "share now to before"],
+        [
+            [name, kind, before, now, None if isnan(ratio) else ratio]
+            for name, kind, before, now, ratio in worst[
+                ["kind", "rows_before", "rows_now", "ratio"]
+            ].itertuples()
+        ],
+        note="The largest changes first. Shares are among the classes that stand in both.",
+    )
+
+
+def show_validated(
     run: StepContext,
     db: duckdb.DuckDBPyConnection,
     params: ValidateParams,
     counts: dict[str, Any],
     looked: bool,
 ) -> None:
-    """Add the sections to the step's page; images only where they were opened and may be shown."""
+    """What ``validate`` found; images only where they were opened and may be shown."""
     run.page.figure(
         "Images per class",
         _histogram(db),

@@ -75,10 +75,10 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         labels.lost_classes(run, db, clean_counts)
         drift.write_counts(clean_counts, run.product(out / "counts.parquet"))
         if baseline and before is not None:
-            drift.report(run, db, baseline, before, clean_counts.to_pandas(), out)
+            drift.judge(run, db, baseline, before, clean_counts.to_pandas(), out)
         _expect(run, db, params, counts, out)
         verdicts.write_findings(db, out)
-        report.sections(run, db, params, counts, looked)
+        report.show_validated(run, db, params, counts, looked)
         if show_quality:
             show_quality(params.data.root)
         verdicts.write_rows(run, db, manifest, clean, quarantine)
