@@ -293,7 +293,7 @@ def _write(
         run.product(out / "model.json"), network.size,
     )  # fmt: skip
     run.page.text("What the student learnt", how.why)
-    report.write(
+    report.write_network(
         run, out, "the student", metrics={**metrics, "method": how.method},
         history=[row for pair in pairs for one in pair.networks() for row in one.history],
         actual=actual["val"], predicted=network.predictions["val"], class_names=names,

@@ -48,7 +48,7 @@ def finetune(params: FinetuneParams, *, manifest: Path, plan: Path, weights: Pat
         }
         lineage = driver.start_lineage(weights, "teacher", params.teacher)
         driver.write_model(run, spec, result.nets["teacher"], lineage, out)
-        report.write(
+        report.write_network(
             run, out, "the teacher", metrics=metrics, history=result.history,
             actual=driver.labels(spec, "val"), predicted=predictions["val"], class_names=names,
         )  # fmt: skip

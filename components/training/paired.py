@@ -37,6 +37,11 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
+def around(value: float, half: float | None, form: str) -> str:
+    """A value by the format ``form``, with half its interval behind it, where that is known."""
+    return form.format(value) + ("" if half is None else f" ± {half:.2%}")
+
+
 def top1(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> Difference:
     """Difference of top-1.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 30  # more do not fit on a page: the worst are shown
 
 
-def write(
+def write_network(
     run: StepContext,
     out: Path,
     of: str,

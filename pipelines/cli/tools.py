@@ -110,7 +110,7 @@ def expand(
               retort expand --of teacher -o expand.epochs=4
               retort expand --model champion -o 'expand.old_classes=[cat, dog]'
     """
-    from components.tools.expand import expand as step
+    from components.tools.expand.expand import expand as step
     from components.tools.params import ExpandParams
     from pipelines.upstream import make_plan_up_to_date
 
@@ -145,7 +145,7 @@ def compare_weights(
     """
     from components.common.storage import state_dir
     from components.tools.champion import fetch_champion
-    from components.tools.compare_weights import compare_weights as step
+    from components.tools.compare_weights.compare_weights import compare_weights as step
     from components.tools.params import CompareWeightsParams
 
     given = [] if seeds is None else [f"compare_weights.seeds={seeds}"]
@@ -178,7 +178,7 @@ def tune(
               retort tune -o 'tune.augment=[standard, strong]' -o tune.weight_decay=[]
     """
     from components.tools.params import TuneParams
-    from components.tools.tune import tune as step
+    from components.tools.tune.tune import tune as step
     from pipelines.upstream import make_plan_up_to_date
 
     given = [] if of is None else [f"tune.of={of}"]

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from components.audit.plan_schema import Plan
 from components.common.storage import read_json, sha256_file
 from components.dataset import manifest
-from components.tools.expand import expand
+from components.tools.expand.expand import expand
 from components.tools.params import ExpandParams
 from components.training.finetune import finetune
 from components.training.params import FinetuneParams

@@ -189,7 +189,7 @@ def test_dvc_reads_the_dag_and_leaves_the_other_commands_out(tmp_path: Path) -> 
     checkout = Checkout(tmp_path)  # its own: in the one that tests share the main job may have run
     shown = checkout.run("dvc", "stage", "list", "--name-only")
     assert shown.stdout.split() == list(STAGES), shown.stderr
-    ignored = checkout.run("dvc", "check-ignore", "components/tools/tune.py")
+    ignored = checkout.run("dvc", "check-ignore", "components/tools/tune/tune.py")
     assert ignored.returncode == 0
     kept = checkout.run("dvc", "check-ignore", "components/training/distill.py")
     assert kept.returncode == 1

@@ -17,8 +17,8 @@ from components.common.errors import FindingsError, RetortError
 from components.common.findings import read_report
 from components.models.card import read_card
 from components.step import StepContext
-from components.tools import compare_weights as module
-from components.tools.compare_weights import choose, compare_weights
+from components.tools.compare_weights import report
+from components.tools.compare_weights.compare_weights import choose, compare_weights
 from components.tools.params import CompareWeightsParams
 from components.tracking.client import connect, tracking_uri
 from components.tracking.tracker import Tracker
@@ -85,7 +85,7 @@ def test_no_claim_below_the_noise(
     run = StepContext("compare-weights", given, Path("out"), Tracker("compare-weights", given.registry))
     weights = {"configured": "a.pth", "random": "none"}
     value, half = gain(actual, ours, other)
-    module._find_gain(run, "teacher", weights, "random", value, half, 100, given.compare_weights)
+    report.find_gain(run, "teacher", weights, "random", value, half, 100, given.compare_weights)
     (finding,) = run.report.findings
     assert (finding.rule, finding.row, finding.level) == ("weights.gain", "1.4", level)
     assert said in finding.message

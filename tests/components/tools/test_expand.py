@@ -23,7 +23,8 @@ from components.dataset import manifest
 from components.models import build, checkpoint
 from components.models.card import Lineage, ModelCard, read_card
 from components.models.params import Arch, Head
-from components.tools.expand import Classes, choose, expand, relabel, remap
+from components.tools.expand.classes import Classes, choose, relabel, remap
+from components.tools.expand.expand import expand
 from components.tools.params import ExpandParams
 from components.training import class_expansion
 from components.training.inputs.index import open_index

@@ -18,11 +18,11 @@ from components.common.errors import RetortError
 from components.common.findings import read_report
 from components.models.params import Net
 from components.step import StepContext
-from components.tools import tune_report
 from components.tools.params import Tune, TuneParams
-from components.tools.tune import tune
-from components.tools.tune_report import macro_gain
-from components.tools.tune_space import Axis, Tried, applied, axes, choose, proposals, snippet
+from components.tools.tune import report
+from components.tools.tune.report import macro_gain
+from components.tools.tune.space import Axis, Tried, applied, axes, choose, proposals, snippet
+from components.tools.tune.tune import tune
 from components.tracking.client import connect, tracking_uri
 from components.tracking.tracker import Tracker
 from components.training.params import DistillParams
@@ -160,7 +160,7 @@ def test_no_claim_below_the_noise(
 ) -> None:
     given = of(params)
     run = StepContext("tune", given, Path("out"), Tracker("tune", given.registry))
-    assert tune_report.find(run, given.tune, Tried(3, {"train.mixup": 0.2}), gains, 32) == verdict
+    assert report.find(run, given.tune, Tried(3, {"train.mixup": 0.2}), gains, 32) == verdict
     (finding,) = run.report.findings
     assert (finding.rule, finding.level) == ("tune.gain", "info")
     assert said in finding.message

@@ -1,4 +1,4 @@
-"""The step ``compare_weights``: what start weights are worth on the user's data, measured with its noise."""
+"""The command ``compare-weights``: what start weights are worth on this data, measured with its noise."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from components.common.errors import RetortError
-from components.common.page import COLOURS, MARKERS, Page
-from components.common.sheet import write_table
+from components.common.page import Page
 from components.common.signals import stopped_by
 from components.common.storage import (
     human_bytes,
@@ -30,20 +28,21 @@ from components.models.card import RULE, first_difference, read_card
 from components.models.checkpoint import CARD, FILE
 from components.models.params import Net
 from components.step import StepContext, step
-from components.tools.params import CompareWeights, CompareWeightsParams
+from components.tools.compare_weights import report
+from components.tools.compare_weights.report import CONFIGURED, ROW, Outcome
+from components.tools.params import CompareWeightsParams
 from components.tracking.tracker import Tracker
-from components.training import cluster, driver, listener, preflight, report
-from components.training.metrics import evaluate
+from components.training import cluster, driver, listener, preflight
 from components.training.paired import gain, interval
+from components.training.report import write_history
 from components.training.spec import Phase, TrainSpec
 from components.weights.source import public
 from components.weights.weights import prepare_net
 
 log = logging.getLogger(__name__)
 
-CONFIGURED, RANDOM, CHAMPION = "configured", "random", "champion"
+RANDOM, CHAMPION = "random", "champion"  # beside the configured ones
 STATE = "compare-weights"  # below .retort: finished runs, by the hash of their spec
-ROW = "1.4"
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,6 @@ class Candidate:
     name: str
     weights: str  # without passwords
     start: Path | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One finetune: ``predicted`` int64 on the images that decide, ``history`` with a row an epoch."""
-
-    candidate: str
-    seed: int
-    predicted: np.ndarray
-    history: list[dict[str, Any]]
 
 
 def compare_weights(
@@ -258,7 +247,7 @@ def _finetune(
             }
         )
         place.mkdir(parents=True, exist_ok=True)
-        report.write_history(place / "history.csv", result.history)
+        write_history(place / "history.csv", result.history)
         write_json(
             place / "result.json",
             {
@@ -330,123 +319,10 @@ def _write(
         "choice": {"candidate": best, "not_told_apart_from": tied},
     }
     for name, (value, half) in gains.items():
-        _find_gain(run, settings.of, weights, name, value, half, len(actual), settings)
-    _write_tables(run, weights, outcomes, actual, class_names, settings.split, out)
+        report.find_gain(run, settings.of, weights, name, value, half, len(actual), settings)
+    report.write_tables(run, weights, outcomes, actual, class_names, settings.split, out)
     write_json(run.product(out / "metrics.json"), metrics)
-    _show(run, weights, found, gains, best, tied, outcomes, settings)
+    report.show(run, weights, found, gains, best, tied, outcomes, settings)
     run.tracker.summary({f"{name}_top1": mean for name, (mean, _) in found.items()})
     run.tracker.summary({f"gain_over_{name}": value for name, (value, _) in gains.items()})
     run.tracker.tags({"choice": best})
-
-
-def _find_gain(
-    run: StepContext, of: str, weights: Mapping[str, str], name: str, value: float, half: float | None,
-    images: int, settings: CompareWeights,
-) -> None:  # fmt: skip
-    """The gain of the configured weights over others, and no claim where it is not above the noise."""
-    what = (
-        f"{value:+.2%} top-1 by starting from {weights[CONFIGURED]} instead of {weights[name]} ('{name}'), "
-        f"on {images} images of the split '{settings.split}'"
-    )
-    advice = ""
-    if half is None:
-        verdict = "with one seed the noise is not known, so nothing is claimed"
-        advice = "Compare with 'retort compare-weights --seeds 3' or more."
-    else:
-        verdict = (
-            f"mean of {settings.seeds} seeds, 95 % interval {value - half:+.2%} to {value + half:+.2%}: "
-            + ("above the noise" if abs(value) > half else "within the noise, so nothing is claimed")
-        )
-    worse = half is not None and value + half < 0
-    if worse:
-        advice = f"Set {of}.weights to {weights[name]}."
-    run.add_finding(
-        "weights.gain", "warning" if worse else "info", f"{of}.weights against '{name}'",
-        f"{what} ({verdict})", measured=round(value, 6), limit=None if half is None else round(half, 6),
-        row=ROW, advice=advice,
-    )  # fmt: skip
-
-
-def _write_tables(
-    run: StepContext, weights: Mapping[str, str], outcomes: Sequence[Outcome], actual: np.ndarray,
-    class_names: Sequence[str], split: str, out: Path,
-) -> None:  # fmt: skip
-    rows, epochs = [], []
-    for outcome in outcomes:
-        measured = evaluate(actual, outcome.predicted, class_names)
-        own = [outcome.candidate, outcome.seed]
-        rows.append([*own, weights[outcome.candidate], measured["top1"], measured["macro_recall"]])
-        keys = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_macro_recall")
-        epochs += [[*own, *(row[key] for key in keys)] for row in outcome.history]
-    columns = ["candidate", "seed", "weights", f"{split}_top1", f"{split}_macro_recall"]
-    write_table(run.product(out / "results.csv"), columns, rows)
-    write_table(run.product(out / "history.csv"), ["candidate", "seed", *keys], epochs)
-
-
-def _show(
-    run: StepContext,
-    weights: Mapping[str, str],
-    found: Mapping[str, tuple[float, float | None]],
-    gains: Mapping[str, tuple[float, float | None]],
-    best: str,
-    tied: Sequence[str],
-    outcomes: Sequence[Outcome],
-    settings: CompareWeights,
-) -> None:
-    others = f"; the noise does not tell it apart from {', '.join(tied)}" if tied else ""
-    run.page.text("Choice", f"{best} ({weights[best]}): {found[best][0]:.2%} top-1{others}.")
-    run.page.table(
-        "Start weights", ["candidate", "weights", "top-1", "gain of the configured ones"],
-        [
-            [
-                name, weights[name], _within(*found[name], "{:.2%}"),
-                _within(*gains[name], "{:+.2%}") if name in gains else "",
-            ]
-            for name in weights
-        ],
-        note=f"Split '{settings.split}', mean of {settings.seeds} seeds and half its 95 % interval; that of "
-        "a gain is for differences on the same images with the same seed.",
-    )  # fmt: skip
-    _chart(run, list(weights), found, outcomes, settings.split)
-
-
-def _within(value: float, half: float | None, form: str) -> str:
-    return form.format(value) + ("" if half is None else f" ± {half:.2%}")
-
-
-def _chart(
-    run: StepContext, names: Sequence[str], found: Mapping[str, tuple[float, float | None]],
-    outcomes: Sequence[Outcome], split: str,
-) -> None:  # fmt: skip
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, name in enumerate(names):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        mean, half = found[name]
-        left.errorbar(i, mean, yerr=half or 0.0, color=colour, marker=marker, capsize=6)
-        curves = np.array([[row["val_top1"] for row in o.history] for o in outcomes if o.candidate == name])
-        epochs = np.arange(1, curves.shape[1] + 1)
-        right.plot(epochs, curves.mean(axis=0), color=colour, marker=marker, markersize=5, label=name)
-        if len(curves) > 1:
-            halves = np.array([interval(column.tolist())[1] for column in curves.T])
-            right.fill_between(
-                epochs, curves.mean(axis=0) - halves, curves.mean(axis=0) + halves, color=colour, alpha=0.15
-            )
-    left.set_xticks(range(len(names)), names, rotation=20)
-    left.margins(x=0.2)
-    left.set(title=f"Top-1 on the split '{split}'")
-    right.set(title="Top-1 on the validation split", xlabel="epoch")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend(fontsize=8)
-    for axes in (left, right):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.grid(alpha=0.3)
-        low, high = axes.get_ylim()  # an interval of few seeds may leave what top-1 can be
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    run.page.figure(
-        "Accuracy by start weights", figure,
-        note="Mean over the seeds and its 95 % interval (Student's t). Intervals that overlap may still "
-        "differ: the findings compare the same images with the same seed.",
-    )  # fmt: skip

@@ -17,9 +17,9 @@ from components.common.storage import write_json, write_text
 from components.models.params import Net
 from components.step import StepContext
 from components.tools.params import Tune
-from components.tools.tune_space import Tried, described, snippet
+from components.tools.tune.space import Tried, described, snippet
 from components.training import metrics
-from components.training.paired import interval
+from components.training.paired import around, interval
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +196,10 @@ def _show(
                 [
                     split,
                     *(
-                        _within(found[who][f"{split}_mean"], found[who][f"{split}_half_width"], "{:.2%}")
+                        around(found[who][f"{split}_mean"], found[who][f"{split}_half_width"], "{:.2%}")
                         for who in (FIXED, TUNED)
                     ),
-                    _within(*gains[split], "{:+.2%}"),
+                    around(*gains[split], "{:+.2%}"),
                 ]
                 for split in ("val", "test")
                 if f"gain_{split}" in found
@@ -224,10 +224,6 @@ def _show(
     )  # fmt: skip
     _curves(run, tried, best)
     _scatter(run, net, tried, best, keys)
-
-
-def _within(value: float, half: float | None, form: str) -> str:
-    return form.format(value) + ("" if half is None else f" ± {half:.2%}")
 
 
 def _fixed(net: Net, key: str) -> Any:
@@ -273,13 +269,7 @@ def _scatter(run: StepContext, net: Net, tried: Sequence[Tried], best: Tried, ke
             if value == "the recipe's":
                 continue
             done = one.end == "done"
-            colour = (
-                COLOURS[1]
-                if one.number == best.number
-                else COLOURS[0]
-                if one.number == 0
-                else "#5b6675"
-            )
+            colour = COLOURS[1] if one.number == best.number else COLOURS[0] if one.number == 0 else "#5b6675"
             axes.plot(value, one.score, marker="o" if done else "x", color=colour, linestyle="none")
         if key in ("lr.initial", "optimizer.weight_decay"):
             axes.set_xscale("log")

@@ -25,13 +25,14 @@ from components.common.storage import (
 )
 from components.models.params import Net
 from components.step import StepContext, step
-from components.tools import trials, tune_report
 from components.tools.params import TuneParams
-from components.tools.tune_report import FIXED, TUNED, Outcome
-from components.tools.tune_space import Tried, Values, applied, axes, choose, described, proposals
+from components.tools.tune import report, trials
+from components.tools.tune.report import FIXED, TUNED, Outcome
+from components.tools.tune.space import Tried, Values, applied, axes, choose, described, proposals
 from components.tracking.tracker import Tracker
-from components.training import cluster, driver, listener, metrics, preflight, report
+from components.training import cluster, driver, listener, metrics, preflight
 from components.training.context import Event
+from components.training.report import headline
 from components.training.spec import Phase, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def tune(params: TuneParams, *, manifest: Path, plan: Path, weights: Path, out: 
             best = choose(tried)
             outcomes = _compare(run, params, specs[0], specs[best.number], connect) if best.number else []
         actual = {split: driver.labels(specs[0], split) for split in ("val", "test")}
-        tune_report.write(run, params.tune, net, tried, best, outcomes, actual, specs[0].class_names, out)
+        report.write(run, params.tune, net, tried, best, outcomes, actual, specs[0].class_names, out)
 
 
 # --- trials ------------------------------------------------------------------------------------------------
@@ -271,7 +272,7 @@ def _train(run: StepContext, params: TuneParams, who: str, spec: TrainSpec, plac
             split: metrics.evaluate(driver.labels(spec, split), predictions[split], spec.class_names)
             for split in ("val", "test")
         }
-        tracker.summary(report.headline(measured))
+        tracker.summary(headline(measured))
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, {"predictions": {split: predictions[split].tolist() for split in ("val", "test")}})
         status = "FINISHED"

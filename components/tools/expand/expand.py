@@ -1,16 +1,14 @@
-"""The step ``expand``: a trained classifier learns classes that are new to it, and keeps those it knows."""
+"""The command ``expand``: a trained classifier learns classes that are new to it, and keeps the old ones."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -23,41 +21,26 @@ from components.models import build, checkpoint
 from components.models.card import RULE, Lineage, ModelCard
 from components.models.params import Net
 from components.step import StepContext, step
+from components.tools.expand import report
+from components.tools.expand.classes import Classes, choose, relabel, remap, some
+from components.tools.expand.report import ROW, WAYS
 from components.tools.params import ExpandParams
-from components.training import class_expansion, driver, paired, preflight, report, sampling
+from components.training import class_expansion, driver, paired, preflight, sampling
 from components.training.augmentation import NO_AUGMENT, Augment
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import Index, open_index
 from components.training.inputs.pictures import open_store
 from components.training.metrics import evaluate
 from components.training.normalise import Normalise
+from components.training.report import write_network
 from components.training.sampling import in_order
 from components.training.spec import Phase, TrainSpec
 from components.training.state import TrainResult
 
-WAYS = {"all": "whole network", "new_rows": "new rows only"}  # expand.mode and the name of its phase
 PER_CLASS = 200  # training images that a class mean is taken over: its error is then 1/14 of the spread
 OLD_IMAGES = 20_000  # of all old classes together: their means only say where new rows must not reach
 EXCHANGED = 0.2  # top-1 that an exchange of class names may gain before it is taken for the truth
 MOST_EXCHANGED = 2_000  # classes among which the best exchange is sought
-NAMED = 5  # classes that a message names
-ROW = "5.4"
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Which classes the expanded network has: old ones first, in their old order, then new ones.
-
-    ``kept`` are the old classifier's rows of the old ones.
-    """
-
-    names: tuple[str, ...]
-    kept: tuple[int, ...]
-
-    @property
-    def new(self) -> range:
-        """Labels of the new classes."""
-        return range(len(self.kept), len(self.names))
 
 
 def expand(
@@ -120,81 +103,7 @@ def expand(
     remove(folder)
 
 
-# --- which classes --------------------------------------------------------------------------------------
-
-
-def choose(
-    known: Sequence[str], table: pa.Table, wanted: Sequence[str] | None, manifest: Path, model: Path
-) -> Classes:
-    """The classes of the expanded network: of the ``known`` ones all, or those ``wanted``, and the new ones.
-
-    Raises:
-        RetortError: when a wanted class is unknown, or no class is new.
-    """
-    for name in wanted or ():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it knows {_some(known)}"
-            raise RetortError(f"expand.old_classes: '{name}' is no class of {model}; {hint}")
-    old, chosen = set(known), set(known if wanted is None else wanted)  # there may be 100,000
-    kept = [row for row, name in enumerate(known) if name in chosen]
-    names = manifests.class_names(table)
-    occurring = np.unique(table["label"].to_numpy())
-    new = dict.fromkeys(
-        names[label] for label in occurring.tolist() if label >= 0 and names[label] not in old
-    )
-    if not new:
-        raise RetortError(
-            f"{manifest}: every class in it is known to {model} ({_some(known)}); add images of the new "
-            "classes, then 'retort ingest && retort expand'"
-        )
-    return Classes((*(known[row] for row in kept), *new), tuple(kept))
-
-
-def remap(table: pa.Table, classes: Classes) -> tuple[pa.Table, dict[int, int]]:
-    """The manifest with the expanded network's labels, without classes that it does not have.
-
-    Returns:
-        The table, and the new label by the old one.
-    """
-    place = {name: label for label, name in enumerate(classes.names)}
-    names = manifests.class_names(table)
-    labels = np.array([*(place.get(name, -2) for name in names), manifests.UNLABELED], dtype=np.int32)
-    mapped = labels[table["label"].to_numpy()]  # UNLABELED is -1: the last entry
-    keep = mapped != -2
-    named = pa.array([*classes.names, None], pa.string()).take(
-        pa.array(np.where(mapped < 0, len(place), mapped))
-    )
-    table = table.set_column(
-        table.schema.get_field_index("label"), manifests.SCHEMA.field("label"), pa.array(mapped)
-    )
-    table = table.set_column(
-        table.schema.get_field_index("class_name"), manifests.SCHEMA.field("class_name"), named
-    )
-    mapping = {old: int(labels[old]) for old in range(len(names)) if labels[old] >= 0}
-    return table.filter(pa.array(keep)), mapping
-
-
-def relabel(plan: Plan, labels: dict[int, int]) -> Plan:
-    """The plan with other labels; what it says of classes that are left out is left out."""
-
-    def moved(values: dict[int, Any]) -> dict[int, Any]:
-        return {labels[label]: value for label, value in values.items() if label in labels}
-
-    sampling_ = plan.sampling
-    by_label = {
-        name: moved(getattr(sampling_, name)) for name in ("by_class", "by_source", "counts", "expected")
-    }
-    arguments = dict(plan.loss.arguments)
-    if arguments.get("weights"):
-        given = {int(label): weight for label, weight in arguments["weights"].items()}
-        arguments["weights"] = {str(label): weight for label, weight in moved(given).items()}
-    return plan.model_copy(
-        update={
-            "sampling": sampling_.model_copy(update=by_label),
-            "loss": plan.loss.model_copy(update={"arguments": arguments}),
-        }
-    )
+# --- what must be there ---------------------------------------------------------------------------------
 
 
 def _need_classifier(module: nn.Module, model: Path) -> None:
@@ -210,7 +119,7 @@ def _need_images(manifest: Path, classes: Classes, counts: np.ndarray) -> None:
     bare = [classes.names[label] for label in classes.new if not counts[label]]
     if bare:
         raise RetortError(
-            f"{manifest}: no training images of {_some(bare)}: a new class needs some in the split 'train' "
+            f"{manifest}: no training images of {some(bare)}: a new class needs some in the split 'train' "
             "(see data.splits, and what the plan leaves out)"
         )
 
@@ -222,14 +131,9 @@ def _find_classes(run: StepContext, card: ModelCard, classes: Classes, left_out:
     )
     new = [classes.names[label] for label in classes.new]
     run.add_finding(
-        "expand.classes", "info", "classes", f"{said}, and {len(new)} new: {_some(new)}",
+        "expand.classes", "info", "classes", f"{said}, and {len(new)} new: {some(new)}",
         measured=len(classes.names), row=ROW,
     )  # fmt: skip
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:NAMED]) + more
 
 
 # --- the network before training ------------------------------------------------------------------------
@@ -388,18 +292,18 @@ def _write(
     own, others = metrics.pop(mode), metrics
     parts = {"old": actual["val"] < len(classes.kept), "new": actual["val"] >= len(classes.kept)}
     written = {**own, **_parts(parts, actual["val"], before, said[mode]["val"])}
-    _find_old(run, classes, counts, written["old"])
-    _find_new(run, classes, written["new"])
+    report.find_old(run, classes, counts, written["old"])
+    report.find_new(run, classes, written["new"])
     other = next(iter(others), None)
     if other is not None:
         ours = said[other]["val"]
         written["control"] = {"mode": other, **others[other], **_parts(parts, actual["val"], before, ours)}
         written["gain"] = _gain(parts, actual["val"], said["all"]["val"], said["new_rows"]["val"])
-    _find_mode(run, mode, written.get("gain"))
+    report.find_mode(run, mode, written.get("gain"))
     lineage = [*card.lineage, Lineage(source=f"expanded: {weights}", sha256=card.sha256, coverage=1.0)]
     driver.write_model(run, spec, result.nets[mode], lineage, out)
-    _show(run, mode, written)
-    report.write(
+    report.show(run.page, mode, written)
+    write_network(
         run, out, "the expanded network", metrics=written, history=result.history,
         actual=actual["val"], predicted=said[mode]["val"], class_names=names,
     )  # fmt: skip
@@ -439,111 +343,3 @@ def _gain(
             value, half = paired.wald(actual[at], everything[at], new_rows[at])
             gain |= {f"{part}_top1": value, f"{part}_half_width": half}
     return gain
-
-
-def _find_old(run: StepContext, classes: Classes, counts: np.ndarray, old: dict[str, Any]) -> None:
-    """Accuracy on old classes, and what would let it fall or hide that it fell."""
-    rule, subject = "expand.old_accuracy", "old classes"
-    bare = [classes.names[label] for label in range(len(classes.kept)) if not counts[label]]
-    if bare:
-        which = "any" if len(bare) == len(classes.kept) else f"{len(bare)} of {len(classes.kept)}"
-        run.add_finding(
-            rule, "warning", subject,
-            f"there are no training images of {which} old classes ({_some(bare)}): nothing reminds the "
-            "network of them while it learns the new ones",
-            measured=len(bare), limit=0, row=ROW,
-            advice="Add some of their images to the data, or leave them out with expand.old_classes.",
-        )  # fmt: skip
-    if old["after"] is None:
-        run.add_finding(
-            rule, "warning", subject,
-            "there are no validation images of old classes, so it is not known what they have lost",
-            row=ROW, advice="Add some of their images to the split 'val'.",
-        )  # fmt: skip
-        return
-    low, high = (old["difference"] + sign * old["half_width"] for sign in (-1, 1))
-    fell = high < 0
-    run.add_finding(
-        rule, "warning" if fell else "info", subject,
-        f"{old['before']:.2%} of {old['images']} validation images before (by the old network), "
-        f"{old['start']:.2%} once the new rows stood beside the old ones, {old['after']:.2%} after training: "
-        f"{old['difference']:+.2%} (95 % interval {low:+.2%} to {high:+.2%})",
-        measured=round(old["difference"], 6), limit=0.0, row=ROW,
-        advice="Add images of the classes that lost most (see the table of recall), train fewer epochs, or "
-        "lower expand.lr." if fell else "",
-    )  # fmt: skip
-
-
-def _find_new(run: StepContext, classes: Classes, new: dict[str, Any]) -> None:
-    rule, subject = "expand.new_accuracy", "new classes"
-    if new["after"] is None:
-        run.add_finding(
-            rule, "warning", subject,
-            "there are no validation images of new classes, so it is not known how well they were learnt",
-            row=ROW, advice="Add some of their images to the split 'val'.",
-        )  # fmt: skip
-        return
-    run.add_finding(
-        rule, "info", subject,
-        f"{new['before']:.2%} of {new['images']} validation images before training, with rows from class "
-        f"means; {new['after']:.2%} after it",
-        measured=round(new["after"], 6), row=ROW,
-    )  # fmt: skip
-
-
-def _find_mode(run: StepContext, mode: str, gain: dict[str, float] | None) -> None:
-    """What the choice of what is trained cost or gave; only the new rows is always worth a warning."""
-    rows_only = mode == "new_rows"
-    said = "only the new rows were trained: the features stay blind to what tells the new classes apart"
-    if gain is None:
-        if rows_only:
-            run.add_finding(
-                "expand.mode", "warning", "expand.mode", said, measured=mode, limit="all", row=ROW,
-                advice="Set expand.mode to all, or expand.control to true to see the difference.",
-            )  # fmt: skip
-        return
-    value, half = gain["val_top1"], gain["val_half_width"]
-    apart = ", ".join(
-        f"{part} classes {gain[f'{part}_top1']:+.2%}" for part in ("old", "new") if f"{part}_top1" in gain
-    )
-    compared = (
-        f"training the whole network gives {value:+.2%} top-1 over training only the new rows, on the same "
-        f"validation images, after as many epochs (95 % interval {value - half:+.2%} to {value + half:+.2%}; "
-        f"{apart})"
-    )
-    clear = abs(value) > half
-    better = ("all" if value > 0 else "new_rows") if clear else mode
-    advice = "" if clear else "The difference is within the noise: more validation images would tell."
-    if better != mode:
-        advice = f"Set expand.mode to {better}."
-    run.add_finding(
-        "expand.mode", "warning" if rows_only or better != mode else "info", "expand.mode",
-        f"{said}; {compared}" if rows_only else compared,
-        measured=round(value, 6), limit=0.0, row=ROW, advice=advice,
-    )  # fmt: skip
-
-
-def _show(run: StepContext, mode: str, written: dict[str, Any]) -> None:
-    control = written.get("control")
-    columns = ["classes", "images", "old network", "before training", f"after ({WAYS[mode]})", "difference"]
-    lines = []
-    for part in ("old", "new"):
-        entry = written[part]
-        first = entry["before"] if part == "old" else None
-        half = (
-            "" if entry["difference"] is None else f"{entry['difference']:+.1%} ± {entry['half_width']:.1%}"
-        )
-        line = [part, entry["images"], *(_share(v) for v in (first, entry["start"], entry["after"])), half]
-        lines.append([*line, _share(control[part]["after"])] if control else line)
-    if control:
-        columns.append(f"after ({WAYS[control['mode']]})")
-    run.page.table(
-        "Old and new classes", columns, lines,
-        note="Top-1 on the validation images of these classes, among all classes. New rows begin at class "
-        "means of what the classifier is fed; the difference is to the old network, or for new classes to "
-        "that beginning, with half its 95 % interval.",
-    )  # fmt: skip
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
