@@ -53,7 +53,9 @@ def read_baseline(db: duckdb.DuckDBPyConnection, path: Path) -> pd.DataFrame:
     Raises:
         RetortError: naming ``validate.baseline``, when the file is neither.
     """
-    way_out = "set validate.baseline to an earlier manifest, or to the outputs/validate/counts.parquet of one"
+    way_out = (
+        "set validate.baseline to an earlier manifest, or to the counts.parquet that validate left of one"
+    )
     if not path.is_file():
         raise RetortError(f"validate.baseline: {path}: no such file; {way_out}")
     try:

@@ -78,7 +78,7 @@ class Validate(Section):
     )
     baseline: Annotated[str | None, Place(anywhere=False)] = Field(
         None,
-        description="an earlier manifest, or the outputs/validate/counts.parquet of one: drift is reported",
+        description="an earlier manifest, or the counts.parquet that validate left of one: drift is reported",
     )
 
 

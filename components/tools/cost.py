@@ -43,12 +43,12 @@ NOTES = (
 def report(
     name: str,
     *,
+    out: Path,
     size: int | None = None,
     classes: int | None = None,
     bottleneck: int | None = None,
     acb: bool = False,
     everything: bool = False,
-    out: Path = Path("outputs/cost"),
 ) -> Cost:
     """Count a network, print its table, and write ``<name>.json``, ``<name>.csv`` and the report to ``out``.
 

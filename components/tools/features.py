@@ -51,9 +51,9 @@ def extract(
     images: Callable[[int], Iterable[Image]],
     count: int,
     *,
+    out: Path,
     kind: str = "pooled",
     form: str = "parquet",
-    out: Path = Path("outputs/features"),
 ) -> Extracted:
     """Write ``<kind>.parquet``, one row an image, or ``<kind>.onnx`` into ``out``.
 

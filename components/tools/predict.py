@@ -43,8 +43,8 @@ def predict(
     model: Path,
     images: Sequence[Path],
     *,
+    out: Path,
     root: str = "",
-    out: Path = Path("outputs/predict"),
     threads: int = 0,
 ) -> list[Prediction]:
     """Classify images; write ``predictions.parquet`` and ``predictions.csv`` into ``out``.

@@ -120,21 +120,23 @@ def git_state() -> tuple[str, bool]:
 def reused_steps(inputs: Mapping[str, str], out: Path, parent_id: str) -> dict[str, str]:
     """Steps whose products this one read, directly or not, and that this pipeline run did not run itself.
 
-    Read from what the steps left beside each other: ``run.json`` says who made a folder, ``report.json``
-    which files went into it. Maps the step to the id of its MLflow run.
+    Read from what the steps left beside each other, in the folder of the working directory that ``out`` lies
+    in: ``run.json`` says who made a folder, ``report.json`` which files went into it. Maps the step to the id
+    of its MLflow run.
     """
-    root = next((folder for folder in (out, *out.parents) if folder.name == "outputs"), None)
-    if root is None:
+    own = Path(os.path.relpath(out))  # reports name files from here, too
+    if own.parts[:1] in ((), ("..",)):
         return {}
+    root = Path(own.parts[0])
     makers: dict[Path, dict[str, Any]] = {}
     for path in (*root.glob("*/run.json"), *root.glob("*/*/run.json")):
         makers[path.parent] = read_own_json(path)
     reused: dict[str, str] = {}
-    seen: set[Path] = {out}
+    seen: set[Path] = {own}
     labels = list(inputs)
     while labels:
         label = labels.pop()
-        folder = _maker(label, root, makers)
+        folder = _maker(label, makers)
         if folder is None or folder in seen:
             continue
         seen.add(folder)
@@ -144,10 +146,9 @@ def reused_steps(inputs: Mapping[str, str], out: Path, parent_id: str) -> dict[s
     return dict(sorted(reused.items()))
 
 
-def _maker(label: str, root: Path, makers: Mapping[Path, dict[str, Any]]) -> Path | None:
+def _maker(label: str, makers: Mapping[Path, dict[str, Any]]) -> Path | None:
     """The step's folder that the file called ``label`` came from."""
     for folder, made in makers.items():
         if label in made.get("made", []):
             return folder
-    parents = (root.parent / label).parents
-    return next((folder for folder in parents if folder in makers), None)
+    return next((folder for folder in Path(label).parents if folder in makers), None)

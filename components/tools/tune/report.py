@@ -15,7 +15,7 @@ from components.common.page import COLOURS
 from components.common.sheet import write_table
 from components.common.storage import write_json, write_text
 from components.models.params import Net
-from components.step import StepContext
+from components.step import StepContext, name_of
 from components.tools.params import Tune
 from components.tools.tune.space import Tried, described, snippet
 from components.training import metrics
@@ -38,7 +38,7 @@ class Outcome:
 def macro_gain(actual: np.ndarray, ours: np.ndarray, other: np.ndarray) -> tuple[float, float | None]:
     """Difference of macro recall between two recipes, and half its 95 % interval; None with a single seed.
 
-    As ``compare_weights.gain`` counts: noise of training (differences by seed, Student's t) and noise of the
+    As ``paired.gain`` counts: noise of training (differences by seed, Student's t) and noise of the
     images (the stratified variance of a mean of class means; Cochran, "Sampling techniques", 1977, eq. 5.6),
     as independent ones. The second holds a part of the first, so the interval is rather too wide.
 
@@ -134,7 +134,8 @@ def find(
                 + ("above the noise)" if verdict != "not told apart" else "within the noise: not told apart)")
             )
             if verdict == "better":
-                advice = "outputs/tune/best.yaml holds its values, for params.yaml or as -o arguments."
+                best_file = name_of(run.out / "best.yaml")
+                advice = f"{best_file} holds its values, for params.yaml or as -o arguments."
             else:
                 advice = (
                     "Keep the fixed recipe; more images for validation or more tune.seeds would tell more."
