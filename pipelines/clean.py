@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.common.storage import human_bytes, remove, state_dir
 from pipelines.params import Params
-from pipelines.steps import MAIN, OUTPUTS
+from pipelines.steps import OUTPUTS, PIPELINES
 
 KEPT = ("mlflow", "spool", "run.json", "lock", "lock.holder")  # history, and what the tracker has yet to get
 
@@ -30,12 +30,13 @@ def _remakable(params: Params) -> list[Path]:
     from components.dataset import digits
 
     # by name: a person's own manifests may lie beside them
-    made = [
+    made = dict.fromkeys(
         Path(place)
-        for stage in MAIN.stages
+        for pipeline in PIPELINES
+        for stage in pipeline.stages
         for place in stage.outputs.values()
         if place is not None and OUTPUTS not in Path(place).parents
-    ]
+    )
     paths = [OUTPUTS, *made, Path("pipeline.yaml"), Path(".dvc/cache")]
     if params.data.source == "digits" and (Path(params.data.root) / digits.MARK).exists():
         paths.append(Path(params.data.root))

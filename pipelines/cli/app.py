@@ -9,7 +9,7 @@ import typer
 
 from pipelines.cli import project, steps, tools, tracking
 from pipelines.cli.options import Context
-from pipelines.steps import AUDIT, MAIN
+from pipelines.steps import AUDIT, MAIN, PIPELINES
 
 app = typer.Typer(
     name="retort",
@@ -61,7 +61,7 @@ def audit(context: Context) -> None:
         steps.run(context.obj, "audit", MAIN, AUDIT)
 
 
-steps.add(MAIN, app, {"audit": audit_app})
+steps.add(PIPELINES, app, {"audit": audit_app})
 for commands in (tools.commands, tracking.commands, project.commands):
     app.add_typer(commands)
 app.add_typer(audit_app, name="audit")

@@ -20,6 +20,7 @@ from components.common.environment import collect_less_often
 from components.common.errors import RetortError, Terminated
 from components.common.progress import doing
 from components.common.storage import disk_full
+from pipelines.cli import tools
 from pipelines.cli.app import app
 from pipelines.cli.options import Options
 from pipelines.steps import DATA, OUTPUTS, PIPELINES
@@ -30,8 +31,9 @@ NEXT_TO_NOTHING = 1 << 20  # bytes free on a disk that work failed on
 
 # commands that take long before their work begins: what they load is named, from so many seconds on
 LONG = {stage.step.command.split()[0] for pipeline in PIPELINES for stage in pipeline.stages} | {
-    "expand", "shard", "predict", "features", "compare-weights", "tune", "cost",
-}  # fmt: skip
+    command.name or getattr(command.callback, "__name__", "")
+    for command in tools.commands.registered_commands
+}
 IMPORT_SECONDS = 4.0
 
 

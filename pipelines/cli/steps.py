@@ -1,4 +1,4 @@
-"""A command for each step of a pipeline, made from its row in the table."""
+"""A command for each step of the pipelines, made from its row in the table."""
 
 # no 'from __future__ import annotations' here: Typer reads the annotations of functions made at run time
 
@@ -12,13 +12,21 @@ from pipelines.cli.options import Options
 from pipelines.steps import Pipeline, Stage
 
 
-def add(pipeline: Pipeline, app: typer.Typer, groups: dict[str, typer.Typer]) -> None:
-    """Add a command for each step of ``pipeline`` to ``app``, or to the group that the step belongs to."""
-    for stages in pipeline.uses().values():
-        step = stages[0].step
-        place = groups[step.group] if step.group else app
-        command = _choosing(pipeline, stages) if step.option else _plain(pipeline, stages[0])
-        place.command(step.command.split()[-1], help=step.help)(command)
+def add(pipelines: Sequence[Pipeline], app: typer.Typer, groups: dict[str, typer.Typer]) -> None:
+    """Add a command for each step to ``app``, or to the group that the step belongs to.
+
+    A step of several pipelines is run as the first of them has it.
+    """
+    added: set[str] = set()
+    for pipeline in pipelines:
+        for name, stages in pipeline.uses().items():
+            if name in added:
+                continue
+            added.add(name)
+            step = stages[0].step
+            place = groups[step.group] if step.group else app
+            command = _choosing(pipeline, stages) if step.option else _plain(pipeline, stages[0])
+            place.command(step.command.split()[-1], help=step.help)(command)
 
 
 def _plain(pipeline: Pipeline, stage: Stage) -> Callable[..., None]:

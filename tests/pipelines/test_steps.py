@@ -14,9 +14,10 @@ from pipelines.cli import steps
 from pipelines.cli.options import Options
 from pipelines.params import Params
 from pipelines.report import report
-from pipelines.steps import PIPELINES, Pipeline, Stage
+from pipelines.steps import MAIN, PIPELINES, Pipeline, Stage
 from tests.pipelines.longer import LONGER
 
+STEPS = {stage.step.name: stage.step for stage in MAIN.stages}
 EACH = [pytest.param(line, stage, id=stage.name) for line in PIPELINES for stage in line.stages]
 
 
@@ -58,7 +59,7 @@ def test_a_row_is_a_command_and_a_line_of_the_report(
     (tmp_path / "data").mkdir()
     (tmp_path / "data/clean.parquet").write_bytes(b"12345")
     app = typer.Typer(rich_markup_mode=None)
-    steps.add(LONGER, app, {"audit": typer.Typer()})
+    steps.add((LONGER,), app, {"audit": typer.Typer()})
     app(args=["count", *words], standalone_mode=False, obj=Options())
     report(Params(), tmp_path / "outputs", LONGER)
     said = capsys.readouterr().out
@@ -68,3 +69,22 @@ def test_a_row_is_a_command_and_a_line_of_the_report(
     page = (tmp_path / "outputs/index.html").read_text(encoding="utf-8")
     assert "5 bytes" in page
     assert f'id="{left}"' in page
+
+
+def test_a_second_pipeline_has_commands_for_the_steps_that_it_has_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/clean.parquet").write_bytes(b"12345")
+    (tmp_path / "params.yaml").write_text("registry: {name: photos}\n")
+    app, audit = typer.Typer(rich_markup_mode=None), typer.Typer()
+    steps.add((MAIN, LONGER), app, {"audit": audit})
+    names = [command.name for group in (app, audit) for command in group.registered_commands]
+    assert sorted(names) == sorted({step.command.split()[-1] for step in STEPS.values()} | {"count"})
+    app(args=["count", "--of", "twice"], standalone_mode=False, obj=Options())
+    assert (tmp_path / "outputs/again/report.json").is_file()
+    ran: list[tuple[str, str]] = []
+    monkeypatch.setattr(Pipeline, "run", lambda self, name, params: ran.append((self.name, name)))
+    app(args=["ingest"], standalone_mode=False, obj=Options())
+    assert ran == [(MAIN.name, "ingest")]
