@@ -6,7 +6,7 @@ writes under a lock that a fork waits for, and ends with the outermost work.
 On a terminal no silence lasts over two seconds. Elsewhere lines stay, in a log that somebody pays for: all
 work together says at most one line of progress in 15 seconds (``RETORT_LINE_SECONDS`` sets another number).
 What is no progress but a result or a fault is logged at once, by each module's logger; ``RETORT_LOG_LEVEL``
-(debug, info, warning, error) is the least level that is said.
+(debug, info, warning, error) is the least level that is said, ``--log-level`` of the command line before it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from components.common.environment import environment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -232,6 +234,17 @@ def begin_logging() -> None:
         logger.setLevel(level)
     if wanted not in LEVELS:
         log.warning(f"{LEVEL}: '{wanted.lower()}' is none of {', '.join(LEVELS).lower()}; info is taken")
+
+
+@contextmanager
+def logging_from(level: str) -> Iterator[None]:
+    """Say no less than ``level`` inside the block, in this process and in those that it starts."""
+    try:
+        with environment({LEVEL: level}):
+            begin_logging()
+            yield
+    finally:
+        begin_logging()
 
 
 class Work:

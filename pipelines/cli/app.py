@@ -48,6 +48,10 @@ def root(
         typer.Option("-o", metavar="KEY=VALUE", help="Change one value, such as -o student.train.epochs=8."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="The least that is said: debug, info, warning or error; beats RETORT_LOG_LEVEL."),
+    ] = None,
 ) -> None:
     """Print the help when no command is given."""
     if context.invoked_subcommand is None:

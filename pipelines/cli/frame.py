@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 from components.common import signals
 from components.common.environment import collect_less_often
 from components.common.errors import RetortError, Terminated
-from components.common.progress import doing
+from components.common.progress import doing, logging_from
 from components.common.storage import disk_full
 from pipelines.cli import tools
 from pipelines.cli.app import app
@@ -58,7 +58,8 @@ def run(arguments: list[str]) -> int:
     try:
         options, rest = Options.take(arguments)
         debug = options.debug
-        return _call(options, rest)
+        with logging_from(options.log_level) if options.log_level else nullcontext():
+            return _call(options, rest)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

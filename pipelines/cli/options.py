@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from components.common.errors import ConfigError
+from components.common.progress import LEVELS
 
 if TYPE_CHECKING:
     from pipelines.params import Params
+
+# global options that take a value, and an example of one
+VALUED = {"-o": "global.seed=1", "--params": "params.yaml", "--log-level": "warning"}
 
 
 @dataclass(frozen=True)
@@ -23,36 +27,40 @@ class Options:
     file: Path = Path("params.yaml")
     overrides: tuple[str, ...] = ()
     debug: bool = False
+    log_level: str = ""  # empty: as RETORT_LOG_LEVEL says
 
     @classmethod
     def take(cls, arguments: Sequence[str]) -> tuple[Options, list[str]]:
-        """Take --params, -o and --debug off the command line, wherever they stand; also returns the rest.
+        """Take the global options off the command line, wherever they stand; also returns the rest.
 
         Raises:
-            ConfigError: when a value is missing.
+            ConfigError: when a value is missing, or is no level.
         """
-        file, overrides, debug, rest = cls.file, list[str](), False, list[str]()
+        given: dict[str, list[str]] = {option: [] for option in VALUED}
+        debug, rest = False, list[str]()
         items = iter(arguments)
         for item in items:
+            option, equals, value = item.partition("=")
             if item == "--":
                 rest += [item, *items]
-            elif item in ("-o", "--params"):
-                value = next(items, None)
-                if value is None:
-                    raise ConfigError(f"{item}: a value is missing, such as -o global.seed=1")
-                if item == "-o":
-                    overrides.append(value)
-                else:
-                    file = Path(value)
-            elif item.startswith("--params="):
-                file = Path(item.removeprefix("--params="))
-            elif item.startswith("-o") and "=" in item and not item.startswith("--"):
-                overrides.append(item.removeprefix("-o"))
+            elif item in given:
+                following = next(items, None)
+                if following is None:
+                    raise ConfigError(f"{item}: a value is missing, such as {item} {VALUED[item]}")
+                given[item].append(following)
+            elif equals and option in given and option.startswith("--"):
+                given[option].append(value)
+            elif equals and item.startswith("-o") and not item.startswith("--"):
+                given["-o"].append(item.removeprefix("-o"))
             elif item == "--debug":
                 debug = True
             else:
                 rest.append(item)
-        return cls(file, tuple(overrides), debug), rest
+        (level,) = given["--log-level"][-1:] or [""]
+        if given["--log-level"] and level.upper() not in LEVELS:
+            raise ConfigError(f"--log-level {level}: expected one of {', '.join(LEVELS).lower()}")
+        file = Path(given["--params"][-1]) if given["--params"] else cls.file
+        return cls(file, tuple(given["-o"]), debug, level.lower()), rest
 
     def overridden(self, *overrides: str) -> Options:
         """The same options with more overrides, which come last and therefore win."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from components.common import progress
 from components.common.errors import FindingsError, RetortError, Terminated
 from pipelines import cli
 from pipelines.cli.options import Options
@@ -38,6 +40,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["-o", "data.sorce=x", "ingest"], "did you mean 'data.source'"),
         (["--params", "none.yaml", "ingest"], "none.yaml: no such file"),
         (["ingest", "-o"], "a value is missing"),
+        (["ingest", "--log-level"], "a value is missing, such as --log-level warning"),
+        (["ingest", "--log-level", "loud"], "--log-level loud: expected one of debug, info, warning, error"),
+        (["--log-level=", "ingest"], "--log-level : expected one of"),
         (["export", "--of", "nobody"], "expected student or teacher"),
         (["cost", "resnet18", "--size", "0"], "--size"),
         (["cost"], "NAME"),
@@ -96,6 +101,37 @@ def test_options_may_stand_before_or_after_the_command() -> None:
     after, rest = Options.take(["report", "--params=q.yaml", "-o", "a=1", "-ob=2", "--debug"])
     assert (after, rest) == (Options(Path("q.yaml"), ("a=1", "b=2"), debug=True), ["report"])
     assert Options.take(["predict", "--", "-o"]) == (Options(), ["predict", "--", "-o"])
+    for level in (["--log-level", "WARNING"], ["--log-level=warning"]):
+        assert Options.take(["report", *level]) == (Options(log_level="warning"), ["report"])
+
+
+def test_the_level_that_is_given_beats_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str | None] = []
+
+    def params(self: Options) -> None:
+        seen.append(os.environ.get("RETORT_LOG_LEVEL"))  # what processes of the step go by
+        logging.getLogger("components.step").info("a note")
+        logging.getLogger("components.step").warning("a warning")
+        raise RetortError("the end")
+
+    monkeypatch.setattr(Options, "params", params)
+    monkeypatch.setenv("RETORT_LOG_LEVEL", "error")
+    try:
+        for words, level, said in (
+            (["--log-level", "info"], "info", ["a note", "a warning", "retort: the end"]),
+            (["--log-level", "warning"], "warning", ["a warning", "retort: the end"]),
+            (["--log-level", "error"], "error", ["retort: the end"]),
+        ):
+            assert cli.run(["report", *words]) == 1
+            assert seen.pop() == level
+            assert bare(capsys.readouterr().err).splitlines() == said
+        assert os.environ["RETORT_LOG_LEVEL"] == "error"
+        assert logging.getLogger("components").level == logging.ERROR, "afterwards it is the environment's"
+    finally:
+        monkeypatch.delenv("RETORT_LOG_LEVEL")
+        progress.begin_logging()
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
