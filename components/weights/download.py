@@ -7,6 +7,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -100,7 +101,7 @@ def fetch(label: str, url: str, expected: str | None) -> tuple[Path, str, str]:
         if digest == wanted:
             return place.content, digest, known.get("fetched", "earlier")
         remove(place.content)  # damaged on the disk, or no longer the one that is asked for
-    _download(place, label, url)
+    resume(place, label, url)
     digest = sha256_file(place.part)
     if wanted and digest != wanted:
         remove(place.part)
@@ -145,15 +146,22 @@ def record_of(label: str) -> Download:
     return Download(state_dir("downloads", key), name.replace("\0", ""))
 
 
-def _download(place: Download, label: str, url: str) -> None:
-    """Fetch into the part file, from where an earlier attempt or run stopped."""
+def resume(place: Download, label: str, url: str, headers: Mapping[str, str] | None = None) -> None:
+    """Fetch into the part file, from where an earlier attempt or run stopped.
+
+    Args:
+        headers: for the server at ``url``; where it leads on to another one, that one does not get them.
+
+    Raises:
+        RetortError: when it cannot be fetched.
+    """
     why = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
         before = place.part.stat().st_size if place.part.exists() else 0
         try:
-            _go_on(place, label, url)
+            _go_on(place, label, url, headers or {})
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the part is longer than what is there now
                 remove(place.part)
@@ -181,10 +189,12 @@ def _refused(error: urllib.error.HTTPError) -> str:
     return f"the server says {error.code} {reason}"
 
 
-def _go_on(place: Download, label: str, url: str) -> None:
+def _go_on(place: Download, label: str, url: str, headers: Mapping[str, str]) -> None:
     have = place.part.stat().st_size if place.part.exists() else 0
     tag = place.known().get("part_etag", "")
     request = urllib.request.Request(url, headers={"User-Agent": "retort", "Accept-Encoding": "identity"})  # noqa: S310
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)
     if have and tag:  # without a tag nobody can say that the rest belongs to the same file
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", tag)

@@ -1,7 +1,9 @@
 """Weights from the Hugging Face hub: ``hf:owner/name[/file][@revision]``, and ``timm:model[.tag]``.
 
-Files lie in the hub's own cache (``HF_HOME``), which other programs share; after a connection broke off, the
-next one goes on where it stopped. ``HF_TOKEN`` opens private and gated repositories, ``HF_ENDPOINT`` names a
+Files lie in the hub's own cache (``HF_HOME``), which other programs share. On the way there they lie in
+``.retort/downloads``: after a connection broke off, or the process was killed, the next one goes on where it
+stopped, which huggingface_hub itself does not (it names the files of half a download anew each time).
+``HF_TOKEN`` opens private and gated repositories, ``HF_ENDPOINT`` names a
 mirror, ``HF_HUB_OFFLINE=1`` keeps to the cache. A branch such as ``main`` moves: the commit that was taken
 the first time is recorded in ``.retort/downloads``, and taken from then on.
 """
@@ -12,6 +14,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,7 @@ def fetch(spec: str, place: Place, expected: str | None) -> tuple[Path, str, str
     """
     record = download.record_of(spec)
     known = record.known()
-    if known and expected in (None, known["sha256"]):
+    if "commit" in known and expected in (None, known["sha256"]):
         place = replace(place, files=(known["file"],), revision=known["commit"])
     path = _first_there(spec, place)
     digest = sha256_file(path)
@@ -108,7 +111,7 @@ def kept(spec: str, place: Place) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     known = download.record_of(spec).known()
-    if not known:
+    if "commit" not in known:
         return None
     found = try_to_load_from_cache(place.repository, known["file"], revision=known["commit"])
     return Path(found) if isinstance(found, str) else None
@@ -127,7 +130,14 @@ def _first_there(spec: str, place: Place) -> Path:
     for file in place.files:
         at(f"fetching {file} of {place.repository}")
         try:
+            there = hf_hub_download(
+                place.repository, file, revision=place.revision, endpoint=endpoint, dry_run=True
+            )
+            if not there.is_cached:
+                _fetch_content(spec, place, file, there.commit_hash, Path(there.local_path))
             return Path(hf_hub_download(place.repository, file, revision=place.revision, endpoint=endpoint))
+        except RetortError:
+            raise
         except LocalEntryNotFoundError as error:
             absent = error
             if not constants.is_offline_mode():
@@ -142,13 +152,55 @@ def _first_there(spec: str, place: Place) -> Path:
     raise RetortError(f"weights: {spec}: {_why(absent, place)}") from None
 
 
+def _fetch_content(spec: str, place: Place, file: str, commit: str, path: Path) -> None:
+    """Put the content of a file into the hub's cache, under the hash that the hub gives for it.
+
+    Args:
+        path: where the cache will have the file: ``.../snapshots/<commit>/<file>``.
+
+    Raises:
+        RetortError: it cannot be fetched, or what came is not what the hub names.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    endpoint = os.environ.get("HF_ENDPOINT")
+    url = hf_hub_url(place.repository, file, revision=commit, endpoint=endpoint)
+    tag = get_hf_file_metadata(url, endpoint=endpoint).etag
+    if tag is None:  # huggingface_hub says what is wrong with such a server
+        return
+    part = replace(download.record_of(spec), name=tag)
+    for other in part.folder.glob("*.part"):
+        if other != part.part:  # of another commit
+            remove(other)
+    token = {name: value for name, value in build_hf_headers().items() if name.lower() == "authorization"}
+    download.resume(part, f"{spec}: {_address(place)}", url, token)
+    if not _is_content_of(part.part, tag):
+        remove(part.part)
+        raise RetortError(f"weights: {spec}: what came is not the {file} that the hub names; run again")
+    snapshots = len(path.parts) - 1 - path.parts[::-1].index("snapshots")
+    blob = Path(*path.parts[:snapshots], "blobs", tag)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    staged = blob.with_name(f"{tag}.{os.getpid()}.incomplete")  # the cache may be on another disk
+    shutil.move(part.part, staged)
+    staged.replace(blob)
+
+
+def _address(place: Place) -> str:
+    """Where a repository lies, without a password."""
+    from huggingface_hub import constants
+
+    endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
+    return f"{endpoint}/{place.repository}"
+
+
 def _why(error: Exception, place: Place) -> str:
     """One line: what is wrong, and the way out."""
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
-    endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
-    repository = f"{endpoint}/{place.repository}"
+    repository = _address(place)
+    endpoint = repository.removesuffix(f"/{place.repository}")
     if isinstance(error, errors.LocalEntryNotFoundError):
         if constants.is_offline_mode():
             return (
@@ -186,24 +238,30 @@ def _first_line(error: BaseException) -> str:
     return (text.replace(token, "...") if token else text)[:160]
 
 
+def _is_content_of(path: Path, tag: str, digest: str | None = None) -> bool:
+    """Whether a file is what the hub gave ``tag`` for: sha256 of large files, git's own hash of small ones.
+
+    Args:
+        digest: its sha256, where that is known.
+    """
+    if re.fullmatch("[0-9a-f]{64}", tag):
+        return tag == (digest or sha256_file(path))
+    if re.fullmatch("[0-9a-f]{40}", tag):
+        content = path.read_bytes()
+        return tag == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - git's
+    return True  # no hash: of a mirror's own kind
+
+
 def _check_content(spec: str, path: Path, digest: str) -> None:
     """Compare a file with the hash that the hub gave for it, which is its name in the cache.
 
-    That is sha256 for large files, git's own hash for small ones. Where a disk has no links, only sizes are
-    compared.
+    Where a disk has no links, only sizes are compared.
 
     Raises:
         RetortError: it is damaged; it was removed, so that it is fetched again.
     """
     blob = path.resolve()
-    if re.fullmatch("[0-9a-f]{64}", blob.name):
-        right = blob.name == digest
-    elif re.fullmatch("[0-9a-f]{40}", blob.name):
-        content = blob.read_bytes()
-        right = blob.name == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - git's
-    else:
-        return
-    if not right:
+    if not _is_content_of(blob, blob.name, digest):
         remove(blob)
         remove(path)
         raise RetortError(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +20,8 @@ import timm
 
 from components.common.errors import RetortError
 from components.dataset.params import S3
-from components.weights import hub
+from components.weights import download, hub
+from components.weights.download import PORTION
 from components.weights.source import KINDS, Kind, kept, locate
 
 CONTENT = random.Random(2).randbytes(400_000)
@@ -34,6 +39,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.budget: int | None = None
+        self.go_on: threading.Event | None = None  # what an answer that has used up its budget waits for
         self.asked: list[tuple[str, str, str | None]] = []
         self.tokens: list[str | None] = []
 
@@ -81,6 +87,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             part = content[start:]
             self.wfile.write(part if server.budget is None else part[: server.budget])
+            self.wfile.flush()
+            if server.go_on is not None:
+                server.go_on.wait(60)
         return None
 
     def refuse(self, status: int, code: str) -> None:
@@ -143,6 +152,46 @@ def test_a_download_that_broke_off_goes_on(server: Hub) -> None:
     assert found() == CONTENT
     spans = [span for command, _, span in server.asked if command == "GET"]
     assert spans == [None, "bytes=150000-", "bytes=300000-"]
+
+
+def test_a_process_that_was_killed_goes_on_in_the_next(server: Hub, tmp_path: Path) -> None:
+    content = random.Random(3).randbytes(3 * PORTION)
+    server.files[FIRST, "me/large", "model.safetensors"] = content
+    server.budget, server.go_on = 2 * PORTION + 1000, threading.Event()
+    code = "from components.dataset.params import S3\nfrom components.weights.source import locate\n"
+    cache = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "no token")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{code}locate('hf:me/large', None, S3())"], env={**os.environ, **cache}
+    )
+    try:
+        pause, deadline = threading.Event(), time.monotonic() + 120  # time.sleep does nothing here
+        while not any(part.stat().st_size >= 2 * PORTION for part in Path(".retort").rglob("*.part")):
+            assert child.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline, "nothing came"
+            pause.wait(0.05)
+    finally:
+        child.kill()
+        child.wait()
+    server.go_on.set()
+    server.budget = None
+    assert found("hf:me/large") == content
+    spans = [span for command, path, span in server.asked if command == "GET" and path.endswith("tensors")]
+    assert spans == [None, f"bytes={2 * PORTION}-"], "what had come was not asked for again"
+    assert not list(Path(".retort").rglob("*.part"))
+
+
+def test_half_a_file_of_another_commit_is_not_gone_on_with(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.budget = 150_000
+    with monkeypatch.context() as patched, pytest.raises(RetortError, match="cannot be fetched"):
+        patched.setattr(download, "ATTEMPTS", 1)
+        found()
+    assert list(Path(".retort").rglob("*.part"))
+    server.head, server.budget = SECOND, None
+    server.files[SECOND, "timm/resnet18.a1_in1k", "model.safetensors"] = b"new"
+    assert found() == b"new"
+    assert not list(Path(".retort").rglob("*.part"))
 
 
 def test_a_server_that_breaks_off_for_good(server: Hub) -> None:
