@@ -7,11 +7,11 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import PIL
@@ -23,6 +23,8 @@ from components.dataset.manifest import image_path
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+
+T_co = TypeVar("T_co", covariant=True)
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
@@ -65,6 +67,14 @@ def pins(table: pa.Table | pa.RecordBatch) -> list[Pin]:
     return [Pin(*row) for row in zip(table["bytes"].to_pylist(), table["sha256"].to_pylist(), strict=True)]
 
 
+class Column(Protocol[T_co]):
+    """What a manifest says of its rows, by their number: a list, or what is looked up row by row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> T_co: ...
+
+
 @dataclass(frozen=True)
 class Images:
     """The images of some rows of a manifest, by their number: the one way in which steps read them.
@@ -78,8 +88,8 @@ class Images:
     """
 
     root: str | Path
-    paths: Sequence[str]
-    pins: Sequence[Pin]
+    paths: Column[str]
+    pins: Column[Pin]
 
     def content(self, number: int) -> bytes:
         """The file."""

@@ -42,8 +42,9 @@ class Named:
         for place in self.manifests:
             with manifest.whole(place), pq.ParquetFile(place) as rows:
                 for batch in rows.iter_batches(batch_size=4096, columns=["path", "bytes", "sha256"]):
-                    found = images.Images(self.root, batch["path"].to_pylist(), images.pins(batch))
-                    for number, name in enumerate(found.paths):
+                    names = batch["path"].to_pylist()
+                    found = images.Images(self.root, names, images.pins(batch))
+                    for number, name in enumerate(names):
                         yield name, _decoded(partial(found.content, number))
 
     def read(self, size: int) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from components.common.progress import counted
 from components.common.storage import human_bytes
-from components.training.inputs.pictures import Aspects, Files, Part
+from components.training.inputs.pictures import Aspects, Part
 from components.training.inputs.processes import PREFETCH, Processes, on_device, views
 from components.training.mixing import mixed
 from components.training.sampling import Draw
@@ -343,7 +343,7 @@ def open_feed(
     whole = f"{size}, {human_bytes(part.bytes)} decoded"
     more = f"raise {name}" if num_workers else f"set {name} to some of the cores"
     if part.decoded is None:
-        far = isinstance(part.contents, Files) and len(part) and "://" in part.index.path(0)
+        far = part.contents is None and len(part) and "://" in part.index.path(0)
         more += f"{', run retort shard' if far else ''}, or free disk so that images can be kept decoded"
     if way == "card":
         said = f"{whole}, all on the GPU"

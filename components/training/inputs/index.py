@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,23 @@ TEXT_SCHEMA = pa.schema(
     [manifest.SCHEMA.field("path"), manifest.SCHEMA.field("bytes"), manifest.SCHEMA.field("sha256")]
 )
 MOST_NAMES = 127  # of splits, or of sources: their codes are int8
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Column(Generic[T]):
+    """A column of an index, looked up row by row."""
+
+    index: Index
+    of: Callable[[Index, int], T]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int, /) -> T:
+        return self.of(self.index, row)
 
 
 class Index:
@@ -126,6 +144,10 @@ class Index:
     def pin(self, row: int) -> images.Pin:
         """What the manifest says of a row's content."""
         return images.Pin(self._cell(row, 1), self._cell(row, 2))
+
+    def files(self, root: str) -> images.Images:
+        """The image files of the rows below ``data.root``, or in a store; each is held to its pin."""
+        return images.Images(root, _Column(self, Index.path), _Column(self, Index.pin))
 
     def find(self, paths: Collection[str]) -> npt.NDArray[np.int64]:
         """Row numbers of those of the ``paths`` that are in the manifest, ascending."""

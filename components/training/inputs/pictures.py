@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from components.training.inputs.index import Index
 
 log = logging.getLogger(__name__)
 
+Contents = Callable[[int], bytes]  # the image file of a row; called by several processes and threads
 Pixels = npt.NDArray[np.uint8]
 Aspects = npt.NDArray[np.float32] | None  # width over height of what canvases show, [B]; None: squares
 
@@ -71,40 +72,18 @@ class Form:
         return [self.kind, self.side, images.decoder()]
 
 
-class Contents(Protocol):
-    """Where the bytes of a row's image file come from; used by several processes and threads."""
-
-    def __call__(self, row: int) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Files:
-    """The image files themselves, below ``data.root`` or in a store: held to what the manifest says."""
-
-    index: Index
-    root: str
-
-    def __call__(self, row: int) -> bytes:
-        """The content of a row's file.
-
-        Raises:
-            ChangedError: it is not the manifest's image any more.
-            RetortError: it cannot be read.
-        """
-        return images.read_bytes(self.root, self.index.path(row), self.index.pin(row))
-
-
 @dataclass(frozen=True)
 class Part:
     """Pictures of the rows of some splits, all of one form.
 
+    ``contents``: None: the image files themselves, below ``root`` or in a store.
     ``decoded``: a file uint8 [rows, side, side, 3], in the rows' order; None: made when they are asked for.
     """
 
     index: Index
     splits: tuple[str, ...]
     form: Form
-    contents: Contents
+    contents: Contents | None
     root: str
     decoded: Path | None = None
 
@@ -170,10 +149,14 @@ class Part:
             pixels[place], aspects[place] = picture, aspect
         return pixels, None if self.form.kind == "square" else aspects
 
+    @cached_property
+    def _content(self) -> Contents:
+        return self.contents or self.index.files(self.root).content
+
     def make(self, row: int) -> tuple[Pixels, float]:
         """One picture and its aspect, from its file; errors name it and say what to do."""
         try:
-            return self.form.made(self.contents(row))
+            return self.form.made(self._content(row))
         except ChangedError:
             raise
         except RetortError as error:
@@ -219,7 +202,7 @@ def open_store(
         size: of the network's input, pixels.
         source: what the augmentation of train and unlabeled rows reads; other rows are always squares.
         limit: bytes that each file may take; None: half of what the disk has free.
-        contents: where image files come from; None: from ``root``.
+        contents: what gives the image file of a row; None: it is read below ``root``, or from a store.
         splits: those whose pictures will be asked for; no others are decoded.
         alive: told now and then how many of how many pictures of a file are decoded.
 
@@ -227,7 +210,6 @@ def open_store(
         ChangedError: an image is not the manifest's any more; a few of them are named.
         RetortError: an image cannot be read, or the disk is too small.
     """
-    contents = contents or Files(index, root)
     square = Form("square", size)
     form = square if source == "square" else Form("canvas", augmentation.canvas_size(size))
     said: list[str] = []
@@ -396,7 +378,7 @@ def _thread_chunk(part: Part, array: Pixels, start: int, pool: Executor | None) 
 def _stamps(part: Part) -> list[list[object]]:
     """Size and time of files whose content the manifest does not pin by a hash."""
     stamps: list[list[object]] = []
-    if not isinstance(part.contents, Files):  # what shards hold stays as it is
+    if part.contents is not None:  # what shards hold stays as it is
         return stamps
     for row in part.index.unpinned().tolist():
         if part.index.split_names[part.index.splits[row]] not in part.splits:

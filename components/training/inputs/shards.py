@@ -42,7 +42,7 @@ from components.common.storage import (
 from components.dataset import images
 from components.training import remote
 from components.training.inputs.index import Index, open_index
-from components.training.inputs.pictures import DISK_SHARE, Contents, Files
+from components.training.inputs.pictures import DISK_SHARE, Contents
 from components.training.params import ShardParams
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def shard(params: ShardParams, *, manifest: Path) -> None:
     remote.remember(params.ray.storage, params.data.s3)
     storage = remote.open_storage(params.ray.storage)
     index = open_index(manifest)
-    written = write(storage, index, Files(index, params.data.root))
+    written = write(storage, index, index.files(params.data.root).content)
     place = f"{storage.uri}/{_folder(index.fingerprint)}"
     said = f"{progress.counted(len(index), 'image')}, {progress.counted(written.count, 'shard')}, " + (
         f"{human_bytes(written.bytes)}: {place}"

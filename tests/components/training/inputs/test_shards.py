@@ -21,7 +21,7 @@ from components.training.augmentation import Augment
 from components.training.inputs import shards
 from components.training.inputs.feed import open_feed
 from components.training.inputs.index import Index, open_index
-from components.training.inputs.pictures import Files, open_store
+from components.training.inputs.pictures import open_store
 from components.training.inputs.shards import Shards
 from components.training.params import DistillParams, ShardParams
 from components.training.sampling import Draw
@@ -66,7 +66,7 @@ def contents(data: SimpleNamespace) -> list[bytes]:
 def test_shards_hold_the_images_themselves(
     storage: object_store.Storage, index: Index, data: SimpleNamespace
 ) -> None:
-    written = shards.write(storage, index, Files(index, data.root), SIZE)
+    written = shards.write(storage, index, index.files(data.root).content, SIZE)
     assert written.count == written.new > 3
     reader = Shards(storage, index)
     expected = contents(data)
@@ -79,7 +79,7 @@ def test_shards_hold_the_images_themselves(
 def test_the_format_is_webdatasets_own(
     storage: object_store.Storage, index: Index, data: SimpleNamespace
 ) -> None:
-    written = shards.write(storage, index, Files(index, data.root), SIZE)
+    written = shards.write(storage, index, index.files(data.root).content, SIZE)
     names = [name for name in storage.list("shards") if name.endswith(".tar")]
     for name in names:
         storage.get(name, Path("copies") / Path(name).name)
@@ -105,11 +105,11 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_does_nothing(
 
     monkeypatch.setattr(kind, "put", failing)
     with pytest.raises(RetortError, match="dropped"):
-        shards.write(storage, index, Files(index, data.root), SIZE)
+        shards.write(storage, index, index.files(data.root).content, SIZE)
     assert not shards.there(storage, index.fingerprint)
     monkeypatch.setattr(kind, "put", put)
     read: list[int] = []
-    files = Files(index, data.root)
+    files = index.files(data.root).content
 
     def counting(row: int) -> bytes:
         read.append(row)
@@ -128,7 +128,7 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_does_nothing(
 def test_training_reads_them_where_there_are_no_image_files(
     storage: object_store.Storage, index: Index, data: SimpleNamespace
 ) -> None:
-    shards.write(storage, index, Files(index, data.root), SIZE)
+    shards.write(storage, index, index.files(data.root).content, SIZE)
     draws = [Draw(index.rows("train")[at : at + 5].astype(np.int64), np.full(5, 2), 5) for at in (0, 20, 60)]
 
     def made(num_workers: int, source: Shards | None, limit: int | None = 0) -> list[torch.Tensor]:
@@ -179,7 +179,7 @@ def test_a_node_keeps_the_shards_of_a_store(
     no_other_keys(monkeypatch, tmp_path)
     monkeypatch.setattr(object_store, "_clients", {})
     storage = remote.open_storage(f"s3://photos/{tmp_path.name}", S3(endpoint_url=store.url))
-    shards.write(storage, index, Files(index, data.root), SIZE)
+    shards.write(storage, index, index.files(data.root).content, SIZE)
     reader = Shards(storage, index)
     reader(0)
     for thread in threading.enumerate():
@@ -198,7 +198,7 @@ def test_an_exchanged_image_is_named(
     before = path.read_bytes()
     path.write_bytes(before[:-20] + bytes(20))
     with pytest.raises(ChangedError, match=data.paths[4]):
-        shards.write(storage, index, Files(index, data.root), SIZE)
+        shards.write(storage, index, index.files(data.root).content, SIZE)
     unchecked = [before if row == 4 else content for row, content in enumerate(contents(data))]
     unchecked[9] = unchecked[9][:-4] + b"\0\0\0\0"
     shards.write(storage, index, unchecked.__getitem__, SIZE)
