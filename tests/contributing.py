@@ -95,6 +95,27 @@ def loss() -> None:
     assert abs(criterion(logits, torch.tensor([0])).item() - 1.5) < 1e-6
 
 
+def method_of_distillation() -> None:
+    import torch
+
+    from components.training.params import Distill
+    from components.training.tasks import task_of
+    from components.training.tasks.base import Setup
+
+    settings = Distill.model_validate({"method": "dummy", "label_share": 0.5})
+    answers: Any = SimpleNamespace(crops=(), mixer=None)
+    network = torch.nn.Linear(4, 2, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    criterion: Any = lambda logits, labels: torch.zeros(())  # noqa: E731
+    setup = Setup(np.zeros(1, np.int64), criterion, answers, torch.device("cpu"), settings)
+    task: Any = task_of(settings.method)(setup, network)
+    loss = task.compare(network(torch.ones(1, 4)), torch.tensor([[0.75, 0.25]]), None, None)
+    assert loss.item() == 0.5, "both answers are a half without weights"
+    loss.sum().backward()
+    assert network.weight.grad is not None
+    assert network.weight.grad.any()
+
+
 def augmentation() -> None:
     import torch
 
@@ -204,8 +225,8 @@ def main() -> None:
     """Print a JSON object: by kind, what went wrong, or nothing."""
     results = {}
     uses = (
-        check, rule_of_rows, quality_check, source_of_images, loss, augmentation, precision, format_of_files,
-        engine, format_of_weights, source_of_start_weights,
+        check, rule_of_rows, quality_check, source_of_images, loss, method_of_distillation, augmentation,
+        precision, format_of_files, engine, format_of_weights, source_of_start_weights,
     )  # fmt: skip
     for use in uses:
         try:

@@ -174,6 +174,32 @@ LOSS = Dummy
             )
         ],
     ),
+    "method_of_distillation": Thing(
+        "A method of distillation",
+        files={
+            "components/training/tasks/dummy.py": '''"""The distance of two answers."""
+
+from torch import Tensor
+
+from components.training.tasks.distillation import Distillation
+
+
+class Dummy(Distillation):
+    """Sum of ``|p - q|``."""
+
+    @staticmethod
+    def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        return (logits.softmax(1) - teacher).abs().sum(1)
+'''
+        },
+        edits=[
+            (
+                "components/training/tasks/__init__.py",
+                "METHODS = {\n",
+                '    "dummy": "components.training.tasks.dummy:Dummy",\n',
+            )
+        ],
+    ),
     "augmentation": Thing(
         "An augmentation",
         edits=[

@@ -31,7 +31,7 @@ from components.training.listener import Listener, duration
 from components.training.pace import FORWARD
 from components.training.params import Ray
 from components.training.spec import TrainSpec
-from components.training.tasks import TASKS
+from components.training.tasks import task_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def forecast(
         start: seconds until the first step.
     """
     settings, chosen, labels, online = spec.distill, 0, 0.0, 0.0
-    learns = any(TASKS[phase.task].unlabelled for phase in spec.phases)
+    learns = any(task_of(phase.task).unlabelled for phase in spec.phases)
     if settings is not None and teacher is not None:
         if settings.unlabeled_per_class:
             chosen = min(counts["unlabeled"], settings.unlabeled_per_class * len(spec.class_names))
@@ -94,7 +94,7 @@ def forecast(
     judging = counts["val"] / own.inference
     phases = []
     for phase in spec.phases:
-        soft = TASKS[phase.task].unlabelled
+        soft = task_of(phase.task).unlabelled
         images = counts["train"] + chosen * (soft or phase.match_budget)
         learnt, judged = spec.costs(phase)
         each = learnt * images * (1 / own.training + online * soft) + judged * judging + KEEP_SECONDS

@@ -28,7 +28,7 @@ from components.training.precision import Precision
 from components.training.replay import Replay
 from components.training.reporter import Reporter
 from components.training.spec import TrainSpec
-from components.training.tasks import TASKS
+from components.training.tasks import task_of
 from components.training.teacher import open_teacher
 
 
@@ -65,7 +65,8 @@ def ask_teacher(
     teacher = open_teacher(spec.teacher, spec.teachers, list(spec.class_names), spec.size, precision)
     form = LabelForm.of(len(spec.class_names), distill.top_k_labels, distill.temperature or 1.0)
     pool = index.rows("unlabeled")
-    learns = any(TASKS[phase.task].unlabelled for phase in spec.phases)  # else only their number is asked for
+    # if nothing learns from them, only their number is asked for
+    learns = any(task_of(phase.task).unlabelled for phase in spec.phases)
     cached = distill.teacher_labels == "cached" and learns
     bank, held = bank_rows(labelled, len(spec.class_names)), index.rows("val")
     wanted = 0

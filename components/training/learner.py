@@ -23,7 +23,8 @@ from components.training.normalise import Normalise
 from components.training.precision import Precision, fitting_parts
 from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
-from components.training.tasks import TASKS, Setup
+from components.training.tasks import task_of
+from components.training.tasks.base import Setup
 from components.training.watch import StepWatch
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Learner:
     ) -> None:
         spec = tools.spec
         self._tools, self.phase, self._place, self.module = tools, phase, place, module
-        self.task = TASKS[phase.task](setup, module)
+        self.task = task_of(phase.task)(setup, module)
         self.task.to(tools.precision.device)
         self.frozen = None if phase.new_rows is None else NewRows(module, phase.new_rows)
         lr, settings = optim.fitted(

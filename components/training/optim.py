@@ -12,7 +12,7 @@ from torch import nn
 from components.common.errors import ConfigError
 from components.common.progress import counted
 from components.models.params import LearningRate, Optimizer
-from components.training.tasks import TASKS
+from components.training.tasks import task_of
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -116,7 +116,7 @@ def loss_scale(optimizer: Optimizer, task: str, class_num: int, distill: Distill
     """
     if optimizer.name not in SCALED or class_num < 2:
         return 1.0
-    return max(LEAST_SCALE, TASKS[task].gradient_scale(class_num, distill))
+    return max(LEAST_SCALE, task_of(task).gradient_scale(class_num, distill))
 
 
 def effective_rate(

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Place, Section, StepParams
+from components.common.params import Place, Section, StepParams, named
 from components.dataset.params import Data
 from components.models.params import Net
+from components.training.tasks import METHODS
 
 QUANTITY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # bytes as Kubernetes writes them: 8Gi, 500M
 
@@ -96,7 +97,7 @@ class Ray(Section):
 
 
 class Distill(Section):
-    method: Literal["auto", "ssld", "js", "kd", "dkd", "dist", "deit", "deit_soft", "feature"] = Field(
+    method: Annotated[str, named(METHODS, "auto")] = Field(
         "auto", description="what the student learns of the teacher; auto: by teacher, classes and data"
     )
     label_share: float | None = Field(

@@ -31,7 +31,8 @@ from components.training.sampling import Draw
 from components.training.spec import Phase, TrainSpec
 from components.training.state import State, Tensors
 from components.training.supply import Supply
-from components.training.tasks import TASKS, Setup, Task
+from components.training.tasks import task_of
+from components.training.tasks.base import Setup, Task
 from components.training.watch import StepWatch, Sums
 
 JUDGED_ROWS = 2000  # of the training images, as they are: what a network makes of what it has learnt from
@@ -198,7 +199,7 @@ class Trainer:
         spec, state = self.spec, self.state
         answers, unlabelled = None, np.empty(0, dtype=np.int64)
         if spec.teacher is not None:
-            asks = next((phase for phase in spec.phases if TASKS[phase.task].unlabelled), spec.phases[0])
+            asks = next((phase for phase in spec.phases if task_of(phase.task).unlabelled), spec.phases[0])
             self.context.at("the teacher's soft labels")
             answers, unlabelled = ask_teacher(
                 spec, self.index, self.labelled, self.supply.augment(asks), self.supply.learn(asks),
@@ -235,7 +236,7 @@ class Trainer:
         """What this worker has before it."""
         parts = []
         for phase in self.spec.phases:
-            count = epochs.count(TASKS[phase.task].unlabelled, phase.match_budget)
+            count = epochs.count(task_of(phase.task).unlabelled, phase.match_budget)
             steps = sampling.steps_per_epoch(count, self.spec.train.batch_size, self.group.world)
             learnt, judged = self.spec.costs(phase)
             parts.append(Part(phase.epochs, steps, learnt * count / steps / self.group.world, judged))
@@ -252,7 +253,7 @@ class Trainer:
 
     def _run_phase(self, phase: Phase, setup: Setup, epochs: sampling.Epochs, pace: Pace) -> None:
         spec, state = self.spec, self.state
-        count = epochs.count(TASKS[phase.task].unlabelled, phase.match_budget)
+        count = epochs.count(task_of(phase.task).unlabelled, phase.match_budget)
         steps = sampling.steps_per_epoch(count, spec.train.batch_size, self.group.world)
         of_net = steps * sum(other.epochs for other in spec.phases if other.net == phase.net)
         tools = Tools(spec, self.group, self.precision, self.supply.augment(phase), self.normalise)

@@ -25,7 +25,8 @@ from components.training.inputs.feed import Batch
 from components.training.params import Distill
 from components.training.sampling import Draw
 from components.training.soft_labels import Answers
-from components.training.tasks import TASKS, Setup
+from components.training.tasks import task_of
+from components.training.tasks.base import Setup
 from tests.benchmarks.measure import Row, at_least
 
 DIGITS, IN_A_ROW = 10, 3
@@ -145,7 +146,7 @@ def agreement(
     task = None
     if name != SOFT:
         lr, chosen = optim.fitted(lr, chosen, settings.method, lesson.classes, settings)
-        task = TASKS[settings.method](setup, module)
+        task = task_of(settings.method)(setup, module)
     made = optim.make_optimizer(module, chosen)
     steps = -(-rows // BATCH)
     schedule = optim.Schedule(made, lr, steps * epochs, steps / 2)

@@ -29,7 +29,7 @@ from components.training.labeller import ask_teacher
 from components.training.learner import Learner, Tools
 from components.training.params import Distill
 from components.training.spec import Phase, TrainSpec
-from components.training.tasks import Setup
+from components.training.tasks.base import Setup
 from components.training.trainer import Trainer
 from components.training.watch import StepWatch, Sums
 from tests.components.training.local import LocalContext

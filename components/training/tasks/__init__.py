@@ -1,27 +1,30 @@
-"""What can be learnt, by name: a phase of ``spec.TrainSpec`` names one."""
+"""What can be learnt, by name: a phase of ``spec.TrainSpec`` names one, ``distill.method`` one of METHODS.
+
+Tasks stand here by their import paths, so that parameters are checked where there is no torch.
+"""
 
 from __future__ import annotations
 
-from components.training.tasks.base import Learnt, Setup, Task
-from components.training.tasks.deit import DeiT, SoftDeiT
-from components.training.tasks.dist import DIST
-from components.training.tasks.dkd import DecoupledKD
-from components.training.tasks.feature import Feature
-from components.training.tasks.jensen_shannon import JensenShannon
-from components.training.tasks.kd import KnowledgeDistillation
-from components.training.tasks.labels import Labels
-from components.training.tasks.ssld import SSLD
+import pkgutil
+from typing import TYPE_CHECKING
 
-TASKS: dict[str, type[Task]] = {
-    "labels": Labels,
-    "ssld": SSLD,
-    "js": JensenShannon,
-    "kd": KnowledgeDistillation,
-    "dkd": DecoupledKD,
-    "dist": DIST,
-    "deit": DeiT,
-    "deit_soft": SoftDeiT,
-    "feature": Feature,
+if TYPE_CHECKING:
+    from components.training.tasks.base import Task
+
+METHODS = {
+    "ssld": "components.training.tasks.ssld:SSLD",
+    "js": "components.training.tasks.jensen_shannon:JensenShannon",
+    "kd": "components.training.tasks.kd:KnowledgeDistillation",
+    "dkd": "components.training.tasks.dkd:DecoupledKD",
+    "dist": "components.training.tasks.dist:DIST",
+    "deit": "components.training.tasks.deit:DeiT",
+    "deit_soft": "components.training.tasks.deit:SoftDeiT",
+    "feature": "components.training.tasks.feature:Feature",
 }
+TASKS = {"labels": "components.training.tasks.labels:Labels", **METHODS}
 
-__all__ = ["TASKS", "Learnt", "Setup", "Task"]
+
+def task_of(name: str) -> type[Task]:
+    """The task that a phase names."""
+    task: type[Task] = pkgutil.resolve_name(TASKS[name])
+    return task

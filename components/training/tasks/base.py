@@ -45,7 +45,7 @@ class Learnt:
 
 
 class Task(nn.Module, ABC):
-    """What is learnt, apart from the loop: a subclass, and its line in ``TASKS``.
+    """What is learnt, apart from the loop: a subclass, and its line in ``TASKS`` or ``METHODS``.
 
     Modules that a subclass makes for itself (a projector, say) learn with the network, and are kept in
     checkpoints until the phase is over.

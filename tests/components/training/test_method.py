@@ -66,6 +66,13 @@ def test_what_is_set_stays() -> None:
     assert whole.method == "ssld"
 
 
+@pytest.mark.parametrize("name", ["labels", "ssdl"])
+def test_a_word_that_is_no_method_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf"'{name}' is none of auto, ssld, js") as raised:
+        Distill(method=name)
+    assert ("did you mean 'ssld'?" in str(raised.value)) == (name == "ssdl")
+
+
 def test_a_method_that_the_student_cannot_learn_by_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"deit: tf_efficientnet_lite0 has no head.*student\.arch\.name"):
         choose(Distill(method="deit"), KNOWN)

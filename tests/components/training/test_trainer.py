@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from components.models.params import Arch, LearningRate, Optimizer
 from components.training import advice, driver, health, labeller, learner, pace, precision, trainer, watch
 from components.training.params import DistillParams
 from components.training.spec import Phase, TrainSpec
-from components.training.tasks import Learnt, Setup
+from components.training.tasks import TASKS
+from components.training.tasks.base import Learnt, Setup
 from components.training.tasks.labels import Labels
 from tests.components.training import local
 
@@ -444,27 +445,30 @@ def test_a_phase_ends_early_when_nothing_gets_better(
     assert [row["epoch"] for row in local.run(long).result.history] == [1, 2, 3]
 
 
+class Projected(Labels):
+    """A task with a module of its own, which begins as no change at all."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def __init__(self, setup: Setup, network: torch.nn.Module) -> None:
+        super().__init__(setup, network)
+        self.projector = torch.nn.Linear(4, 4)
+        with torch.no_grad():
+            self.projector.weight.copy_(torch.eye(4))
+            self.projector.bias.zero_()
+        self.seen.append(self.projector.weight)
+
+    def forward(self, inputs: torch.Tensor, batch: Any, mix: Any) -> Learnt:
+        logits = self.projector(self.network(inputs))
+        return Learnt(self.setup.criterion(logits, batch.extra["labels"]), logits)
+
+
 def test_a_task_may_bring_modules_that_learn(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a method that compares features needs: a projector, trained, and kept in checkpoints."""
-    seen: list[torch.Tensor] = []
-
-    class Projected(Labels):
-        def __init__(self, setup: Setup, network: torch.nn.Module) -> None:
-            super().__init__(setup, network)
-            self.projector = torch.nn.Linear(4, 4)
-            with torch.no_grad():
-                self.projector.weight.copy_(torch.eye(4))
-                self.projector.bias.zero_()
-            seen.append(self.projector.weight)
-
-        def forward(self, inputs: torch.Tensor, batch: Any, mix: Any) -> Learnt:
-            logits = self.projector(self.network(inputs))
-            return Learnt(self.setup.criterion(logits, batch.extra["labels"]), logits)
-
-    monkeypatch.setitem(trainer.TASKS, "projected", Projected)
+    monkeypatch.setitem(TASKS, "projected", f"{__name__}:Projected")
     own = replace(spec, phases=(replace(spec.phases[0], task="projected"),), allow_flat_loss=True)
     whole = local.run(own)
-    learnt = seen[-1].detach().clone()
+    learnt = Projected.seen[-1].detach().clone()
     assert not torch.equal(learnt, torch.eye(4)), "it learns"
     names = set(local.run(spec).result.nets["net"])
     assert set(whole.result.nets["net"]) == names, "it is no part of the network"
@@ -472,7 +476,7 @@ def test_a_task_may_bring_modules_that_learn(spec: TrainSpec, monkeypatch: pytes
     assert "projector.weight" in stopped.state["learner"]["task"]
     rest = local.run(own, checkpoint=stopped.context.checkpoint)
     assert bytes_of(rest) == bytes_of(whole)
-    assert torch.equal(seen[-1], learnt)
+    assert torch.equal(Projected.seen[-1], learnt)
 
 
 # --- a step -----------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from components.training.inputs.feed import Batch
 from components.training.params import Distill
 from components.training.sampling import Draw
 from components.training.soft_labels import Answers
-from components.training.tasks import TASKS, Setup
+from components.training.tasks import task_of
+from components.training.tasks.base import Setup
 from components.training.tasks.distillation import Distillation
 from components.training.teacher import Answer
 
@@ -68,7 +69,7 @@ def task(
         Distill.model_validate(settings),
     )
     network = student if isinstance(student, nn.Module) else Said(student)
-    return cast(Distillation, TASKS[name](setup, network))
+    return cast(Distillation, task_of(name)(setup, network))
 
 
 def batch(of: Distillation, count: int, size: int = 2) -> Batch:

@@ -12,7 +12,7 @@ from components.common.errors import RetortError
 from components.models import build
 from components.models.params import Arch
 from components.training.augmentation import Mix
-from components.training.tasks import TASKS
+from components.training.tasks import task_of
 from components.training.tasks.kd import softened_kl
 from tests.components.training.tasks import teaching
 
@@ -67,8 +67,8 @@ def test_both_heads_learn_from_every_batch(name: str, labels: list[int], mix: Mi
 
 
 def test_scale() -> None:
-    assert TASKS["deit"].gradient_scale(1000, None) == 1.0
-    assert TASKS["deit_soft"].gradient_scale(1000, None) == pytest.approx(1.0)
+    assert task_of("deit").gradient_scale(1000, None) == 1.0
+    assert task_of("deit_soft").gradient_scale(1000, None) == pytest.approx(1.0)
 
 
 def test_a_network_with_one_head_is_refused() -> None:

@@ -10,7 +10,7 @@ from components.training import losses
 from components.training.augmentation import Mix
 from components.training.label_form import LabelForm
 from components.training.losses.ohem import Ohem
-from components.training.tasks import TASKS
+from components.training.tasks import TASKS, task_of
 from components.training.tasks.distillation import FLOOR, log_probabilities
 from components.training.tasks.ssld import symmetric_kl
 from tests.components.training.tasks import teaching
@@ -90,7 +90,7 @@ def test_a_cached_answer_has_the_gradient_of_the_teachers_own() -> None:
         gradients = []
         for said in (teacher.softmax(1), form.logits(form.encode(teacher)).exp()):
             logits = student.clone().requires_grad_()
-            TASKS[name].divergence(logits, said, 1.0).mean().backward()  # type: ignore[attr-defined]
+            task_of(name).divergence(logits, said, 1.0).mean().backward()  # type: ignore[attr-defined]
             gradients.append(logits.grad)
         whole, kept = gradients
         assert whole is not None
@@ -110,4 +110,4 @@ def test_logarithms_of_probabilities_are_softened_logits() -> None:
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_gradients_have_a_scale_where_a_classifier_begins(name: str) -> None:
     for classes in (2, 10, 1000):
-        assert 0 < TASKS[name].gradient_scale(classes, None) < 4
+        assert 0 < task_of(name).gradient_scale(classes, None) < 4

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from components.training.params import Distill
-from components.training.tasks import TASKS
+from components.training.tasks import task_of
 from components.training.tasks.kd import softened_kl
 
 
@@ -41,7 +41,7 @@ def test_without_temperature_it_is_cross_entropy_but_for_a_constant() -> None:
 
 
 def test_a_temperature_makes_gradients_smaller_where_classes_are_many() -> None:
-    warm = TASKS["kd"].gradient_scale(1000, Distill(temperature=2.0))
+    warm = task_of("kd").gradient_scale(1000, Distill(temperature=2.0))
     # softened by 2, .9 against .1 / 999 is sqrt(.9) / (sqrt(.9) + 999 sqrt(.1 / 999)) = .0867
     top = sqrt(0.9) / (sqrt(0.9) + sqrt(0.1 * 999))
     expected = 2 * sqrt((top - 0.001) ** 2 + ((1 - top) / 999 - 0.001) ** 2 * 999)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from components.training.tasks import TASKS
+from components.training.tasks import task_of
 from components.training.tasks.jensen_shannon import js_divergence
 from components.training.tasks.kd import softened_kl
 from components.training.tasks.ssld import symmetric_kl
@@ -81,7 +81,7 @@ def test_gradients_where_a_classifier_begins(
 
 
 def test_the_gradients_scale_against_cross_entropys() -> None:
-    scales = {name: TASKS[name].gradient_scale(1000, None) for name in ("ssld", "js", "kd", "labels")}
+    scales = {name: task_of(name).gradient_scale(1000, None) for name in ("ssld", "js", "kd", "labels")}
     # p = 1/C: p - q is .899 at the teacher's class; ssld's other half is p (ln p/q - KL), next to nothing
     q, rest = 0.9, 0.1 / 999
     kl = (log(0.001 / q) + 999 * log(0.001 / rest)) / 1000
