@@ -28,7 +28,7 @@ SIDE, CELLS, TURNS, CLIP = 32, 8, 8, 0.2  # of the histograms of gradients
 PORTION = 1024  # images at once: between two writes to the cache, and in memory as votes for gradients
 
 
-class Backbone:
+class Extractor:
     """``features.onnx``: ``images`` uint8 [N, size, size, 3] RGB -> ``features`` float32 [N, D].
 
     Raises:
@@ -138,7 +138,7 @@ def shaken(grey: NDArray[np.uint8], copies: int, seed: int) -> NDArray[np.uint8]
     return result
 
 
-def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequence[str | None]) -> Features:
+def extract(backbone: Extractor, root: str, paths: Sequence[str], hashes: Sequence[str | None]) -> Features:
     """Features of images; those that cannot be read are zeros.
 
     Args:
@@ -175,7 +175,7 @@ def extract(backbone: Backbone, root: str, paths: Sequence[str], hashes: Sequenc
     return Features(deep, small, np.array([blob is not None for blob in blobs], bool))
 
 
-def _batches(backbone: Backbone, images: Images, todo: Sequence[int]) -> Iterator[list[tuple[int, bytes]]]:
+def _batches(backbone: Extractor, images: Images, todo: Sequence[int]) -> Iterator[list[tuple[int, bytes]]]:
     """(position, features as bytes) of the images that can be read, a batch at a time."""
 
     def pixels(i: int) -> NDArray[np.uint8] | None:
@@ -203,11 +203,11 @@ def _batches(backbone: Backbone, images: Images, todo: Sequence[int]) -> Iterato
                 ]
 
 
-def _name(backbone: Backbone) -> str:
+def _name(backbone: Extractor) -> str:
     return f"{backbone.sha256[:32]}-{backbone.size}-{VERSION}"
 
 
-def _open_cache(backbone: Backbone) -> sqlite3.Connection:
+def _open_cache(backbone: Extractor) -> sqlite3.Connection:
     path = state_dir("cache", "features") / f"{_name(backbone)}.sqlite"
     try:
         return _with_table(path)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from components.audit.counts import Counts, view
-from components.audit.features import Backbone, extract, gradients
+from components.audit.features import Extractor, extract, gradients
 from components.audit.params import AuditParams
 from components.audit.probe import compressed, standardised
 from components.dataset.database import database
@@ -66,7 +66,7 @@ def look(
     if any("://" in path and digest is None for path, digest in zip(paths, hashes, strict=True)):
         _skipped(run, "remote images have no hashes, so every run would fetch them anew")
         return None
-    found = extract(Backbone(features), params.data.root, paths, hashes)
+    found = extract(Extractor(features), params.data.root, paths, hashes)
     keep = found.readable
     if not keep.any():
         _skipped(run, f"none of {len(paths):,} images below data.root ({params.data.root}) can be read")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 
-from components.audit.features import Backbone, extract, gradients
+from components.audit.features import Extractor, extract, gradients
 from components.audit.neighbours import closeness
 from components.audit.params import AuditParams
 from components.audit.probe import Folded, compressed, standardised
@@ -168,7 +168,7 @@ def _photographs(seeds: int) -> list[Row]:
         weights = {"global": {"image_size": PHOTO_SIZE}, "teacher": LITE1, "student": LITE1}
         prepare_weights(WeightsParams.model_validate(weights), out=Path("outputs/weights"))
         relative = [path.relative_to(folder).as_posix() for path in paths]
-        backbone = Backbone(Path("outputs/weights/features.onnx"))
+        backbone = Extractor(Path("outputs/weights/features.onnx"))
         found = extract(backbone, str(folder), relative, [None] * len(paths))
     blocks = [found.deep, gradients(found.small)]
     cases = [

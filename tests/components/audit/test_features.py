@@ -16,7 +16,7 @@ def test_an_image_that_was_replaced_gets_no_features(digits: Path, tmp_path: Pat
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(digits / "data/digits" / path, tmp_path / path)
-    backbone = features.Backbone(digits / "features.onnx")
+    backbone = features.Extractor(digits / "features.onnx")
     (tmp_path / paths[9]).write_bytes((tmp_path / paths[8]).read_bytes())
     with pytest.raises(ImageError, match=rf"image\.changed: {paths[9]} "):
         features.extract(backbone, str(tmp_path), paths, hashes)
