@@ -19,9 +19,9 @@ ORDER: dict[str, int] = {"error": 0, "warning": 1}
 class Finding(BaseModel):
     """One thing that a rule says about one subject.
 
-    ``measured`` and ``limit`` are in the rule's own unit, said in ``message``; ``row`` is the row of the
-    FAQ that the rule comes from, as the README's table of rules lists it. An error that leaves nothing to go
-    on with is not ``waivable``; report.json does not repeat that.
+    ``measured`` and ``limit`` are in the rule's own unit, said in ``message``; ``row`` is that of the
+    FAQ which the rule comes from, as ``docs/rules.md`` lists it. An error that leaves nothing to go on with
+    is not ``waivable``; report.json does not repeat that.
     """
 
     model_config = ConfigDict(extra="ignore")
