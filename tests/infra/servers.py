@@ -67,6 +67,7 @@ class Servers:
         self.inner = {part: (free_port(), free_port()) for part in ("master", "volume", "filer")}
         self.inner["s3"] = (self.ports["retort-store:8333"], free_port())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.disk: Path | None = None
         for name in ("data", "database", "socket", "tmp"):
             (folder / name).mkdir()
         self._mount()
@@ -116,6 +117,23 @@ class Servers:
         for name in list(self.processes):
             if self.processes[name].poll() is None:
                 self.kill(name)
+        if self.disk:
+            subprocess.run(["umount", self.disk], check=True)
+
+    def give_disk(self) -> None:
+        """Put the store's folder on a disk of the size that its claim asks for, where we may mount one."""
+        sets = manifests.of_kind(self.overlay, "StatefulSet")
+        (store,) = (found for found in sets if found["metadata"]["name"] == "retort-store")
+        (claim,) = store["spec"]["volumeClaimTemplates"]
+        image, folder = self.folder / "claim.img", self.folder / "data"
+        with image.open("wb") as file:
+            file.truncate(manifests.in_bytes(claim["spec"]["resources"]["requests"]["storage"]))
+        try:
+            subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+            subprocess.run(["mount", "-o", "loop", image, folder], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return
+        self.disk = folder
 
     def memory(self, name: str) -> tuple[int, int]:
         """Bytes that a server's processes hold (pages that several share are counted once), and its limit."""
@@ -306,14 +324,18 @@ def _make_database(programs: Path, data: Path, variables: dict[str, str], as_use
 
 
 @contextmanager
-def running(overlay: str, free_port: Callable[[], int], *names: str) -> Iterator[Servers]:
-    """These servers of an overlay, on a disk of this machine, until the block ends."""
+def running(
+    overlay: str, free_port: Callable[[], int], *names: str, as_claimed: bool = False
+) -> Iterator[Servers]:
+    """These servers of an overlay until the block ends; the store on a disk of its claim's size, if asked."""
     need()
     # another user than ours, PostgreSQL's, has to get in
     folder = Path(tempfile.mkdtemp(prefix="retort-servers-"))
     folder.chmod(0o755)
     servers = Servers(folder, overlay, free_port)
     try:
+        if as_claimed:
+            servers.give_disk()
         servers.start(*names)
         yield servers
     finally:

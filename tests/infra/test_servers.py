@@ -134,12 +134,12 @@ def test_the_store_knows_no_stranger(servers: Servers) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_four_buckets_take_a_gibibyte_each() -> None:
-    """On a new disk; the third bucket could not hold a MiB."""
+    """On a new disk of the claim's size, where we may mount one; the third bucket could not hold a MiB."""
     need()
     if shutil.disk_usage("/tmp").free < 8 * GIB:
         pytest.skip("the disk has no 8 GiB to spare")
     part = 32 * 2**20
-    with running("local", free_port, "retort-store") as servers:
+    with running("local", free_port, "retort-store", as_claimed=True) as servers:
         admin = servers.store("admin")
         for bucket in BUCKETS:
             admin.create_bucket(Bucket=bucket)
@@ -150,6 +150,8 @@ def test_four_buckets_take_a_gibibyte_each() -> None:
                 body = os.urandom(part)
                 client.put_object(Bucket=bucket, Key=f"part-{number}", Body=body)
                 digests[bucket, number] = hashlib.sha256(body).hexdigest()
+        admin.create_bucket(Bucket="fifth")
+        admin.put_object(Bucket="fifth", Key="more", Body=os.urandom(2**20))
         for (bucket, number), digest in digests.items():
             body = (
                 servers.store(BUCKETS[bucket]).get_object(Bucket=bucket, Key=f"part-{number}")["Body"].read()
