@@ -4,6 +4,6 @@ The pipeline's pod stays small. It sends the step's inputs to ``ray.storage``, m
 point calls the same step function there, follows it, and brings back what the step left, its report included.
 """
 
-from components.training.kuberay.run import Scheduling, Work, run
+from components.training.kuberay.elsewhere import Scheduling, Work, run
 
 __all__ = ["Scheduling", "Work", "run"]

@@ -250,6 +250,29 @@ check(CheckParams.model_validate(values), **made, out=gate)
 distill(params, **made, check=gate, out=out)
 """
 
+KUBERAY = """
+from components.training.kuberay import Work, run
+from tests.components.training.kuberay.api_server import Cluster
+from tests.components.training.kuberay.pods import POD, connect
+
+# the entry point sees none of the driver's files: it has the code, as an image has, and the store
+hidden, home = os.getcwd(), os.environ["HOME"]
+kubernetes = Cluster(Path(hidden))
+script = f"mount --make-rprivate /; mount -t tmpfs tmpfs {hidden}; cd {home}; exec \\"$@\\""
+kubernetes.command = ["unshare", "-m", "sh", "-ec", script, "entry"]
+kubernetes.add_pod(POD)
+os.environ["KFP_POD_NAME"] = POD
+run(
+    Work(
+        "finetune", "components.training.finetune:finetune", "components.training.params:FinetuneParams",
+        FinetuneParams.model_validate(values),
+        {"manifest": Path("data/clean.parquet"), "plan": Path("outputs/audit/plan.json"),
+         "weights": Path("outputs/weights"), "out": out},
+    ),
+    api=connect(kubernetes.url),
+)
+"""
+
 
 class Command:
     """A step on the first host, as the command line runs it."""
@@ -452,3 +475,27 @@ def test_what_the_cluster_does_not_have_is_said_at_once(
     said = command.process.stderr.read()
     assert command.process.wait() == 1
     assert "3 workers x 1 cores = 3, and the cluster has 2: Ray would wait for ever" in said
+
+
+def test_a_rayjobs_entry_point_trains_on_both_and_its_network_comes_back(
+    cluster: Cluster, data: SimpleNamespace, params: DistillParams, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Images that only the driver has; the Kubernetes API is a stand-in, the entry point and Ray are real."""
+    values = params.model_dump(by_alias=True)
+    values["data"]["s3"] = {"endpoint_url": URL, "region": "us-east-1"}
+    storage = f"s3://photos/kuberay-{secrets.token_hex(3)}"
+    values["ray"] |= {"address": "kuberay", "storage": storage}
+    home = tmp_path_factory.mktemp("home")
+    cluster.first._environment["HOME"] = os.fspath(home)
+    try:
+        said = Command(cluster, DistillParams.model_validate(values), "away", KUBERAY).finish()
+    finally:
+        del cluster.first._environment["HOME"]
+    assert "2 nodes answered: " in said
+    assert "finetune: done in" in said
+    assert (home / "retort").is_dir(), "the entry point worked in a folder of its own"
+    assert json.loads(Path("away/report.json").read_text())["passed"]
+
+    finetune(FinetuneParams.model_validate(params.model_dump(by_alias=True)), manifest=data.manifest,
+             plan=data.plan, weights=data.weights, out=Path("local"))  # fmt: skip
+    assert sha256_file(Path("away/model.safetensors")) == sha256_file(Path("local/model.safetensors"))

@@ -12,6 +12,8 @@ import copy
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -54,6 +56,7 @@ class Cluster:
         drop_watches: whether each watch breaks off at once; ``gone``: each is told that it is too old.
         cut_logs: whether each log ends two lines after the one before.
         outcome: how the step ends: ok, findings, crash or stopped.
+        command: runs the real entry point, as its last words; None: a stand-in runs in its place.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,12 +73,15 @@ class Cluster:
         self.entries: dict[str, Entry] = {}  # by uid of the RayJob
         self.started: list[tuple[str, str]] = []  # name and uid of each cluster that came up
         self.lost: list[str] = []  # names of jobs that were removed while they ran
+        self.silenced: list[str] = []  # ... that ended themselves, since nobody was there
+        self.endless: set[str] = set()  # ... whose step goes on until it is stopped
         self.skew = 0.0
         self.crd = self.operator = True
         self.pods_say = ""
         self.forbidden: set[tuple[str, str]] = set()
         self.away = self.drop_watches = self.gone = self.cut_logs = False
         self.outcome = "ok"
+        self.command: list[str] | None = None
         self.quota = ""
         self.cuts = 0  # logs that were asked for
         self._end = threading.Event()
@@ -265,7 +271,7 @@ class Cluster:
     def _run(self, job: Object, entry: Entry | None) -> None:
         name, uid, spec = job["metadata"]["name"], job["metadata"]["uid"], job["spec"]
         if entry is None:
-            self.entries[uid] = Entry(self, job)
+            self.entries[uid] = Entry(self, job) if self.command is None else Process(self, job)
             self.started.append((name, uid))
             self.entries[uid].start()
             self._status(job, jobStatus="RUNNING")
@@ -350,6 +356,7 @@ class Entry(threading.Thread):
 
     def _be_silent(self) -> None:
         self.silent = True
+        self.cluster.silenced.append(self.name)
         self.stop("silent")
 
     def run(self) -> None:
@@ -366,7 +373,7 @@ class Entry(threading.Thread):
         checkpoint = f"{place}/checkpoint"
         done = int(parcel.read_text(self.storage, checkpoint) or 0)
         self.cluster.say(self.name, f"going on at step {done}")
-        while done < STEPS and not self._stop_now.wait(TICK):
+        while (done < STEPS or self.name in self.cluster.endless) and not self._stop_now.wait(TICK):
             done += 1
             parcel.put_text(self.storage, checkpoint, str(done))
             self.cluster.say(self.name, f"step {done}")
@@ -393,6 +400,31 @@ class Entry(threading.Thread):
             result["out"] = parcel.packed(remote.put(self.storage, out))
         parcel.put_json(self.storage, f"{parcel.folder(self.name)}/{self.attempt}-{parcel.RESULT}", result)
         self.status = result["status"]
+
+
+class Process(Entry):
+    """The real entry point, in a process: what Ray's job server would run on the head."""
+
+    def __init__(self, cluster: Cluster, job: Object) -> None:
+        super().__init__(cluster, job)
+        assert cluster.command is not None
+        _, *words = shlex.split(job["spec"]["entrypoint"])
+        self._command = [*cluster.command, sys.executable, *words]
+        self._process: subprocess.Popen[str] | None = None
+
+    def stop(self, why: str) -> None:
+        super().stop(why)
+        if self._process is not None:
+            self._process.terminate()
+
+    def run(self) -> None:
+        with subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as self._process:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                self.cluster.say(self.name, line.rstrip("\n"))
+        self.status = self._process.returncode
 
 
 def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:

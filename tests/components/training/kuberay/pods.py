@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components.training.kuberay import Work, api, follow, life
+from components.common import signals
+from components.training.kuberay import Work, api, elsewhere, follow, life
 from components.training.params import FinetuneParams
 from tests.components.training.kuberay.api_server import NAMESPACE
 
 POD = "retort-finetune-pod"
 RUN = "7c1d9a52-0001"
+SILENCE = 3.0  # seconds: longer than a busy machine keeps a thread waiting
 
 
 def connect(url: str) -> api.Api:
@@ -42,7 +46,7 @@ def make_work(folder: Path, **ray: Any) -> Work:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     values = {
-        "address": "kuberay", "storage": str(folder / "storage"), "silence_minutes": 0.6 / 60,
+        "address": "kuberay", "storage": str(folder / "storage"), "silence_minutes": SILENCE / 60,
         "start_minutes": 20 / 60, "keep_minutes": 2 / 60, **ray,
     }  # fmt: skip
     params = FinetuneParams.model_validate(
@@ -59,3 +63,13 @@ def make_work(folder: Path, **ray: Any) -> Work:
         params=params,
         arguments={**inputs, "out": folder / "out"},
     )
+
+
+def component(url: str, folder: str, pod: str, run: str) -> None:
+    """A pipeline's pod, as a process of its own that runs a step elsewhere, and can be killed."""
+    hurry(setattr)
+    elsewhere._report = lambda *_: None  # MLflow takes seconds, and is not what is killed here
+    signals.catch()
+    os.environ |= {"KFP_POD_NAME": pod, "RETORT_RUN": run}
+    sys.stderr = Path(folder, f"{pod}.log").open("a")  # noqa: SIM115 - until the process ends
+    elsewhere.run(make_work(Path(folder)), api=connect(url))
