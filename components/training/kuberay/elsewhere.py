@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.common import progress, signals
+from components.common import progress, shared, signals
 from components.common.errors import ConfigError, RetortError
 from components.common.params import StepParams
 from components.dataset import s3
@@ -91,10 +91,12 @@ def _params(work: Work) -> StepParams:
 def _elsewhere(work: Work, scheduling: Scheduling, api: Api | None) -> Mapping[str, Any]:
     """How the step ended there; what it left is in its place."""
     ray = work.ray
-    if not ray.storage:
+    # the prefix of all runs does for this, too
+    uri = ray.storage or os.environ.get(shared.VARIABLE, "")
+    if not ray.storage and not uri.startswith("s3://"):
         raise ConfigError(
             "ray.address: kuberay: ray.storage is empty, and the cluster shares no disk with this pod; set "
-            "it to s3://bucket/prefix, by which inputs go there and the network comes back"
+            "it (or kubeflow.state) to s3://bucket/prefix, for what goes there and comes back"
         )
     if getattr(getattr(work.params, "distill", None), "teachers", None):
         raise ConfigError(
@@ -108,8 +110,8 @@ def _elsewhere(work: Work, scheduling: Scheduling, api: Api | None) -> Mapping[s
     pod = Pod.of(mine)
     run = os.environ.get("RETORT_RUN") or pod.name
     name = template.job_name(run, work.name)
-    remote.remember(ray.storage, work.params.data.s3)
-    storage = remote.open_storage(ray.storage)
+    remote.remember(uri, work.params.data.s3)
+    storage = remote.open_storage(uri)
     silence = 60 * ray.silence_minutes
     with parcel.beating(storage, name, silence):
         progress.at("sending the inputs")
@@ -148,7 +150,7 @@ def _content(storage: remote.Storage, work: Work, image: str) -> dict[str, Any]:
             "name": _plain(path, argument), "ref": parcel.packed(remote.put(storage, path)),
         }  # fmt: skip
     params = work.params.model_dump(mode="json", by_alias=True)
-    params["ray"] |= {"address": "auto"}
+    params["ray"] |= {"address": "auto", "storage": storage.uri}
     root = Path(params["data"]["root"])
     images = None
     if "://" not in params["data"]["root"] and root.is_dir() and any(root.iterdir()):

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from components.common.shared import VARIABLE
 from components.training.params import Ray
 
 TEMPLATE = Path(__file__).parent / "templates" / "rayjob.yaml"
@@ -24,12 +25,16 @@ WORK, ATTEMPT = (
 QUEUE = "kueue.x-k8s.io/queue-name"
 # what the pod's variables that a step reads begin with; its own state and those of KFP stay there
 KEPT = ("RETORT_", "MLFLOW_", "AWS_", "OMP_NUM_THREADS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_")
-LOCAL = ("RETORT_STATE", "RETORT_NODE_CACHE")
-# S3 clients know keys by these names; in a pod of KFP they have others, which its launcher does not read
+LOCAL = ("RETORT_STATE", "RETORT_NODE_CACHE", "RETORT_SETTINGS")
+# clients know keys by these names; in a pod of KFP they have others, which its launcher does not read
 KEYS = {
     "RETORT_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
     "RETORT_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    "RETORT_MLFLOW_USERNAME": "MLFLOW_TRACKING_USERNAME",
+    "RETORT_MLFLOW_PASSWORD": "MLFLOW_TRACKING_PASSWORD",
 }
+# set by this process for itself, out of data.s3: where the store is, and no key
+STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Scheduling:
 class Pod:
     """What the job takes over from the pipeline's pod.
 
-    ``env``: entries of its container, as Kubernetes writes them: keys stay references to a secret.
+    ``env``: entries of its container, as Kubernetes writes them: keys stay references to a secret. ``user``:
+    its ``runAsUser`` and ``runAsGroup``, where it has them.
     """
 
     name: str
@@ -54,12 +60,14 @@ class Pod:
     service_account: str = ""
     pull_secrets: Sequence[Mapping[str, Any]] = ()
     env: Sequence[Mapping[str, Any]] = ()
+    user: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pod: Mapping[str, Any]) -> Pod:
         """The same of a pod as the API gives it (its container is called main, or is the first)."""
         spec = pod["spec"]
         main = next((one for one in spec["containers"] if one["name"] == "main"), spec["containers"][0])
+        given = main.get("securityContext") or {}
         return cls(
             name=pod["metadata"]["name"],
             uid=pod["metadata"]["uid"],
@@ -67,6 +75,7 @@ class Pod:
             service_account=spec.get("serviceAccountName", ""),
             pull_secrets=spec.get("imagePullSecrets") or (),
             env=main.get("env") or (),
+            user={key: given[key] for key in ("runAsUser", "runAsGroup") if key in given},
         )
 
     def owner(self) -> dict[str, Any]:
@@ -169,6 +178,7 @@ def _filled(
     (container,) = spec["containers"]
     container["image"] = pod.image
     container["env"] = [*container.get("env", []), *env]
+    container["securityContext"] |= pod.user
     if part != "submitter":
         container["resources"] = _resources(part, ray)
     for volume in spec["volumes"]:
@@ -227,6 +237,12 @@ def environment(env: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             taken = {"value": os.environ.get(name, entry.get("value") or "")}
         for called in {name, KEYS.get(name, name)}:
             found[called] = {"name": called, **taken}
+    for name in STORE:
+        if name in os.environ:
+            found[name] = {"name": name, "value": os.environ[name]}
+    shared = found.get(VARIABLE, {}).get("value", "")
+    if shared and not shared.startswith("s3://"):  # a volume of this pod, which no other mounts
+        del found[VARIABLE]
     return [found[name] for name in sorted(found)]
 
 

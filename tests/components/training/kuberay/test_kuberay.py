@@ -301,6 +301,19 @@ def test_without_a_storage_it_is_refused(cluster: Cluster, tmp_path: Path) -> No
     assert cluster.asked == set()
 
 
+def test_the_prefix_of_all_runs_does_for_a_storage(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETORT_SHARED", "s3://")
+    with pytest.raises(RetortError, match="s3://"):
+        run(make_work(tmp_path, storage=""), api=connect(cluster.url))
+    env = [{"name": "RETORT_SHARED", "value": "s3://bucket/runs"}]
+    monkeypatch.setenv("RETORT_SHARED", "s3://bucket/runs")
+    assert template.environment(env) == env
+    monkeypatch.setenv("RETORT_SHARED", "/mnt/volume")
+    assert template.environment(env) == [], "no other pod mounts that volume"
+
+
 def test_a_remote_cluster_that_shares_nothing_is_refused_with_the_parameters() -> None:
     with pytest.raises(ValidationError, match="shares neither a disk nor a bucket"):
         Ray(address="ray://head:10001")
@@ -329,7 +342,9 @@ def rendered(monkeypatch: pytest.MonkeyPatch, **ray: Any) -> Object:
         {"name": "KFP_POD_NAME", "value": "x"},
         {"name": "RETORT_STATE", "value": "/work/.retort"},
     ]  # fmt: skip
-    pod = Pod(POD, "uid-1", "registry/retort@sha256:1", "pipeline-runner", [{"name": "pull"}], env)
+    user = {"runAsUser": 1234, "runAsGroup": 0}
+    pod = Pod(POD, "uid-1", "registry/retort@sha256:1", "pipeline-runner", [{"name": "pull"}], env, user)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:8333")
     scheduling = Scheduling(
         tolerations=[{"key": "gpu", "operator": "Exists"}], node_selector={"pool": "gpus"}, affinity={}
     )
@@ -366,7 +381,9 @@ def test_resources_tolerations_selectors_and_secrets_are_handed_on(monkeypatch: 
         assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}]
         assert env["RETORT_RUN"] == {"name": "RETORT_RUN", "value": RUN}
         assert env["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"]["name"] == "store"
+        assert env["AWS_ENDPOINT_URL_S3"]["value"] == "http://store:8333"
         assert not {"KFP_POD_NAME", "RETORT_STATE"} & set(env)
+        assert container["securityContext"]["runAsUser"] == 1234
 
 
 def test_the_job_belongs_to_the_pod_without_holding_it(monkeypatch: pytest.MonkeyPatch) -> None:
