@@ -249,6 +249,13 @@ def test_the_store_is_given_time_to_end_and_room_by_its_disk(manifests: list[dic
     assert "-volume.max=0" in pod["containers"][0]["args"]
 
 
+def test_of_the_store_only_s3_listens_outside_its_pod(manifests: list[dict[str, Any]]) -> None:
+    (store,) = (container for container in containers(manifests) if container["name"] == "seaweedfs")
+    binds = [word for word in store["args"] if "bind=" in word]
+    assert sorted(binds) == ["-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"]
+    assert [port["name"] for port in store["ports"]] == ["s3"]
+
+
 def test_production_stops_no_server_by_draining_a_node() -> None:
     budgets = of_kind(rendered("production"), "PodDisruptionBudget")
     assert {budget["metadata"]["name"] for budget in budgets} == SERVERS

@@ -131,6 +131,14 @@ def test_the_store_knows_no_stranger(servers: Servers) -> None:
     assert status(f"{url}/") == 403
 
 
+def test_servers_write_into_their_volumes_alone(servers: Servers) -> None:
+    """Their root file systems are read-only; the working folder is ours."""
+    made = {path.name for path in servers.folder.iterdir() if path.suffix != ".log"}
+    assert made == {"data", "database", "socket", "tmp", "seaweedfs", "mlflow"}
+    assert {path.name for path in (servers.folder / "mlflow").iterdir()} == {"basic_auth.ini"}
+    assert {path.name for path in (servers.folder / "seaweedfs").iterdir()} == {"s3.json"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_four_buckets_take_a_gibibyte_each() -> None:
