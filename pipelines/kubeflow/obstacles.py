@@ -15,12 +15,16 @@ from pipelines.steps import MAIN, Pipeline
 URI = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:")  # s3://..., https://..., hf:..., timm:..., package:...
 NO_PLACE = ("", "none", "digits")  # embedded, or nothing at all
 HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - no address to listen on
-# what a server that is older drops in silence: the setting's name in the IR, since when it is known, and what
-# the run would lose
-FEATURES = {
+# What a pod is given, in the IR's words; since which KFP a server knows it (an older one drops it without a
+# word), and what the run would lose.
+OF_PODS = {
     "fieldPathAsEnv": ((2, 2), "pods do not know their run: each step gets a run of its own in MLflow"),
-    "emptyDirMounts": ((2, 3), "training pods get no /dev/shm of their own, and loaders die in it"),
+    "emptyDirMounts": ((2, 3), "pods get no volumes of their own: loaders die for want of /dev/shm"),
     "securityContext": ((2, 16), "pods may run as root, and a restricted namespace refuses them"),
+}
+# The same of the pipeline as a whole, which an older server refuses.
+OF_RUNS = {
+    "activeDeadlineSeconds": ((2, 17), "it refuses a pipeline with a deadline (kubeflow.deadline_hours)")
 }
 
 
@@ -34,19 +38,17 @@ def obstacles(params: Params, pipeline: Pipeline = MAIN) -> list[str]:
     ]
 
 
-def dropped(version: tuple[int, int] | None, documents: Sequence[dict[str, Any]]) -> list[str]:
-    """What a server of that version would leave out of a compiled pipeline without a word, one line each."""
-    used = {
-        name
-        for document in documents
-        for platform in document.get("platforms", {}).values()
-        for executor in platform["deploymentSpec"]["executors"].values()
-        for name in executor
-    }
+def too_old(version: tuple[int, int] | None, documents: Sequence[dict[str, Any]]) -> list[str]:
+    """What a compiled pipeline asks for that a server of that version does not know, one line each."""
+    platforms = [platform for document in documents for platform in document.get("platforms", {}).values()]
+    executors = [each for platform in platforms for each in platform["deploymentSpec"]["executors"].values()]
+    asked = {name: OF_PODS[name] for each in executors for name in OF_PODS.keys() & each.keys()}
+    for platform in platforms:
+        asked |= {name: OF_RUNS[name] for name in OF_RUNS.keys() & platform.get("pipelineConfig", {}).keys()}
     return [
         f"kubeflow.host: KFP {version[0]}.{version[1]} has no {name}, KFP {since[0]}.{since[1]} does: {lost}"
-        for name, (since, lost) in FEATURES.items()
-        if version is not None and name in used and version < since
+        for name, (since, lost) in sorted(asked.items(), key=lambda item: item[1])
+        if version is not None and version < since
     ]
 
 

@@ -16,7 +16,7 @@ from components.common.storage import sha256_json
 from components.tracking.run_identity import git_state
 from pipelines.kubeflow import dag
 from pipelines.kubeflow.client import Server, ensure
-from pipelines.kubeflow.obstacles import dropped, obstacles
+from pipelines.kubeflow.obstacles import obstacles, too_old
 from pipelines.params import Params
 
 log = logging.getLogger(__name__)
@@ -93,13 +93,13 @@ def connect(params: Params, documents: list[dict[str, Any]]) -> Server:
         reasons.append(
             "kubeflow.namespace is empty: this server has users; give the namespace of your profile"
         )
-    reasons += dropped(server.version, documents)
+    reasons += too_old(server.version, documents)
     if reasons:
         raise RetortError("\n".join(reasons))
     if server.version is None:
         log.warning(
-            f"kubeflow.host {server.host}: the server does not say its version; one older than KFP 2.16 "
-            "drops settings of the pods in silence"
+            f"kubeflow.host {server.host}: the server does not say its version; one older than KFP 2.17 "
+            "drops settings of pods in silence, or refuses the pipeline"
         )
     return server
 

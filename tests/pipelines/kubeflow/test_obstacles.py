@@ -7,7 +7,7 @@ import re
 import pytest
 
 from components.common.params import Place
-from pipelines.kubeflow.obstacles import obstacles
+from pipelines.kubeflow.obstacles import obstacles, too_old
 from pipelines.params import keys
 from tests.pipelines.kubeflow.conftest import on
 
@@ -73,6 +73,32 @@ def test_what_pods_do_not_reach_is_told_by_its_key(override: str, key: str) -> N
     assert found
     assert {line.split()[0] for line in found} == {key}
     assert all(": " in line and "\n" not in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("version", "missing"),
+    [
+        ((2, 0), ["fieldPathAsEnv", "emptyDirMounts", "securityContext", "activeDeadlineSeconds"]),
+        ((2, 2), ["emptyDirMounts", "securityContext", "activeDeadlineSeconds"]),
+        ((2, 15), ["securityContext", "activeDeadlineSeconds"]),
+        ((2, 16), ["activeDeadlineSeconds"]),
+        ((2, 17), []),
+        ((3, 0), []),
+        (None, []),
+    ],
+)
+def test_only_what_is_asked_for_needs_a_new_server(
+    version: tuple[int, int] | None, missing: list[str]
+) -> None:
+    pods = {
+        "exec-a": {"fieldPathAsEnv": [], "secretAsEnv": []},
+        "exec-b": {"emptyDirMounts": [], "securityContext": {}},
+    }
+    kubernetes = {"deploymentSpec": {"executors": pods}, "pipelineConfig": {"activeDeadlineSeconds": 60}}
+    told = too_old(version, [{"root": {}}, {"platforms": {"kubernetes": kubernetes}}])
+    assert [line.split(" has no ")[1].split(",")[0] for line in told] == missing
+    less = {"deploymentSpec": {"executors": {"exec-a": {"secretAsEnv": []}}}}
+    assert too_old(version, [{"root": {}}, {"platforms": {"kubernetes": less}}]) == []
 
 
 def test_a_password_is_not_told() -> None:
