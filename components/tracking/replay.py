@@ -169,7 +169,7 @@ class Replay:
         parent, opened = self._find_parent(client, start)
         self.parent_run_id = parent.info.run_id
         own = self.experiment_id = parent.info.experiment_id
-        child = _find_run(client, own, start["id"])
+        child = find_run(client, own, start["id"])
         tags = {
             "mlflow.parentRunId": self.parent_run_id,
             "mlflow.source.name": f"retort {start['step']}",
@@ -214,7 +214,7 @@ class Replay:
             if known is not None:
                 return known, None
             own = experiment_id(client, self.uri, start["experiment"])
-            parent = _find_run(client, own, record["id"])
+            parent = find_run(client, own, record["id"])
             if parent is None:
                 tags = {
                     "mlflow.source.name": record["command"],
@@ -225,7 +225,7 @@ class Replay:
                 }
                 made = client.create_run(own, record["started"], tags, record["name"])
                 # where steps share no folder (pods), two may make it at once: both take the older one
-                parent = _find_run(client, own, record["id"]) or made
+                parent = find_run(client, own, record["id"]) or made
                 if parent.info.run_id != made.info.run_id:
                     client.delete_run(made.info.run_id)
             remember({**record, "uri": self.uri, "run_id": parent.info.run_id})
@@ -264,7 +264,11 @@ class Replay:
         if self.run_id != start["parent"]["adopt"]:  # KFP ends what it opened
             client.set_terminated(self.run_id, status, ended)
         steps = {f"step.{step}": f"reused {run_id}".strip() for step, run_id in event["reused"].items()}
-        _set_tags(client, self.parent_run_id, {**steps, f"step.{start['step']}": f"{status} {self.run_id}"})
+        own = f"step.{start['step']}"
+        told = client.get_run(self.parent_run_id).data.tags.get(own, "")
+        if told.endswith(self.run_id):  # else it was tried again meanwhile, and that try's verdict stands
+            steps[own] = f"{status} {self.run_id}"
+        _set_tags(client, self.parent_run_id, steps)
         parent = client.get_run(self.parent_run_id)
         if parent.data.tags.get("retort.id") != start["parent"]["id"]:
             return  # adopted: its owner ends it
@@ -278,7 +282,8 @@ class Replay:
         client.set_terminated(self.parent_run_id, verdict, max(ended, parent.info.end_time or 0))
 
 
-def _find_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | None:
+def find_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | None:
+    """The run with this ``retort.id``; of several the oldest, which all agree on."""
     found = client.search_runs([experiment], f"tags.`retort.id` = '{stable_id}'", max_results=10)
     return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 

@@ -103,7 +103,12 @@ def origin(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def git_state() -> tuple[str, bool]:
-    """Commit, and whether tracked files differ from it; ``("", False)`` outside a repository."""
+    """Commit, and whether tracked files differ from it; ``("", False)`` outside a repository.
+
+    An image says in ``RETORT_COMMIT`` of which commit it was built.
+    """
+    if built := os.environ.get("RETORT_COMMIT", ""):
+        return built, False
 
     def git(*words: str) -> str:
         environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
