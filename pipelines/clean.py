@@ -35,7 +35,7 @@ def _remakable(params: Params) -> list[Path]:
         for pipeline in PIPELINES
         for stage in pipeline.stages
         for place in stage.outputs.values()
-        if place is not None and OUTPUTS not in Path(place).parents
+        if OUTPUTS not in Path(place).parents
     )
     paths = [OUTPUTS, *made, Path("pipeline.yaml"), Path(".dvc/cache")]
     if params.data.source == "digits" and (Path(params.data.root) / digits.MARK).exists():

@@ -9,7 +9,7 @@ import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -31,6 +31,17 @@ S = TypeVar("S", bound=BaseModel)
 SHORT = reprlib.Repr()  # of a value at fault: written out, aliases in YAML can fill the memory
 SHORT.maxstring, SHORT.maxlevel = 100, 2
 QUANTITY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # bytes as Kubernetes and kfp write them: 8Gi, 500M
+
+
+class Toleration(Section):
+    """Of a taint of nodes; empty: whatever it is, as Kubernetes has it."""
+
+    key: str = Field("", description="of the taint; empty: every key, with operator Exists")
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="Exists: whatever the taint's value is")
+    value: str = Field("", description="of the taint")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
+        "", description="of the taint; empty: every effect"
+    )
 
 
 class Kubeflow(Section):
@@ -56,15 +67,44 @@ class Kubeflow(Section):
     light_image: str | None = Field(
         None, description="image without torch, for ingest, validate and the audits; null: the same image"
     )
+    pull_secrets: list[str] = Field(
+        default=[], description="Kubernetes secrets with which the images are pulled"
+    )
     experiment: str = Field("retort", description="KFP experiment")
+    deadline_hours: float = Field(
+        72, gt=0, le=8760, description="after which the server ends a run, even one that waits for a node"
+    )
     memory: str = Field(
         "16Gi", pattern=QUANTITY, description="memory of the training pods, /dev/shm included"
     )
     shm: str = Field("8Gi", pattern=QUANTITY, description="memory-backed /dev/shm of the training pods")
+    small_cpus: int = Field(2, ge=1, description="processors of the other pods; a benchmark may take more")
+    small_memory: str = Field("8Gi", pattern=QUANTITY, description="memory of the other pods")
+    scratch: str = Field(
+        "20Gi", pattern=QUANTITY, description="disk that a pod may fill in /work, and as much in /tmp"
+    )
     gpu: str | None = Field(None, description="accelerator resource, such as nvidia.com/gpu; null: none")
+    node_selector: dict[str, str] = Field(
+        default={}, description="labels of the nodes that training pods run on"
+    )
+    tolerations: list[Toleration] = Field(
+        default=[], description="taints of nodes that training pods stand, such as those of a GPU pool"
+    )
+    run_as_user: Annotated[int, Field(ge=1)] | Literal["namespace"] = Field(
+        10001, description="user of the pods, in group 0; namespace: whom that says (OpenShift)"
+    )
     s3_secret: str | None = Field(
         None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
+    mlflow_secret: str | None = Field(
+        None,
+        description="Kubernetes secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    )
+
+    @property
+    def deadline_seconds(self) -> int:
+        """``deadline_hours`` as Kubernetes takes it."""
+        return max(1, round(self.deadline_hours * 3600))
 
 
 class Params(Section):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.params import Params
 
 DATA, OUTPUTS = Path("data"), Path("outputs")  # what steps leave lies in these two
+RETRIES = 2  # of steps that fetch from other servers, or write to them
 ELSEWHERE = ("data", "registry", "report")  # where images lie, who tracks, whether pages show images
 WORK = {"ray": "ray.workers"}  # the only key of that section that can change a product
 
@@ -43,7 +44,9 @@ class Step:
         option_help: what the command line says about that argument.
         pod: what it needs on a cluster: 'light' is an image without torch, 'training' has Ray's workers.
         cached: whether the same inputs give the same outputs tomorrow.
-        cpus: of its pod; 0 leaves it to the cluster. A training pod's follow from its workers.
+        cpus: that its pod needs in any case. A training pod's follow from its workers.
+        workers: whether a training pod starts them, and so needs their processors and GPUs.
+        retries: how often Kubeflow tries again; only what talks to another server can go better then.
     """
 
     name: str
@@ -57,7 +60,9 @@ class Step:
     option_help: str = ""
     pod: Literal["light", "full", "training"] = "full"
     cached: Callable[[Params], bool] = lambda params: True
-    cpus: Callable[[Params], int] = lambda params: 0
+    cpus: Callable[[Params], int] = lambda params: 1
+    workers: Callable[[Params], bool] = lambda params: True
+    retries: int = 0
 
     @property
     def command(self) -> str:
@@ -76,6 +81,14 @@ class Step:
     def tracked(self) -> set[str]:
         """The keys of params.yaml that can change what the step leaves."""
         return {WORK.get(name, name) for name in self.sections().values() if name not in self.free}
+
+    def given(self) -> set[str]:
+        """The sections, by field, that a task on Kubeflow gets as parameters of the run, or one key of them.
+
+        They are part of its cache's key. The others cannot change what it leaves, or are the registry's: the
+        settings of its pod hold them (``pipelines.kubeflow.dag.settings``).
+        """
+        return {field for field, name in self.sections().items() if name not in (*self.free, "registry")}
 
     def call(self, params: StepParams, places: Mapping[str, Path], option: str = "") -> None:
         """Call the function on inputs and outputs that lie at ``places``, by their names."""
@@ -102,7 +115,7 @@ class Stage:
     Attributes:
         title: what a person calls it.
         inputs: where each comes from: 'validate.clean' is the output ``clean`` of the stage ``validate``.
-        outputs: where DVC keeps each. None: nowhere, it is only handed on between pods.
+        outputs: where DVC keeps each.
         option: the value of the step's option.
         own_name: where it differs from the step's.
     """
@@ -110,7 +123,7 @@ class Stage:
     step: Step
     title: str
     inputs: Mapping[str, str]
-    outputs: Mapping[str, str | None]
+    outputs: Mapping[str, str]
     option: str = ""
     own_name: str = ""
 
@@ -122,8 +135,7 @@ class Stage:
     @property
     def folder(self) -> Path:
         """The step's own folder, as DVC keeps it."""
-        kept = {name: Path(place) for name, place in self.outputs.items() if place is not None}
-        return self.step.folder(kept)
+        return self.step.folder({name: Path(place) for name, place in self.outputs.items()})
 
 
 @dataclass(frozen=True)
@@ -154,23 +166,30 @@ class Pipeline:
         """Where DVC keeps an output: 'validate.clean', or with '/features.onnx' a file in it."""
         stage, _, rest = source.partition(".")
         name, _, file = rest.partition("/")
-        place = self[stage].outputs[name]
-        assert place is not None, f"{source} is kept nowhere"
-        return Path(place) / file
+        return Path(self[stage].outputs[name]) / file
 
     def places(self, stage: Stage) -> dict[str, Path]:
         """Where DVC keeps what a stage reads and leaves, by the names of its inputs and outputs."""
-        read = {name: self.path(source) for name, source in stage.inputs.items() if self._kept(source)}
-        return read | {name: Path(place) for name, place in stage.outputs.items() if place is not None}
+        read = {name: self.path(source) for name, source in stage.inputs.items()}
+        return read | {name: Path(place) for name, place in stage.outputs.items()}
 
     def run(self, name: str, params: Params) -> None:
         """Run a stage here, on files as DVC keeps them."""
         stage = self[name]
         stage.step.call(params.of(stage.step.kind()), self.places(stage), stage.option)
 
-    def _kept(self, source: str) -> bool:
-        stage, _, name = source.partition(".")
-        return self[stage].outputs[name] is not None
+
+def _embedded(params: Params) -> bool:
+    """Whether the images are those of the package; own ones may change behind their names."""
+    return params.data.source == "digits"
+
+
+def _installed(params: Params) -> bool:
+    """Whether start weights cannot change under their names: the image's own, those of a known hash, none."""
+    nets = (params.teacher, params.student)
+    return all(
+        net.weights == "none" or net.weights.startswith("package:") or net.weights_sha256 for net in nets
+    )
 
 
 _EXPORT = Step(
@@ -198,14 +217,15 @@ MAIN = Pipeline(
                 takes={"manifest": "manifest", "out": "out"},
                 free=("registry", "report"),
                 pod="light",
-                cached=lambda params: params.data.source == "digits",
+                cached=_embedded,
+                retries=RETRIES,
                 help="""Read data.source into data/manifest.parquet.
 
                 Example: retort ingest -o data.source=photos -o data.root=photos""",
             ),
             title="Ingest",
             inputs={},
-            outputs={"manifest": "data/manifest.parquet", "images": None, "out": "outputs/ingest"},
+            outputs={"manifest": "data/manifest.parquet", "out": "outputs/ingest"},
         ),
         Stage(
             Step(
@@ -215,10 +235,11 @@ MAIN = Pipeline(
                 takes={"manifest": "manifest", "clean": "clean", "quarantine": "quarantine", "out": "out"},
                 free=("registry", "report"),
                 pod="light",
+                cached=_embedded,
                 help="Check every image and row; write clean.parquet, quarantine.parquet and Data Docs.",
             ),
             title="Validate",
-            inputs={"manifest": "ingest.manifest", "images": "ingest.images"},
+            inputs={"manifest": "ingest.manifest"},
             outputs={
                 "clean": "data/clean.parquet",
                 "quarantine": "data/quarantine.parquet",
@@ -231,6 +252,8 @@ MAIN = Pipeline(
                 function="components.weights.weights:weights",
                 parameters="components.weights.params:WeightsParams",
                 takes={"out": "weights"},
+                cached=_installed,
+                retries=RETRIES,
                 help="Fetch, convert and prove the weights that teacher and student start from.",
             ),
             title="Weights",
@@ -248,7 +271,7 @@ MAIN = Pipeline(
                 help="Measure the imbalance of classes; propose sampling and loss.",
             ),
             title="Audit: imbalance",
-            inputs={"manifest": "validate.clean", "images": "ingest.images"},
+            inputs={"manifest": "validate.clean"},
             outputs={"part": "outputs/audit/imbalance"},
         ),
         Stage(
@@ -264,7 +287,6 @@ MAIN = Pipeline(
             title="Audit: synthetic images",
             inputs={
                 "manifest": "validate.clean",
-                "images": "ingest.images",
                 "weights": "weights.weights",
             },
             outputs={"part": "outputs/audit/synthetic"},
@@ -300,7 +322,6 @@ MAIN = Pipeline(
             title="Finetune the teacher",
             inputs={
                 "manifest": "validate.clean",
-                "images": "ingest.images",
                 "plan": "plan.plan",
                 "weights": "weights.weights",
             },
@@ -319,13 +340,13 @@ MAIN = Pipeline(
                     "out": "passed",
                 },
                 pod="training",
+                workers=lambda params: params.distill.control,
                 help="The gate before distillation: teacher, start weights, rate; then the student without a "
                 "teacher.",
             ),
             title="Check before distillation",
             inputs={
                 "manifest": "validate.clean",
-                "images": "ingest.images",
                 "plan": "plan.plan",
                 "teacher_model": "finetune.trained",
                 "weights": "weights.weights",
@@ -353,7 +374,6 @@ MAIN = Pipeline(
             title="Distil the student",
             inputs={
                 "manifest": "validate.clean",
-                "images": "ingest.images",
                 "plan": "plan.plan",
                 "teacher_model": "finetune.trained",
                 "weights": "weights.weights",
@@ -365,7 +385,7 @@ MAIN = Pipeline(
             _EXPORT,
             title="Export the student",
             option="student",
-            inputs={"manifest": "validate.clean", "images": "ingest.images", "model": "distill.trained"},
+            inputs={"manifest": "validate.clean", "model": "distill.trained"},
             outputs={"exported": "outputs/export"},
         ),
         Stage(
@@ -373,7 +393,7 @@ MAIN = Pipeline(
             own_name="export-teacher",
             title="Export the teacher",
             option="teacher",
-            inputs={"manifest": "validate.clean", "images": "ingest.images", "model": "finetune.trained"},
+            inputs={"manifest": "validate.clean", "model": "finetune.trained"},
             outputs={"exported": "outputs/export/teacher"},
         ),
         Stage(
@@ -387,12 +407,12 @@ MAIN = Pipeline(
                     "out": "measured",
                 },
                 cpus=lambda params: max(params.benchmark.threads, default=1),
+                cached=lambda params: False,  # the same files are not equally fast on every node
                 help="Measure the exported models on this machine and recommend one configuration.",
             ),
             title="Benchmark",
             inputs={
                 "manifest": "validate.clean",
-                "images": "ingest.images",
                 "student": "export.exported",
                 "teacher": "export-teacher.exported",
             },
@@ -414,12 +434,12 @@ MAIN = Pipeline(
                 },
                 free=("data", "report"),
                 cached=lambda params: False,  # champion or challenger depends on the registry
+                retries=RETRIES,
                 help="Register the student in MLflow, as champion when it is better, else as challenger.",
             ),
             title="Register",
             inputs={
                 "manifest": "validate.clean",
-                "images": "ingest.images",
                 "student": "distill.trained",
                 "exported": "export.exported",
                 "measured": "benchmark.measured",

@@ -6,6 +6,8 @@ command line: an error a person can cause is its message, not a traceback; SIGTE
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import os
 import shutil
@@ -15,13 +17,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from components.common import signals
 from components.common.errors import RetortError
-from components.common.storage import read_json
+from components.common.params import Registry, StepParams
+from components.common.storage import read_json, state_dir
 from components.step import known_as
-from pipelines.steps import Step, find
+from pipelines.steps import Stage, find
 
 log = logging.getLogger(__name__)
+
+MOST_CLASSES = 30  # of a confusion matrix: more fit neither the UI nor what the server keeps of an artifact
+# what a pod calls a key (see pods.py), and what boto3 and MLflow call it
+KEYS = {
+    "RETORT_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
+    "RETORT_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    "RETORT_MLFLOW_USERNAME": "MLFLOW_TRACKING_USERNAME",
+    "RETORT_MLFLOW_PASSWORD": "MLFLOW_TRACKING_PASSWORD",
+}
 
 
 def _plainly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -46,31 +60,98 @@ def run(name: str, given: Mapping[str, Any]) -> None:
 
     Raises:
         KeyError: when the body lacks a section, an input or an output that the step's row names.
+        RetortError: when a parameter of the run contradicts the pod's settings.
     """
     pipeline, stage = find(name, given.get("of", ""))
     step = stage.step
     places = {argument: Path(value.path) for argument, value in given.items() if hasattr(value, "path")}
     # where an artifact lies says nothing to a person, and is another place in each run
     names = {places[argument]: kept for argument, kept in pipeline.places(stage).items()}
+    params = _params(stage, given)
+    take_keys()
     with known_as(names):
-        step.call(_params(step, given, places), places, stage.option)
+        step.call(params, places, stage.option)
     folder = step.folder(places)
     if "metrics" in given:
         for number, value in _headline(folder):
             given["metrics"].log_metric(number, value)
+    if "confusion" in given:
+        _confusion(folder, given["confusion"])
     shutil.copyfile(folder / "report.html", places["page"])
 
 
-def _params(step: Step, given: Mapping[str, Any], places: Mapping[str, Path]) -> Any:
-    sections = {name: given[field] for field, name in step.sections().items()}
-    if "images" in places:
-        # an artifact must exist, if only as an empty folder
-        places["images"].mkdir(parents=True, exist_ok=True)
-        if given["data"].get("source") == "digits":
-            # ingest draws those images, and pods share no disk: they travel as an artifact; every other
-            # source stays where data.root or its URIs say
-            sections["data"] = {**given["data"], "root": os.fspath(places["images"])}
-    return step.kind().model_validate(sections)
+def close(state: str) -> None:
+    """End the run in MLflow.
+
+    Args:
+        state: how the steps ended, as Kubeflow says it.
+    """
+    from components.tracking.closing import close_run
+
+    take_keys()
+    close_run(Registry.model_validate(_settings()["registry"]), state)
+
+
+def take_keys() -> None:
+    """Give a pod's keys the names that boto3 and MLflow know, which KFP's launcher must not see.
+
+    Where KFP's own plugin opened a run in MLflow, its login is there already.
+    """
+    for own, known in KEYS.items():
+        if own in os.environ and not (known.startswith("MLFLOW") and "MLFLOW_RUN_ID" in os.environ):
+            os.environ[known] = os.environ[own]
+
+
+def _settings() -> dict[str, Any]:
+    """The sections that are no parameters of the run.
+
+    Raises:
+        RetortError: when the variable is missing.
+    """
+    try:
+        found: dict[str, Any] = json.loads(os.environ["RETORT_SETTINGS"])
+    except (KeyError, ValueError):
+        raise RetortError(
+            "RETORT_SETTINGS: missing, or no JSON; pods get it from an annotation (KFP 2.4 or newer), "
+            "'retort submit --local' sets it"
+        ) from None
+    return found
+
+
+def _params(stage: Stage, given: Mapping[str, Any]) -> Any:
+    step, settings = stage.step, _settings()
+    sections = {}
+    for field, name in step.sections().items():
+        compiled = settings.get(field, {})
+        if field not in step.given():
+            sections[name] = settings[field]
+            continue
+        if any(key in compiled and compiled[key] != value for key, value in given[field].items()):
+            raise RetortError(
+                f"the run's parameter '{field}' is not what this version was compiled for, and others go "
+                "by that; 'retort submit -o KEY=VALUE' compiles a version of its own"
+            )
+        sections[name] = {**compiled, **given[field]}
+    data = sections.get("data", {})
+    for key, variable in (("endpoint_url", "AWS_ENDPOINT_URL_S3"), ("region", "AWS_DEFAULT_REGION")):
+        if value := data.get("s3", {}).get(key):
+            os.environ[variable] = value  # no pod finds what another one noted about stores
+    if data.get("source") == "digits":
+        # pods share no disk, and drawing these again is quicker than carrying 2,422 files from pod to pod
+        sections["data"] = {**data, "root": os.fspath(state_dir("digits").absolute())}
+    params = step.kind().model_validate(sections)
+    if data.get("source") == "digits" and "manifest" in stage.inputs:
+        _draw(params)
+    return params
+
+
+def _draw(params: StepParams) -> None:
+    """Draw the embedded digits as ingest did, unless they are here: in a local run all share one disk."""
+    from components.dataset import digits
+
+    data = params.data  # type: ignore[attr-defined]
+    if not (Path(data.root) / digits.MARK).exists():
+        digits.write(Path(data.root), data.splits, params.general.seed)
 
 
 def _headline(folder: Path) -> Iterator[tuple[str, float]]:
@@ -80,3 +161,16 @@ def _headline(folder: Path) -> Iterator[tuple[str, float]]:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     yield f"{split}.{name}", float(value)
+
+
+def _confusion(folder: Path, artifact: Any) -> None:
+    """The confusion matrix that a trained network left: a row is what images are, a column what it said."""
+    names = read_json(folder / "model.json")["class_names"]
+    if len(names) > MOST_CLASSES:
+        return
+    place = {name: number for number, name in enumerate(names)}
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    with (folder / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            matrix[place[row["actual"]], place[row["predicted"]]] += 1
+    artifact.log_confusion_matrix(names, matrix.tolist())

@@ -1,7 +1,8 @@
 """The body of each Kubeflow component: its parameters, its artifacts, and one call.
 
-A dict is the section of params.yaml of that name (``general``: global, ``validation``: validate). KFP writes
-the source of a body into the pipeline, and runs it in the pod: what it needs is imported inside.
+A dict is the section of params.yaml of that name (``general``: global, ``validation``: validate), one that
+can change the products; the others are in the pod's settings, since a parameter is part of the cache's key.
+KFP writes the source of a body into the pipeline, and runs it in the pod: what it needs is imported inside.
 """
 
 from kfp import dsl
@@ -12,10 +13,7 @@ def ingest(
     general: dict,
     data: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Output[dsl.Dataset],
-    images: dsl.Output[dsl.Dataset],
     out: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -23,7 +21,6 @@ def ingest(
 
     Args:
         manifest: Parquet, one row an image.
-        images: the embedded digits as files; an empty folder for every other source.
         out: the step's report and files.
         page: the report, for the UI.
     """
@@ -38,10 +35,7 @@ def validate(
     data: dict,
     validation: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     clean: dsl.Output[dsl.Dataset],
     quarantine: dsl.Output[dsl.Dataset],
     out: dsl.Output[dsl.Artifact],
@@ -51,7 +45,6 @@ def validate(
 
     Args:
         manifest: what ingest read.
-        images: the embedded digits as files.
         clean: the manifest's good rows.
         quarantine: its bad rows, with the reason.
         out: the step's report, Data Docs and files.
@@ -65,12 +58,9 @@ def validate(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def weights(
     general: dict,
-    data: dict,
     teacher: dict,
     student: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     weights: dsl.Output[dsl.Model],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -88,13 +78,9 @@ def weights(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def audit_imbalance(
     general: dict,
-    data: dict,
     audit: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     part: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -102,7 +88,6 @@ def audit_imbalance(
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         part: this audit's part of the plan, and its report.
         page: the report, for the UI.
     """
@@ -114,13 +99,9 @@ def audit_imbalance(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def audit_synthetic(
     general: dict,
-    data: dict,
     audit: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     weights: dsl.Input[dsl.Model],
     part: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
@@ -129,7 +110,6 @@ def audit_synthetic(
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         weights: the start weights; features.onnx of them.
         part: this audit's part of the plan, and its report.
         page: the report, for the UI.
@@ -142,11 +122,8 @@ def audit_synthetic(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def plan(
     general: dict,
-    data: dict,
     audit: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     imbalance: dsl.Input[dsl.Artifact],
     synthetic: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
@@ -168,29 +145,25 @@ def plan(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def finetune(
     general: dict,
-    data: dict,
     teacher: dict,
     ray: dict,
-    checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     plan: dsl.Input[dsl.Artifact],
     weights: dsl.Input[dsl.Model],
     trained: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
     page: dsl.Output[dsl.HTML],
 ) -> None:
     """Finetune the teacher on Ray Train, following the plan.
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         plan: what the audits tell training.
         weights: the start weights.
         trained: the teacher: model.safetensors, its card, metrics and history.
         metrics: its accuracy and recall.
+        confusion: what validation images are, and what it took them for; of 30 classes at most.
         page: the report, for the UI.
     """
     from pipelines.kubeflow.adapter import run
@@ -201,16 +174,12 @@ def finetune(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def check(
     general: dict,
-    data: dict,
     teacher: dict,
     student: dict,
     distill: dict,
     ray: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     plan: dsl.Input[dsl.Artifact],
     teacher_model: dsl.Input[dsl.Model],
     weights: dsl.Input[dsl.Model],
@@ -221,7 +190,6 @@ def check(
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         plan: what the audits tell training.
         teacher_model: the finetuned teacher.
         weights: the start weights.
@@ -236,35 +204,31 @@ def check(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def distill(
     general: dict,
-    data: dict,
     teacher: dict,
     student: dict,
     distill: dict,
     ray: dict,
-    checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     plan: dsl.Input[dsl.Artifact],
     teacher_model: dsl.Input[dsl.Model],
     weights: dsl.Input[dsl.Model],
     passed: dsl.Input[dsl.Artifact],
     trained: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
     page: dsl.Output[dsl.HTML],
 ) -> None:
     """Distil the teacher into the student with SSLD on Ray Train.
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         plan: what the audits tell training.
         teacher_model: the finetuned teacher.
         weights: the start weights.
         passed: the passed gate of exactly these inputs.
         trained: the student: model.safetensors, its card, metrics and history.
         metrics: its accuracy and recall.
+        confusion: what validation images are, and what it took them for; of 30 classes at most.
         page: the report, for the UI.
     """
     from pipelines.kubeflow.adapter import run
@@ -276,13 +240,9 @@ def distill(
 def export(
     of: str,
     general: dict,
-    data: dict,
     export: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
     exported: dsl.Output[dsl.Model],
     page: dsl.Output[dsl.HTML],
@@ -292,7 +252,6 @@ def export(
     Args:
         of: which network it is, student or teacher.
         manifest: the clean manifest.
-        images: the embedded digits as files.
         model: the trained network.
         exported: model.onnx and its siblings.
         page: the report, for the UI.
@@ -305,13 +264,9 @@ def export(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def benchmark(
     general: dict,
-    data: dict,
     benchmark: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     student: dsl.Input[dsl.Model],
     teacher: dsl.Input[dsl.Model],
     measured: dsl.Output[dsl.Artifact],
@@ -321,7 +276,6 @@ def benchmark(
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         student: the exported student.
         teacher: the exported teacher.
         measured: results.csv, choice.json and the curves.
@@ -335,12 +289,8 @@ def benchmark(
 @dsl.component(base_image="retort", install_kfp_package=False)
 def register(
     general: dict,
-    data: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     student: dsl.Input[dsl.Model],
     exported: dsl.Input[dsl.Model],
     measured: dsl.Input[dsl.Artifact],
@@ -353,7 +303,6 @@ def register(
 
     Args:
         manifest: the clean manifest.
-        images: the embedded digits as files.
         student: the trained student.
         exported: the exported student.
         measured: what the benchmark measured.
@@ -365,3 +314,15 @@ def register(
     from pipelines.kubeflow.adapter import run
 
     run("register", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def close_run(status: dsl.PipelineTaskFinalStatus) -> None:
+    """End the run in MLflow, however the steps ended: a pod that was killed could not say so.
+
+    Args:
+        status: how the steps ended.
+    """
+    from pipelines.kubeflow.adapter import close
+
+    close(status.state)

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,38 @@ from kfp.compiler import Compiler
 
 from components.common.storage import write_text
 from pipelines.kubeflow import components
-from pipelines.kubeflow.pods import equip
+from pipelines.kubeflow.pods import equip, equip_closing
 from pipelines.params import Params
-from pipelines.steps import MAIN, Pipeline, Stage
+from pipelines.steps import MAIN, WORK, Pipeline, Stage
+
+STEPS = "Steps"  # what the UI calls them together, beside the task that closes the run
 
 
 def arguments(params: Params, pipeline: Pipeline = MAIN) -> dict[str, dict[str, Any]]:
-    """The run's parameters: one dict a section that a step reads, by the name of its field in ``Params``.
+    """The run's parameters: one dict a section that can change products, by its field's name in ``Params``.
 
-    kfp takes no nulls: a key that is null is left out. Null is the default of every key that may be null.
+    Of a section of which one key alone can change them (``WORK``), that key is all that it holds. kfp takes
+    no nulls: a key that is null is left out. Null is the default of every key that may be null.
     """
-    read = {field for stage in pipeline.stages for field in stage.step.sections()}
-    return params.model_dump(mode="json", include=read, exclude_none=True)
+    read = set().union(*(stage.step.given() for stage in pipeline.stages))
+    keys = {section: {key.removeprefix(f"{section}.")} for section, key in WORK.items()}
+    return params.model_dump(
+        mode="json", include={field: keys.get(field, True) for field in read}, exclude_none=True
+    )
+
+
+def settings(params: Params, pipeline: Pipeline = MAIN) -> str:
+    """The sections that are no parameter of the run, or not whole, to one step at least, as JSON.
+
+    Where images lie, where Ray runs, who tracks, whether pages show images, what is waived: none of it
+    changes what such a step leaves. A parameter is part of the cache's key (``GenerateCacheKey`` in KFP's
+    ``cacheutils``: parameters, ids of input artifacts, image, command, and of late the container's
+    variables): with another tracker everything would be trained again. So pods have these as an annotation,
+    compiled in, which the variable ``RETORT_SETTINGS`` shows; where there are no pods, as in a local run, the
+    variable alone holds them.
+    """
+    free = set(WORK).union(*(set(stage.step.sections()) - stage.step.given() for stage in pipeline.stages))
+    return json.dumps(params.model_dump(mode="json", include=free, exclude_none=True), sort_keys=True)
 
 
 def pipeline_name(params: Params, pipeline: Pipeline = MAIN) -> str:
@@ -36,39 +57,51 @@ def pipeline_name(params: Params, pipeline: Pipeline = MAIN) -> str:
     return name[:40].strip("-") or "retort"
 
 
-def build(params: Params, pipeline: Pipeline = MAIN, in_file: Params | None = None) -> Any:
-    """The pipeline: ``params`` size its pods.
+def build(
+    params: Params, pipeline: Pipeline = MAIN, in_file: Params | None = None, closes: bool = True
+) -> Any:
+    """The pipeline: its pods as ``params`` ask for them, and one that ends the MLflow run after them.
 
     Args:
-        in_file: the defaults of its run's parameters; None: ``params``, too.
+        in_file: the defaults of the run's parameters; None: ``params``, too.
+        closes: whether there is that last one, which comes however the others end.
     """
-    defaults = arguments(in_file or params, pipeline)
+    given = arguments(in_file or params, pipeline)
+    compiled = settings(params, pipeline)
 
-    def body(*values: Any) -> dsl.Model:
-        sections = dict(zip(defaults, values, strict=True))
+    def body(*values: Any) -> None:
+        sections = dict(zip(given, values, strict=True))
         tasks: dict[str, dsl.PipelineTask] = {}
 
         def output(source: str) -> Any:
             stage, _, name = source.partition(".")
             return tasks[stage].outputs[name]
 
-        for stage in pipeline.stages:
-            given = {field: sections[field] for field in stage.step.sections()}
-            given |= {name: output(source) for name, source in stage.inputs.items()}
-            given |= {stage.step.option: stage.option} if stage.step.option else {}
-            tasks[stage.name] = _component(stage)(**given)
-            equip(tasks[stage.name], stage, params)
-        return output(pipeline.result)
+        closed: AbstractContextManager[Any] = nullcontext()
+        if closes:
+            closing = components.close_run()
+            equip_closing(closing, params, compiled)
+            closed = dsl.ExitHandler(closing, name=STEPS)
+        with closed:
+            for stage in pipeline.stages:
+                read = stage.step.given()
+                inputs = {field: value for field, value in sections.items() if field in read}
+                inputs |= {name: output(source) for name, source in stage.inputs.items()}
+                inputs |= {stage.step.option: stage.option} if stage.step.option else {}
+                tasks[stage.name] = _component(stage)(**inputs)
+                equip(tasks[stage.name], stage, params, compiled)
 
-    # kfp reads the run's parameters and the result off the function's signature
+    # kfp reads the run's parameters off the function's signature
     body.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=dict)
-            for name, value in defaults.items()
-        ],
-        return_annotation=dsl.Model,
+            for name, value in given.items()
+        ]
     )
-    return dsl.pipeline(name=pipeline_name(params, pipeline), description=pipeline.description)(body)
+    # a pod that waits for what no node has is ended by this alone: its own time counts from its start
+    config = dsl.PipelineConfig(active_deadline_seconds=params.kubeflow.deadline_seconds)
+    name = pipeline_name(params, pipeline)
+    return dsl.pipeline(name=name, description=pipeline.description, pipeline_config=config)(body)
 
 
 def compile(

@@ -23,6 +23,7 @@ from components.common.storage import remove, sha256_file, state_dir
 from pipelines.history import REPO_ROOT
 from pipelines.kubeflow import dag
 from pipelines.params import Params
+from pipelines.steps import MAIN
 
 if TYPE_CHECKING:
     import psutil
@@ -51,6 +52,7 @@ def submit_local(params: Params) -> tuple[Path, str]:
     own = {
         "RETORT_STATE": os.fspath(home / "state"),
         "RETORT_RUN": key,
+        "RETORT_SETTINGS": dag.settings(params),
         # a component is a process of its own: it imports the code of this process, not another checkout's
         "PYTHONPATH": os.pathsep.join(filter(None, [os.fspath(REPO_ROOT), os.environ.get("PYTHONPATH")])),
     }
@@ -105,9 +107,13 @@ def _run_here(params: Params, root: Path) -> str:
         warnings.simplefilter("ignore")  # of kfp: that the image is not called python
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=os.fspath(root))
         try:
-            return dag.build(params)(**dag.arguments(params)).output.path
+            # with a task that closes the run, a failed step would not end it: other branches would go on
+            dag.build(params, closes=False)(**dag.arguments(params))
         except RuntimeError as error:
             raise _explained(COLOUR.sub("", str(error)), root) from None
+    stage, _, name = MAIN.result.partition(".")
+    (student,) = root.glob(f"*/{stage}/{name}")
+    return os.fspath(student)
 
 
 def _explained(message: str, root: Path) -> RetortError:

@@ -1,4 +1,10 @@
-"""What a task's pod gets on a cluster: image, processors, memory, keys, and whether its result is cached."""
+"""What a task's pod gets on a cluster: image, size, user, disks, keys and settings. A local run ignores it.
+
+KFP's SDK sets a container's user; its compiler adds the rest of what a *restricted* namespace asks for: no
+capability, no escalation, the default seccomp profile. A read-only root is the administrator's to set:
+``/tmp`` and ``/work`` are volumes, so that it can be. Of a pod's disk only volumes get a limit: the SDK knows
+no ``ephemeral-storage``, so a quota on that needs a LimitRange with defaults.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +12,98 @@ import math
 
 from kfp import dsl, kubernetes
 
-from pipelines.params import Params
+from pipelines.params import Kubeflow, Params
 from pipelines.steps import Stage
 
-S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+SETTINGS = "retort-settings"  # the annotation of a pod that holds them
+GROUP = 0  # what an image gives to it, any user may use: OpenShift's rule
+SCRATCH = {"tmp": "/tmp", "work": "/work"}  # noqa: S108 - where pods write
+CLOSING = ("500m", "1Gi")  # of the pod that closes the run: MLflow's client, and nothing else
+CLOSING_SECONDS = 600
+BACKOFF = "60s"  # before the first retry; twice as long before the next
+# Keys of a secret, and what a pod calls them. KFP's launcher, in the same container, takes AWS_... for keys
+# of its own, and would bring its artifacts to our store. The adapter gives them back their names.
+S3_KEYS = {f"AWS_{key}": f"RETORT_S3_{key}" for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")}
+LOGIN = {f"MLFLOW_TRACKING_{key}": f"RETORT_MLFLOW_{key}" for key in ("USERNAME", "PASSWORD")}
 
 
-def equip(task: dsl.PipelineTask, stage: Stage, params: Params) -> None:
-    """Give the task of ``stage`` its pod; a local run ignores all of it.
+def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str) -> None:
+    """Give the task of ``stage`` its pod.
 
     The server's cache knows an image by its name, not by its content, and a source by its name too: a task
     is cached only when its image is pinned by a digest and what it reads cannot change under its name.
+
+    Args:
+        settings: what is no parameter of the run, as JSON.
     """
     step, kubeflow = stage.step, params.kubeflow
     image = kubeflow.light_image if step.pod == "light" and kubeflow.light_image else kubeflow.image
     task.set_display_name(stage.title)
-    task.set_container_image(image)
     task.set_caching_options(step.cached(params) and "@sha256:" in image)
-    # the run's key for the tracker; as an argument it would be part of the cache's key
-    kubernetes.use_field_path_as_env(task, "RETORT_RUN", "metadata.labels['pipeline/runid']")
-    _reach_images(task, params)
+    if step.retries:
+        # KFP's longest time is an hour from the first start, after which a pod is ended in mid-work
+        longest = f"{kubeflow.deadline_seconds}s"
+        task.set_retry(step.retries, BACKOFF, backoff_factor=2.0, backoff_max_duration=longest)
+    _house(task, image, kubeflow, settings, kubeflow.deadline_seconds)
+    if kubeflow.s3_secret:
+        kubernetes.use_secret_as_env(task, kubeflow.s3_secret, S3_KEYS)
     if step.pod == "training":
-        _train(task, params)
-    elif cpus := step.cpus(params):
-        task.set_cpu_request(str(cpus)).set_cpu_limit(str(cpus))
+        _train(task, stage, params)
+    else:
+        cpus = max(kubeflow.small_cpus, step.cpus(params))
+        _size(task, str(cpus), kubeflow.small_memory)
 
 
-def _reach_images(task: dsl.PipelineTask, params: Params) -> None:
-    """Every pod reads images; none finds what another one noted about stores."""
-    s3 = params.data.s3
-    if s3.endpoint_url:
-        task.set_env_variable("AWS_ENDPOINT_URL_S3", s3.endpoint_url)
-    if s3.region:
-        task.set_env_variable("AWS_DEFAULT_REGION", s3.region)
-    if params.kubeflow.s3_secret:
-        kubernetes.use_secret_as_env(task, params.kubeflow.s3_secret, {key: key for key in S3_KEYS})
+def equip_closing(task: dsl.PipelineTask, params: Params, settings: str) -> None:
+    """Give its pod to the task that closes the run."""
+    kubeflow = params.kubeflow
+    task.set_display_name("Close the run in MLflow")
+    task.set_caching_options(False)
+    _house(task, kubeflow.light_image or kubeflow.image, kubeflow, settings, CLOSING_SECONDS)
+    _size(task, *CLOSING)
 
 
-def _train(task: dsl.PipelineTask, params: Params) -> None:
+def _house(task: dsl.PipelineTask, image: str, kubeflow: Kubeflow, settings: str, seconds: int) -> None:
+    """What every pod gets.
+
+    Settings travel as an annotation, and not as a parameter, nor as a plain variable: both are parts of the
+    cache's key, in the servers' newest version at least.
+    """
+    task.set_container_image(image)
+    kubernetes.set_timeout(task, seconds)
+    user = kubeflow.run_as_user
+    given = {} if user == "namespace" else {"run_as_user": user, "run_as_group": GROUP}
+    kubernetes.set_security_context(task, run_as_non_root=True, **given)
+    for name, path in SCRATCH.items():
+        kubernetes.empty_dir_mount(task, volume_name=name, mount_path=path, size_limit=kubeflow.scratch)
+    if kubeflow.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, kubeflow.pull_secrets)
+    if kubeflow.mlflow_secret:
+        kubernetes.use_secret_as_env(task, kubeflow.mlflow_secret, LOGIN)
+    # the run's key for the tracker
+    kubernetes.use_field_path_as_env(task, "RETORT_RUN", "metadata.labels['pipeline/runid']")
+    kubernetes.add_pod_annotation(task, SETTINGS, settings)
+    kubernetes.use_field_path_as_env(task, "RETORT_SETTINGS", f"metadata.annotations['{SETTINGS}']")
+
+
+def _size(task: dsl.PipelineTask, cpus: str, memory: str) -> None:
+    """Requests equal limits: a quota counts both, and such a pod is the last to be evicted."""
+    task.set_cpu_request(cpus).set_cpu_limit(cpus)
+    task.set_memory_request(memory).set_memory_limit(memory)
+
+
+def _train(task: dsl.PipelineTask, stage: Stage, params: Params) -> None:
     """Room for Ray's workers, unless they live elsewhere, and a /dev/shm for their loaders."""
     kubeflow, ray = params.kubeflow, params.ray
-    workers = ray.workers if ray.address == "" else 0
-    cpus = str(1 + math.ceil(workers * ray.cpus_per_worker))
-    task.set_cpu_request(cpus).set_cpu_limit(cpus)
-    # requests = limits; pages of a memory-backed volume count against the limit
-    task.set_memory_request(kubeflow.memory).set_memory_limit(kubeflow.memory)
+    workers = ray.workers if ray.address == "" and stage.step.workers(params) else 0
+    _size(task, str(1 + math.ceil(workers * ray.cpus_per_worker)), kubeflow.memory)
+    # pages of a memory-backed volume count against the pod's memory
     shm = {"mount_path": "/dev/shm", "medium": "Memory", "size_limit": kubeflow.shm}  # noqa: S108
     kubernetes.empty_dir_mount(task, volume_name="shm", **shm)
     gpus = math.ceil(workers * ray.gpus_per_worker)
     if kubeflow.gpu and gpus:
         task.set_accelerator_type(kubeflow.gpu).set_accelerator_limit(gpus)
+    for key, value in kubeflow.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for each in kubeflow.tolerations:
+        kubernetes.add_toleration(task, **each.model_dump(exclude_defaults=True))

@@ -1,4 +1,4 @@
-"""A pipeline with a step more, of no use, which is used twice; and a step that draws images."""
+"""A pipeline with a step more, of no use, which is used twice; a step that draws, and one that is killed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from components.common.storage import write_json
 from components.dataset.params import IngestParams
 from components.step import name_of
 from components.step import step as framed
+from pipelines.kubeflow import components
 from pipelines.steps import MAIN, Pipeline, Stage, Step
 
 
@@ -36,14 +37,14 @@ LONGER = replace(
         Stage(
             COUNT,
             "Count",
-            inputs={"manifest": "validate.clean", "images": "ingest.images"},
+            inputs={"manifest": "validate.clean"},
             outputs={"counted": "outputs/count"},
             option="all",
         ),
         Stage(
             COUNT,
             "Count again",
-            inputs={"manifest": "validate.clean", "images": "ingest.images"},
+            inputs={"manifest": "validate.clean"},
             outputs={"counted": "outputs/again"},
             option="twice",
             own_name="again",
@@ -57,10 +58,7 @@ def count(
     of: str,
     general: dict,
     checks: dict,
-    report: dict,
-    registry: dict,
     manifest: dsl.Input[dsl.Dataset],
-    images: dsl.Input[dsl.Dataset],
     counted: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -90,5 +88,20 @@ DRAWING = Pipeline(
     name="drawing",
     description="Images.",
     result="drawn.drawn",
-    stages=(Stage(DRAWN, "Draw", inputs={}, outputs={"drawn": "outputs/drawn", "images": None}),),
+    stages=(Stage(DRAWN, "Draw", inputs={}, outputs={"drawn": "outputs/drawn"}),),
 )
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def dying() -> None:
+    """Be killed."""
+    from tests.pipelines.killed import die
+
+    die()
+
+
+@dsl.pipeline
+def doomed():
+    """A step that is killed, and after it the task that closes the run."""
+    with dsl.ExitHandler(components.close_run()):
+        dying()

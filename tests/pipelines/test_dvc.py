@@ -118,7 +118,8 @@ def test_every_stage_keeps_the_id_of_its_run() -> None:
 def test_the_order_is_that_of_the_kubeflow_pipeline(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.yaml"
     dag.compile(load(REPO_ROOT / "params.yaml"), path)
-    tasks = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))["root"]["dag"]["tasks"]
+    pipeline = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
 
     @cache
     def before(task: str) -> frozenset[str]:
