@@ -85,7 +85,7 @@ class Cluster:
         self.quota = ""
         self.cuts = 0  # logs that were asked for
         self._end = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.server = _Server(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         for work in (self.server.serve_forever, self._operate):
@@ -216,7 +216,7 @@ class Cluster:
         if head.get("deletionTimestamp"):
             if entry is not None and entry.is_alive():
                 entry.stop("deleted")
-                if not entry.silent:
+                if entry.at_work and not entry.silent:
                     self.lost.append(name)
             head["finalizers"] = []
             self.objects["rayjobs", name] = job
@@ -337,13 +337,20 @@ class Cluster:
             self.changed.notify_all()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no fault of the server's."""
+
+
 class Entry(threading.Thread):
     """A stand-in for the step in its cluster: goes on from its checkpoint, ends itself when nobody lives."""
 
     def __init__(self, cluster: Cluster, job: Object) -> None:
         super().__init__(daemon=True)
         self.name_of_job = job["metadata"]["name"]
-        self.cluster, self.status, self.ended, self.silent = cluster, 1, "", False
+        self.cluster, self.status, self.ended, self.silent, self.at_work = cluster, 1, "", False, False
         words = shlex.split(job["spec"]["entrypoint"])
         self.storage = remote.open_storage(words[3])
         self.attempt = words[5]
@@ -370,6 +377,7 @@ class Entry(threading.Thread):
             lambda: parcel.read_text(self.storage, f"{place}/{parcel.BEAT}"), work["silence"], self._be_silent
         )
         watch.start()
+        self.at_work = True
         checkpoint = f"{place}/checkpoint"
         done = int(parcel.read_text(self.storage, checkpoint) or 0)
         self.cluster.say(self.name, f"going on at step {done}")
