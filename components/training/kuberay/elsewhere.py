@@ -18,7 +18,7 @@ from components.dataset import s3
 from components.step import name_of, step
 from components.training import remote
 from components.training.kuberay import follow, life, parcel, template
-from components.training.kuberay.api import Api, own_name
+from components.training.kuberay.api import Api, ApiError, own_name
 from components.training.kuberay.life import Job
 from components.training.kuberay.template import Pod, Scheduling
 from components.training.params import Ray
@@ -200,6 +200,8 @@ def _one(api: Api, storage: remote.Storage, wanted: Job, pod: Pod, work: Work) -
     try:
         progress.at("following the RayJob")
         end, why = life.wait(api, job, work.ray, lambda: result_of(job) is not None)
+    except ApiError:  # it would refuse this, too: the job ends by itself
+        raise
     except RetortError:
         _remove(api, job)
         raise
