@@ -362,6 +362,8 @@ class Entry(threading.Thread):
         self._stop_now.set()
 
     def _be_silent(self) -> None:
+        if not self.is_alive():  # a real one's watch ends with its process
+            return
         self.silent = True
         self.cluster.silenced.append(self.name)
         self.stop("silent")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from components.common import signals
+from components.common.errors import FindingsError
 from components.training.kuberay import Work, api, elsewhere, follow, life
 from components.training.params import FinetuneParams
 from tests.components.training.kuberay.api_server import NAMESPACE
@@ -73,3 +75,16 @@ def component(url: str, folder: str, pod: str, run: str) -> None:
     os.environ |= {"KFP_POD_NAME": pod, "RETORT_RUN": run}
     sys.stderr = Path(folder, f"{pod}.log").open("a")  # noqa: SIM115 - until the process ends
     elsewhere.run(make_work(Path(folder)), api=connect(url))
+
+
+def step_of_a_test(params: FinetuneParams, *, manifest: Path, out: Path) -> None:
+    """Stands for a step's function: what it reads decides what it does."""
+    word = manifest.read_text()
+    out.mkdir()
+    Path(out, "report.json").write_text(f'"{word}, {params.ray.address}, {manifest}"')
+    if word == "findings":
+        raise FindingsError("finetune: train.learns: it does not learn")
+    if word == "break":
+        raise ZeroDivisionError("by nothing")
+    while word == "wait":
+        time.sleep(0.05)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -479,6 +481,75 @@ def test_signs_of_life_keep_a_watch_quiet(tmp_path: Path) -> None:
         entry.Watch(lambda: parcel.read_text(storage, "kuberay/job/beat"), 0.6, ended.set).start()
         assert not ended.wait(1.5)
     assert ended.wait(5)
+
+
+# --- the entry point ---
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "status"), [("ok", "ok", 0), ("findings", "FindingsError", 1), ("break", "failed", 1)]
+)
+def test_the_entry_point_calls_the_function_and_leaves_what_it_left(
+    tmp_path: Path, word: str, kind: str, status: int
+) -> None:
+    storage = sent(tmp_path, word, silence=60.0)
+    done = enter(tmp_path)
+    said = done.communicate(timeout=120)[0]
+    assert done.returncode == status, said
+    result = parcel.read_json(storage, "kuberay/job/1-result.json")
+    assert (result["kind"], result["status"]) == (kind, status)
+    parcel.bring(storage, result, tmp_path / "out")
+    assert json.loads((tmp_path / "out/report.json").read_text()) == f"{word}, auto, data/clean.parquet"
+    if word != "ok":
+        assert str(parcel.error_of(result)) in said
+        again = enter(tmp_path)  # the same job in another cluster
+        assert again.communicate(timeout=120)[0].count("\n") == 1
+        assert again.returncode == status
+
+
+def test_the_entry_point_ends_itself_when_nobody_is_there(tmp_path: Path) -> None:
+    storage = sent(tmp_path, "wait", silence=2.0)
+    done = enter(tmp_path)
+    said = done.communicate(timeout=120)[0]
+    assert done.returncode == 143, said
+    assert "gives no sign of life any more" in said
+    assert parcel.read_json(storage, "kuberay/job/1-result.json")["kind"] == parcel.SILENT
+
+
+def test_an_entry_point_that_is_stopped_leaves_no_result_so_that_another_goes_on(tmp_path: Path) -> None:
+    storage = sent(tmp_path, "wait", silence=600.0)
+    done = enter(tmp_path)
+    until(lambda: (tmp_path / "home/retort/outputs/teacher/report.json").exists(), 60)
+    done.terminate()
+    done.communicate(timeout=60)
+    assert done.returncode == 143
+    assert parcel.read_json(storage, "kuberay/job/1-result.json") is None
+
+
+def sent(folder: Path, word: str, silence: float) -> remote.Storage:
+    storage = remote.open_storage(str(folder / "storage"))
+    (folder / "manifest").write_text(word)
+    reference = parcel.packed(remote.put(storage, folder / "manifest"))
+    work = {
+        "function": "tests.components.training.kuberay.pods:step_of_a_test",
+        "parameters": "components.training.params:FinetuneParams",
+        "params": {"ray": {"address": "auto", "storage": storage.uri}},
+        "inputs": {"manifest": {"name": "data/clean.parquet", "ref": reference}},
+        "images": None, "out": "outputs/teacher", "stores": {}, "silence": silence, "attempt": "1",
+    }  # fmt: skip
+    parcel.put_json(storage, "kuberay/job/1-work.json", work)
+    return storage
+
+
+def enter(folder: Path) -> subprocess.Popen[str]:
+    """The entry point, as Ray's job server runs it."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "components.training.kuberay.entry", str(folder / "storage"), "job", "1"]
+    return subprocess.Popen(
+        command, cwd=home, env={**os.environ, "HOME": str(home), "PYTHONPATH": str(REPO_ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
 def test_images_of_the_pod_alone_go_there_as_one_file(tmp_path: Path) -> None:
