@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
@@ -93,6 +94,15 @@ class Kubeflow(Section):
     run_as_user: Annotated[int, Field(ge=1)] | Literal["namespace"] = Field(
         10001, description="user of the pods, in group 0; namespace: whom that says (OpenShift)"
     )
+    state: str | None = Field(
+        None,
+        pattern=r"^s3://[^/]+/.+",
+        description="s3://bucket/prefix of what outlives a pod: the spool, checkpoints, what is known of "
+        "images, failed steps' reports; null: nothing does",
+    )
+    state_volume: str | None = Field(
+        None, description="or a PersistentVolumeClaim for the same, ReadWriteMany"
+    )
     s3_secret: str | None = Field(
         None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
@@ -100,6 +110,14 @@ class Kubeflow(Section):
         None,
         description="Kubernetes secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
+
+    @model_validator(mode="after")
+    def _keeps_in_one_place(self) -> Kubeflow:
+        if self.state and self.state_volume:
+            raise PydanticCustomError(
+                "two_places", "state and state_volume are two places: expected one of them"
+            )
+        return self
 
     @property
     def deadline_seconds(self) -> int:

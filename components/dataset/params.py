@@ -30,7 +30,7 @@ class S3(Section):
         None,
         gt=0,
         description="of images kept on a machine's disk, the least recently used go first; null: all, "
-        "in a pod as many as fit into half of kubeflow.disk",
+        "in a pod as many as fit into half of kubeflow.scratch",
     )
 
 

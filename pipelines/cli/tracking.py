@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -39,7 +40,12 @@ def sync(context: Context) -> None:
     """Send to MLflow what was spooled while it was away; may be repeated."""
     from components.tracking.replay import sync as send
 
-    counts = send(context.obj.params().registry)
+    params = context.obj.params()
+    if params.kubeflow.state:  # where pods left what they could not send
+        os.environ.setdefault("RETORT_SHARED", params.kubeflow.state)
+    if params.data.s3.endpoint_url:
+        os.environ.setdefault("AWS_ENDPOINT_URL_S3", params.data.s3.endpoint_url)
+    counts = send(params.registry)
     running = f"; {counts['running']} belong to steps that still run" if counts["running"] else ""
     print(f"{counts['sent']} steps sent{running}")
 

@@ -22,6 +22,7 @@ import numpy as np
 from components.common import signals
 from components.common.errors import RetortError
 from components.common.params import Registry, StepParams
+from components.common.shared import VARIABLE
 from components.common.storage import read_json, state_dir
 from components.step import known_as
 from pipelines.steps import Stage, find
@@ -42,7 +43,8 @@ def _plainly(kind: type[BaseException], error: BaseException, trace: TracebackTy
     if signals.stopped_by(error) is not None:
         log.info("stopped")
     elif isinstance(error, RetortError):
-        log.error(f"failed: {error}")
+        # last: what was found, and where the step has put its report
+        log.error("\n".join([f"failed: {error}", *getattr(error, "__notes__", [])]))
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -67,6 +69,7 @@ def run(name: str, given: Mapping[str, Any]) -> None:
     places = {argument: Path(value.path) for argument, value in given.items() if hasattr(value, "path")}
     # where an artifact lies says nothing to a person, and is another place in each run
     names = {places[argument]: kept for argument, kept in pipeline.places(stage).items()}
+    share()
     params = _params(stage, given)
     take_keys()
     with known_as(names):
@@ -90,6 +93,16 @@ def close(state: str) -> None:
 
     take_keys()
     close_run(Registry.model_validate(_settings()["registry"]), state)
+
+
+def share() -> None:
+    """Tell the step where it shares state, and how much its own disk may hold; a local run has no volumes."""
+    told = _settings().get("shared", {})
+    place, pod = str(told.get("place", "")), "RETORT_STATE" not in os.environ
+    if place.startswith("s3://") or (place and Path(place).is_dir()):
+        os.environ.setdefault(VARIABLE, place)
+    if pod and "bytes" in told:
+        os.environ.setdefault("RETORT_STATE_BYTES", str(told["bytes"]))
 
 
 def take_keys() -> None:

@@ -17,7 +17,7 @@ from kfp.compiler import Compiler
 
 from components.common.storage import write_text
 from pipelines.kubeflow import components
-from pipelines.kubeflow.pods import equip, equip_closing
+from pipelines.kubeflow.pods import equip, equip_closing, shared
 from pipelines.params import Params
 from pipelines.steps import MAIN, WORK, Pipeline, Stage
 
@@ -48,7 +48,8 @@ def settings(params: Params, pipeline: Pipeline = MAIN) -> str:
     variable alone holds them.
     """
     free = set(WORK).union(*(set(stage.step.sections()) - stage.step.given() for stage in pipeline.stages))
-    return json.dumps(params.model_dump(mode="json", include=free, exclude_none=True), sort_keys=True)
+    sections = params.model_dump(mode="json", include=free, exclude_none=True)
+    return json.dumps({**sections, "shared": shared(params.kubeflow)}, sort_keys=True)
 
 
 def pipeline_name(params: Params, pipeline: Pipeline = MAIN) -> str:

@@ -121,7 +121,7 @@ def _workers(params: Params) -> Iterator[str]:
         )
     if ray.address == "auto":
         yield "ray.address 'auto': no Ray runs in a task's pod; '' starts one, ray://HOST:PORT is elsewhere"
-    elif ray.address and not URI.match(ray.storage):
+    elif ray.address and not URI.match(ray.storage or (ray.address == "kuberay" and kubeflow.state) or ""):
         yield (
             f"ray.storage '{ray.storage}' with ray.address {ray.address}: that cluster shares no disk with a "
             "task's pod; give a prefix that both reach, such as s3://bucket/prefix"

@@ -9,8 +9,10 @@ no ``ephemeral-storage``, so a quota on that needs a LimitRange with defaults.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from kfp import dsl, kubernetes
+from kubernetes.utils.quantity import parse_quantity
 
 from pipelines.params import Kubeflow, Params
 from pipelines.steps import Stage
@@ -18,6 +20,8 @@ from pipelines.steps import Stage
 SETTINGS = "retort-settings"  # the annotation of a pod that holds them
 GROUP = 0  # what an image gives to it, any user may use: OpenShift's rule
 SCRATCH = {"tmp": "/tmp", "work": "/work"}  # noqa: S108 - where pods write
+STATE_VOLUME = "/retort-state"  # where kubeflow.state_volume is mounted
+FILLED = 0.9  # of the disk in /work, that state may fill: Kubernetes ends a pod whose volume is full
 CLOSING = ("500m", "1Gi")  # of the pod that closes the run: MLflow's client, and nothing else
 CLOSING_SECONDS = 600
 BACKOFF = "60s"  # before the first retry; twice as long before the next
@@ -25,6 +29,12 @@ BACKOFF = "60s"  # before the first retry; twice as long before the next
 # of its own, and would bring its artifacts to our store. The adapter gives them back their names.
 S3_KEYS = {f"AWS_{key}": f"RETORT_S3_{key}" for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")}
 LOGIN = {f"MLFLOW_TRACKING_{key}": f"RETORT_MLFLOW_{key}" for key in ("USERNAME", "PASSWORD")}
+
+
+def shared(kubeflow: Kubeflow) -> dict[str, Any]:
+    """What a pod is told of what outlives it: the place, and the bytes of its own disk until then."""
+    place = STATE_VOLUME if kubeflow.state_volume else kubeflow.state
+    return {"place": place or "", "bytes": int(FILLED * float(parse_quantity(kubeflow.scratch)))}
 
 
 def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str) -> None:
@@ -76,6 +86,8 @@ def _house(task: dsl.PipelineTask, image: str, kubeflow: Kubeflow, settings: str
     kubernetes.set_security_context(task, run_as_non_root=True, **given)
     for name, path in SCRATCH.items():
         kubernetes.empty_dir_mount(task, volume_name=name, mount_path=path, size_limit=kubeflow.scratch)
+    if kubeflow.state_volume:
+        kubernetes.mount_pvc(task, pvc_name=kubeflow.state_volume, mount_path=STATE_VOLUME)
     if kubeflow.pull_secrets:
         kubernetes.set_image_pull_secrets(task, kubeflow.pull_secrets)
     if kubeflow.mlflow_secret:

@@ -513,7 +513,7 @@ def test_settings_are_in_every_pod() -> None:
     _, kubernetes = compiled("registry.tracking_uri=http://mlflow:5000")
     for pod in kubernetes.values():
         settings = json.loads(pod["podMetadata"]["annotations"]["retort-settings"])
-        assert set(settings) == {"data", "checks", "ray", "registry", "report"}
+        assert set(settings) == {"data", "checks", "ray", "registry", "report", "shared"}
         assert settings["registry"]["tracking_uri"] == "http://mlflow:5000"
         paths = {each["name"]: each["fieldPath"] for each in pod["fieldPathAsEnv"]}
         assert paths["RETORT_SETTINGS"] == "metadata.annotations['retort-settings']"
