@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import kfp_server_api as api
@@ -11,12 +12,14 @@ from urllib3.exceptions import HTTPError
 
 from components.common.errors import RetortError, Terminated
 from pipelines.kubeflow.client import TOKEN, Server, refusal
+from pipelines.steps import PIPELINES
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
 AWAY_SECONDS = 600.0  # without an answer, until the waiting ends (the run itself goes on)
 PENDING_SECONDS = 300.0  # without a pod that starts, until that is said, and then again
+STAGES = {stage.name for pipeline in PIPELINES for stage in pipeline.stages}
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 REFUSED = {
     401: f"the token has expired (kubeflow.token_file, {TOKEN})",
@@ -42,7 +45,7 @@ def follow(server: Server, run_id: str) -> None:
     if run.state not in ("FAILED", "CANCELED"):
         log.info(f"the run {run.state.lower()}: {link}")
         return
-    failed = [task for task, state in _tasks(run).items() if state in ("FAILED", "SYSTEM_ERROR")]
+    failed = _failed(_tasks(run)) or _failed({task.display_name: task.state for task in _details(run)})
     where = f" at {', '.join(failed)}" if failed else ""
     reason = next((f": {text}" for text in _reasons(run)), "")
     raise RetortError(f"the run {run.state.lower()}{where}{reason}\nits logs, and the step's report: {link}")
@@ -112,12 +115,12 @@ def _details(run: Any) -> list[Any]:
 
 
 def _tasks(run: Any) -> dict[str, str]:
-    """State by name of a run's tasks; the pods that KFP starts for each are left out."""
-    return {
-        task.display_name: task.state
-        for task in _details(run)
-        if task.state and task.display_name and not task.display_name.endswith(("driver", "executor"))
-    }
+    """State by name of the steps; what KFP makes beside them (root, drivers, executors) is left out."""
+    return {task.display_name: task.state for task in _details(run) if task.display_name in STAGES}
+
+
+def _failed(states: Mapping[str, str]) -> list[str]:
+    return [task for task, state in states.items() if state == "FAILED" and task]
 
 
 def _reasons(run: Any) -> list[str]:

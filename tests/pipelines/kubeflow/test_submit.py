@@ -351,8 +351,16 @@ def test_waiting_says_each_tasks_state_and_outlives_a_broken_poll(
 
 
 def test_a_failed_run_is_an_error_that_names_the_step(server: KfpServer) -> None:
-    server.states = [run("FAILED", {"ingest": "SUCCEEDED", "check": "FAILED"}, error="exit status 1")]
+    around = dict.fromkeys(["retort-digits-x7k2p", "root", "exit-handler-1", "executor"], "FAILED")
+    states = {**around, "ingest": "SUCCEEDED", "check": "FAILED"}
+    server.states = [run("FAILED", states, error="exit status 1")]
     with pytest.raises(RetortError, match=r"the run failed at check: exit status 1\n.*/runs/details/run-"):
+        start(server, wait=True)
+
+
+def test_a_pod_of_kfps_own_that_failed_is_named(server: KfpServer) -> None:
+    server.states = [run("FAILED", {"ingest-driver": "FAILED", "root-driver": "SUCCEEDED"})]
+    with pytest.raises(RetortError, match=r"the run failed at ingest-driver\n"):
         start(server, wait=True)
 
 
