@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from components.common import signals
 from components.common.errors import RetortError
 from components.common.params import Registry, StepParams
@@ -182,8 +180,8 @@ def _confusion(folder: Path, artifact: Any) -> None:
     if len(names) > MOST_CLASSES:
         return
     place = {name: number for number, name in enumerate(names)}
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    matrix = [[0] * len(names) for _ in names]
     with (folder / "confusion.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            matrix[place[row["actual"]], place[row["predicted"]]] += 1
-    artifact.log_confusion_matrix(names, matrix.tolist())
+            matrix[place[row["actual"]]][place[row["predicted"]]] += 1
+    artifact.log_confusion_matrix(names, matrix)
