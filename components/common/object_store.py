@@ -23,6 +23,7 @@ from components.common.storage import atomic_path, disk_full, remove
 T = TypeVar("T")
 CONNECTIONS = 16
 ATTEMPTS = 6  # of a request, with growing pauses between; boto3 counts them
+CONNECT_SECONDS, SILENT_SECONDS = 10, 60  # that a request waits
 HASTY_ATTEMPTS = 3
 DROPS = 4  # of a connection in the middle of one object's content
 FULL = ("507", "QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded")
@@ -75,8 +76,8 @@ def client(endpoint_url: str | None, region: str | None, patient: bool = True) -
             config = Config(
                 max_pool_connections=CONNECTIONS,
                 retries={"max_attempts": ATTEMPTS if patient else HASTY_ATTEMPTS, "mode": "standard"},
-                connect_timeout=10 if patient else 3,
-                read_timeout=60 if patient else 15,
+                connect_timeout=CONNECT_SECONDS if patient else 3,
+                read_timeout=SILENT_SECONDS if patient else 15,
             )
             session = boto3.session.Session()
             try:
@@ -326,7 +327,14 @@ class S3Storage:
     def filesystem(self) -> tuple[str, Any]:
         from pyarrow import fs
 
-        options: dict[str, Any] = {} if self.region is None else {"region": self.region}
+        options: dict[str, Any] = {
+            # as boto3's client here has them: by default three seconds of silence end a request
+            "connect_timeout": CONNECT_SECONDS,
+            "request_timeout": SILENT_SECONDS,
+            "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        }
+        if self.region is not None:
+            options["region"] = self.region
         if self.endpoint_url is not None:
             scheme, _, place = self.endpoint_url.rpartition("://")
             options |= {"endpoint_override": place.rstrip("/"), "scheme": scheme or "https"}
