@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from components.common.params import StepParams
@@ -93,8 +93,11 @@ class Step:
     def call(self, params: StepParams, places: Mapping[str, Path], option: str = "") -> None:
         """Call the function on inputs and outputs that lie at ``places``, by their names."""
         options = {self.option: option} if self.option else {}
-        arguments = {name: _placed(taken, places) for name, taken in self.takes.items()}
-        pkgutil.resolve_name(self.function)(params, **arguments, **options)
+        pkgutil.resolve_name(self.function)(params, **self.arguments(places), **options)
+
+    def arguments(self, places: Mapping[str, Path]) -> dict[str, Any]:
+        """The function's arguments that are paths, of inputs and outputs that lie at ``places``."""
+        return {name: _placed(taken, places) for name, taken in self.takes.items()}
 
     def folder(self, places: Mapping[str, Path]) -> Path:
         """The step's own folder, with its report, of outputs that lie at ``places``."""

@@ -71,7 +71,10 @@ def run(name: str, given: Mapping[str, Any]) -> None:
     params = _params(stage, given)
     take_keys()
     with known_as(names):
-        step.call(params, places, stage.option)
+        if step.pod == "training" and params.ray.address == "kuberay":
+            _elsewhere(stage, params, places, given["task_config"])
+        else:
+            step.call(params, places, stage.option)
     folder = step.folder(places)
     if "metrics" in given:
         for number, value in _headline(folder):
@@ -79,6 +82,24 @@ def run(name: str, given: Mapping[str, Any]) -> None:
     if "confusion" in given:
         _confusion(folder, given["confusion"])
     shutil.copyfile(folder / "report.html", places["page"])
+
+
+def _elsewhere(stage: Stage, params: Any, places: Mapping[str, Path], task_config: Any) -> None:
+    """Run the step in a Ray cluster that Kubernetes makes for it.
+
+    Args:
+        task_config: kfp's, with what the pod hands on to workers.
+    """
+    from components.training import kuberay
+
+    scheduling = kuberay.Scheduling(
+        tolerations=task_config.tolerations or (),
+        node_selector=task_config.node_selector or {},
+        affinity=task_config.affinity or {},
+    )
+    step = stage.step
+    work = kuberay.Work(stage.name, step.function, step.parameters, params, step.arguments(places))
+    kuberay.run(work, scheduling)
 
 
 def close(state: str) -> None:

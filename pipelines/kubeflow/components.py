@@ -154,6 +154,7 @@ def finetune(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     page: dsl.Output[dsl.HTML],
+    task_config: dsl.TaskConfig,
 ) -> None:
     """Finetune the teacher on Ray Train, following the plan.
 
@@ -165,6 +166,7 @@ def finetune(
         metrics: its accuracy and recall.
         confusion: what validation images are, and what it took them for; of 30 classes at most.
         page: the report, for the UI.
+        task_config: where Ray's workers may run, if they have pods of their own.
     """
     from pipelines.kubeflow.adapter import run
 
@@ -185,6 +187,7 @@ def check(
     weights: dsl.Input[dsl.Model],
     passed: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
+    task_config: dsl.TaskConfig,
 ) -> None:
     """The gate before distillation: teacher, weights and learning rate; then the student without a teacher.
 
@@ -195,6 +198,7 @@ def check(
         weights: the start weights.
         passed: the gate's report, which distillation asks for, and the student trained alone.
         page: the report, for the UI.
+        task_config: where Ray's workers may run, if they have pods of their own.
     """
     from pipelines.kubeflow.adapter import run
 
@@ -217,6 +221,7 @@ def distill(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     page: dsl.Output[dsl.HTML],
+    task_config: dsl.TaskConfig,
 ) -> None:
     """Distil the teacher into the student with SSLD on Ray Train.
 
@@ -230,6 +235,7 @@ def distill(
         metrics: its accuracy and recall.
         confusion: what validation images are, and what it took them for; of 30 classes at most.
         page: the report, for the UI.
+        task_config: where Ray's workers may run, if they have pods of their own.
     """
     from pipelines.kubeflow.adapter import run
 

@@ -17,7 +17,7 @@ from kfp.compiler import Compiler
 
 from components.common.storage import write_text
 from pipelines.kubeflow import components
-from pipelines.kubeflow.pods import equip, equip_closing, shared
+from pipelines.kubeflow.pods import equip, equip_closing, passthroughs, shared
 from pipelines.params import Params
 from pipelines.steps import MAIN, WORK, Pipeline, Stage
 
@@ -89,7 +89,7 @@ def build(
                 inputs = {field: value for field, value in sections.items() if field in read}
                 inputs |= {name: output(source) for name, source in stage.inputs.items()}
                 inputs |= {stage.step.option: stage.option} if stage.step.option else {}
-                tasks[stage.name] = _component(stage)(**inputs)
+                tasks[stage.name] = _component(stage, params)(**inputs)
                 equip(tasks[stage.name], stage, params, compiled)
 
     # kfp reads the run's parameters off the function's signature
@@ -143,12 +143,14 @@ def _in_order(text: str, pipeline: dict[str, Any]) -> str:
     return ordered + text[len(comments) :]
 
 
-def _component(stage: Stage) -> Any:
+def _component(stage: Stage, params: Params) -> Any:
     """The step's component, by the stage's name: kfp names a task after it, and a second one 'export-2'."""
     component = getattr(components, stage.step.name.replace("-", "_"))
-    if stage.name == stage.step.name:
+    passed_on = passthroughs(stage, params)
+    if stage.name == stage.step.name and not passed_on:
         return component
     twin = copy.copy(component)
     twin.component_spec = copy.deepcopy(component.component_spec)
     twin.component_spec.name = stage.name
+    twin.component_spec.task_config_passthroughs = passed_on
     return twin

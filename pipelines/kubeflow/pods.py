@@ -22,6 +22,7 @@ GROUP = 0  # what an image gives to it, any user may use: OpenShift's rule
 SCRATCH = {"tmp": "/tmp", "work": "/work"}  # noqa: S108 - where pods write
 STATE_VOLUME = "/retort-state"  # where kubeflow.state_volume is mounted
 FILLED = 0.9  # of the disk in /work, that state may fill: Kubernetes ends a pod whose volume is full
+ELSEWHERE = ("1", "2Gi")  # of a pod whose step runs in a cluster of its own: it sends, waits, and fetches
 CLOSING = ("500m", "1Gi")  # of the pod that closes the run: MLflow's client, and nothing else
 CLOSING_SECONDS = 600
 BACKOFF = "60s"  # before the first retry; twice as long before the next
@@ -107,6 +108,13 @@ def _size(task: dsl.PipelineTask, cpus: str, memory: str) -> None:
 def _train(task: dsl.PipelineTask, stage: Stage, params: Params) -> None:
     """Room for Ray's workers, unless they live elsewhere, and a /dev/shm for their loaders."""
     kubeflow, ray = params.kubeflow, params.ray
+    for key, value in kubeflow.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for each in kubeflow.tolerations:
+        kubernetes.add_toleration(task, **each.model_dump(exclude_defaults=True))
+    if ray.address == "kuberay":
+        _size(task, *ELSEWHERE)
+        return
     workers = ray.workers if ray.address == "" and stage.step.workers(params) else 0
     _size(task, str(1 + math.ceil(workers * ray.cpus_per_worker)), kubeflow.memory)
     # pages of a memory-backed volume count against the pod's memory
@@ -115,7 +123,19 @@ def _train(task: dsl.PipelineTask, stage: Stage, params: Params) -> None:
     gpus = math.ceil(workers * ray.gpus_per_worker)
     if kubeflow.gpu and gpus:
         task.set_accelerator_type(kubeflow.gpu).set_accelerator_limit(gpus)
-    for key, value in kubeflow.node_selector.items():
-        kubernetes.add_node_selector(task, key, value)
-    for each in kubeflow.tolerations:
-        kubernetes.add_toleration(task, **each.model_dump(exclude_defaults=True))
+
+
+def passthroughs(stage: Stage, params: Params) -> list[dsl.TaskConfigPassthrough] | None:
+    """What KFP hands to the step itself, as its argument ``task_config``; None: all of it is the pod's.
+
+    A step that makes a cluster of its own (``ray.address: kuberay``) gives its workers the node selectors and
+    tolerations; its own pod goes where it likes. Once one thing is passed on, KFP gives the pod only what is
+    named to be the pod's, too. Resources are: those passed on are the pod's own, and a pod without any is
+    refused where a quota rules. A worker's are ``ray.cpus_per_worker`` and its like.
+    """
+    if stage.step.pod != "training" or params.ray.address != "kuberay":
+        return None
+    field = dsl.TaskConfigField
+    own = (field.RESOURCES, field.ENV, field.KUBERNETES_VOLUMES)
+    workers = (field.KUBERNETES_TOLERATIONS, field.KUBERNETES_NODE_SELECTOR, field.KUBERNETES_AFFINITY)
+    return [dsl.TaskConfigPassthrough(field=each, apply_to_task=each in own) for each in (*own, *workers)]

@@ -159,7 +159,8 @@ def test_a_component_only_calls_its_step(name: str) -> None:
 def test_a_component_takes_what_its_row_says(stage: Stage) -> None:
     spec = components.__dict__[stage.step.name.replace("-", "_")].component_spec
     options = [stage.step.option] if stage.step.option else []
-    assert set(spec.inputs) == {*options, *stage.step.given(), *stage.inputs}
+    more = ["task_config"] if stage.step.pod == "training" else []
+    assert set(spec.inputs) == {*options, *stage.step.given(), *stage.inputs, *more}
     assert {name for name in spec.inputs if spec.inputs[name].type == "Dict"} == stage.step.given()
     assert set(spec.outputs) - {"metrics", "confusion"} == {*stage.outputs, "page"}
 
@@ -457,6 +458,29 @@ def test_check_reserves_gpus_when_it_trains(control: bool) -> None:
 def test_workers_elsewhere_are_not_asked_of_the_pod() -> None:
     pipeline, _ = compiled("ray.workers=64", "ray.address=ray://127.0.0.1:10001")
     assert containers(pipeline)["finetune"]["resources"]["resourceCpuLimit"] == "1"
+
+
+def test_where_workers_have_pods_of_their_own_selectors_and_tolerations_are_theirs() -> None:
+    pipeline, kubernetes = compiled(
+        "ray.address=kuberay", "ray.workers=64", "ray.gpus_per_worker=1", "kubeflow.gpu=nvidia.com/gpu",
+        "kubeflow.node_selector={pool: gpus}", "kubeflow.tolerations=[{key: gpu, operator: Exists}]",
+    )  # fmt: skip
+    for step in ("finetune", "check", "distill"):
+        component = pipeline["components"][f"comp-{step}"]
+        passthroughs = component["taskConfigPassthroughs"]
+        passed = {each["field"]: each.get("applyToTask", False) for each in passthroughs}
+        assert passed == {
+            "RESOURCES": True, "ENV": True, "KUBERNETES_VOLUMES": True,
+            "KUBERNETES_TOLERATIONS": False, "KUBERNETES_NODE_SELECTOR": False, "KUBERNETES_AFFINITY": False,
+        }  # fmt: skip
+        assert component["inputDefinitions"]["parameters"]["task_config"]["parameterType"] == "TASK_CONFIG"
+        assert "task_config" not in tasks(pipeline)[step]["inputs"]["parameters"], "the server fills it in"
+        resources = containers(pipeline)[step]["resources"]
+        assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("1", "2Gi")
+        assert "accelerator" not in resources
+        assert kubernetes[f"exec-{step}"]["nodeSelector"]["labels"] == {"pool": "gpus"}
+    pipeline, _ = compiled()
+    assert "taskConfigPassthroughs" not in pipeline["components"]["comp-finetune"], "all is the pod's"
 
 
 def test_light_steps_use_the_light_image() -> None:
