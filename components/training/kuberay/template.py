@@ -25,7 +25,7 @@ WORK, ATTEMPT = (
 QUEUE = "kueue.x-k8s.io/queue-name"
 # what the pod's variables that a step reads begin with; its own state and those of KFP stay there
 KEPT = ("RETORT_", "MLFLOW_", "AWS_", "OMP_NUM_THREADS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_")
-LOCAL = ("RETORT_STATE", "RETORT_NODE_CACHE", "RETORT_SETTINGS")
+LOCAL = ("RETORT_STATE", "RETORT_STATE_BYTES", "RETORT_NODE_CACHE", "RETORT_SETTINGS")
 # clients know keys by these names; in a pod of KFP they have others, which its launcher does not read
 KEYS = {
     "RETORT_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
@@ -33,8 +33,8 @@ KEYS = {
     "RETORT_MLFLOW_USERNAME": "MLFLOW_TRACKING_USERNAME",
     "RETORT_MLFLOW_PASSWORD": "MLFLOW_TRACKING_PASSWORD",
 }
-# set by this process for itself, out of data.s3: where the store is, and no key
-STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
+# set by this process for itself, out of parameters: where things are, and no key
+PLACES = (VARIABLE, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def environment(env: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             taken = {"value": os.environ.get(name, entry.get("value") or "")}
         for called in {name, KEYS.get(name, name)}:
             found[called] = {"name": called, **taken}
-    for name in STORE:
+    for name in PLACES:
         if name in os.environ:
             found[name] = {"name": name, "value": os.environ[name]}
     shared = found.get(VARIABLE, {}).get("value", "")
