@@ -136,10 +136,15 @@ def test_every_command_of_the_page_about_own_data_can_be_said() -> None:
         parse(root, "retort", rest)
 
 
-@pytest.mark.parametrize("page_", ["README.md", "docs/training.md"])
+@pytest.mark.parametrize("page_", ["README.md", "docs/training.md", "docs/kubernetes.md"])
 def test_every_command_of_the_other_pages_can_be_said(page_: str) -> None:
     blocks = re.findall(r"```\n(.*?)```", (REPO_ROOT / page_).read_text(encoding="utf-8"), re.DOTALL)
-    lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    lines = [
+        part
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        for part in line.split("&&")
+    ]
     said = [shlex.split(line, comments=True)[1:] for line in lines if line.strip().startswith("retort ")]
     assert len(said) >= 2
     root = typer.main.get_command(app)
