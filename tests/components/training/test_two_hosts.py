@@ -138,6 +138,13 @@ class Cluster:
         self.first = Host(f"retort-{mark}-1", [sessions], self.environment)
         # the second has no folder of the test's, and not even the code: that comes with the job
         self.second = Host(f"retort-{mark}-2", [Path("/tmp"), REPO_ROOT / "components"], self.environment)
+        try:
+            self._connect(mark)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _connect(self, mark: str) -> None:
         ends = [f"rt{mark}a", f"rt{mark}b"]
         call("ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
         for host, end, address in zip((self.first, self.second), ends, (FIRST, SECOND), strict=True):

@@ -74,6 +74,7 @@ class Cluster:
         self.started: list[tuple[str, str]] = []  # name and uid of each cluster that came up
         self.lost: list[str] = []  # names of jobs that were removed while they ran
         self.silenced: list[str] = []  # ... that ended themselves, since nobody was there
+        self.expired: list[str] = []  # ... that a deletion rule removed, some time after their end
         self.endless: set[str] = set()  # ... whose step goes on until it is stopped
         self.skew = 0.0
         self.crd = self.operator = True
@@ -265,6 +266,7 @@ class Cluster:
                 )
                 due = time.monotonic() - status["ended"] >= condition["ttlSeconds"]
                 if rule["policy"] == "DeleteSelf" and fits and due:
+                    self.expired.append(name)
                     self.delete_job(name)
                     return
 

@@ -62,7 +62,9 @@ class Pods:
         self.cluster.add_pod(name)
         folder = self.folder / run
         folder.mkdir(exist_ok=True)
-        process = self._context.Process(target=component, args=(self.cluster.url, str(folder), name, run))
+        process = self._context.Process(
+            target=component, args=(self.cluster.url, str(folder), name, run), daemon=True
+        )
         process.start()
         return process
 
@@ -156,7 +158,8 @@ def test_no_job_is_left_behind_and_no_healthy_one_is_lost(cluster: Cluster, tmp_
     assert not set(cluster.silenced) - killed, "a job ended itself though its owner lived"
     starts = Counter(name for name, _ in cluster.started)
     for one in rounds:
-        reasons = cluster.silenced.count(one.job) + cluster.lost.count(one.job)
+        over = (cluster.silenced, cluster.lost, cluster.expired)
+        reasons = sum(names.count(one.job) for names in over)
         assert starts[one.job] <= 1 + reasons, f"trained twice without a reason: {one}"
     failed = [one for one in rounds if one.came_back is False]
     assert not failed, f"a try that nothing befell did not bring its network back: {failed}"
