@@ -29,13 +29,15 @@ from components.training import cluster as cluster_of_ray
 from components.training.params import Ray
 from components.training.spec import TrainSpec
 from components.training.state import TrainResult
-from tests.components.conftest import Store, free_port, no_other_keys
+from tests.components.conftest import Store, free_port, no_other_keys, store
 from tests.components.training import local
 from tests.own_data import page
 from tests.own_data.kinds import KINDS, STOPPED, Data
 from tests.own_data.pictures import UNSEEN, encoded, picture, put
 from tests.own_data.project import SMALLEST, STEPS, Project, merged
 from tests.own_data.published import large_scale_weights
+
+__all__ = ["store"]  # a fixture
 
 pytestmark = pytest.mark.large  # whole pipelines, minutes each
 
@@ -87,15 +89,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         project = Project.made(folder / "mine", [], SMALLEST)
         assert project.steps("weights") == ("weights", 0)
     return folder / "mine/outputs/weights"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    server = Store(tmp_path_factory.mktemp("weed"))
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

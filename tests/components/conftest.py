@@ -125,6 +125,16 @@ class Store:
         self.process.wait()
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store for the tests of one file."""
+    server = Store(tmp_path_factory.mktemp("weed"))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 def no_other_keys(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """The store's keys in the environment, the first place of the standard chain, and nowhere else."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -6,7 +6,6 @@ import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,16 +15,7 @@ import pytest
 from components.common import object_store, shared
 from components.common.errors import RetortError
 from components.common.shared_rows import MANY, SharedRows
-from tests.components.conftest import Store, no_other_keys
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    server = Store(tmp_path_factory.mktemp("weed"))
-    try:
-        yield server
-    finally:
-        server.stop()
+from tests.components.conftest import no_other_keys
 
 
 @pytest.fixture(autouse=True)

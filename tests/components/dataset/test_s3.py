@@ -28,20 +28,17 @@ from tests.components.dataset.conftest import Steps, digit, encoded
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    server = Store(tmp_path_factory.mktemp("weed"))
-    try:
-        targets = load_digits().target
-        for label in range(3):
-            for number in np.flatnonzero(targets == label)[:20]:
-                server.put(f"flowers/{'abc'[label]}/{number:02d}.png", encoded(digit(number)))
-        server.put("flowers/a/with space+plus%20ü.png", encoded(digit(999)))
-        server.put("flowers/notes.txt", b"not an image")
-        for number in range(40):
-            server.put(f"elsewhere/{('a b', 'a%20b')[number % 2]}/{number}.png", encoded(digit(number)))
-        yield server
-    finally:
-        server.stop()
+def store(store: Store) -> Store:
+    """With images, and with what is none."""
+    targets = load_digits().target
+    for label in range(3):
+        for number in np.flatnonzero(targets == label)[:20]:
+            store.put(f"flowers/{'abc'[label]}/{number:02d}.png", encoded(digit(number)))
+    store.put("flowers/a/with space+plus%20ü.png", encoded(digit(999)))
+    store.put("flowers/notes.txt", b"not an image")
+    for number in range(40):
+        store.put(f"elsewhere/{('a b', 'a%20b')[number % 2]}/{number}.png", encoded(digit(number)))
+    return store
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,6 @@ from components.dataset.params import S3
 from components.training import remote
 from tests.components.conftest import Store, no_other_keys
 from tests.components.dropping import Dropping as DroppingOneInTwenty
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    server = Store(tmp_path_factory.mktemp("weed"))
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

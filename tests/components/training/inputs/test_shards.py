@@ -3,7 +3,6 @@
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,15 +29,6 @@ from tests.components.conftest import Store, no_other_keys
 from tests.components.training import local
 
 SIZE = 4000  # bytes of images in a shard: some ten digits
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    server = Store(tmp_path_factory.mktemp("weed"))
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(params=["folder", "s3"])
