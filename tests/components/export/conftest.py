@@ -41,19 +41,15 @@ class Digits:
 
 def write_manifest(path: Path, rows: list[tuple[str, int, str]]) -> None:
     """Rows of (path, label, split), as validation leaves them."""
-    columns = {
-        "path": [row[0] for row in rows],
-        "label": pa.array([row[1] for row in rows], pa.int32()),
-        "class_name": [NAMES[row[1]] for row in rows],
-        "split": [row[2] for row in rows],
-        "source": ["real"] * len(rows),
-    }
-    unknown = {name: pa.nulls(len(rows)) for name in manifests.SCHEMA.names if name not in columns}
-    manifests.write(pa.table({**columns, **unknown}).select(manifests.SCHEMA.names), path)
+    named = [
+        {"path": path, "label": label, "class_name": NAMES[label], "split": split, "source": "real"}
+        for path, label, split in rows
+    ]
+    manifests.write(pa.Table.from_pylist(named, schema=manifests.SCHEMA), path)
 
 
 def write_checkpoint(folder: Path, module: torch.nn.Module, names: list[str], arch: str) -> Path:
-    """The folder as the training steps write it."""
+    """The folder as the training steps write it, whatever they would say of it."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

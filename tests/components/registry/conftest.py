@@ -62,8 +62,7 @@ class Project:
                 "path": path, "label": label, "class_name": NAMES[label], "split": split, "source": "real",
                 "sha256": sha256_file(file),
             })  # fmt: skip
-        columns = {name: [row.get(name) for row in rows] for name in manifests.SCHEMA.names}
-        manifests.write(pa.table(columns, schema=manifests.SCHEMA), self.folder / "clean.parquet")
+        manifests.write(pa.Table.from_pylist(rows, schema=manifests.SCHEMA), self.folder / "clean.parquet")
 
     def _pixels(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = exports.rows(self.folder / "clean.parquet", split)
