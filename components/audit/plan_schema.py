@@ -41,7 +41,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 class Loss(BaseModel):
-    """Loss and its arguments: focal {gamma}, ohem {keep}, class_balanced {beta, weights: {label: w}}."""
+    """A loss of LOSSES and the arguments of its class; ``class_balanced`` has {beta, weights: {label: w}}."""
 
     name: Annotated[str, named(LOSSES)] = "cross_entropy"
     arguments: dict[str, Any] = {}
