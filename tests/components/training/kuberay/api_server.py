@@ -74,6 +74,7 @@ class Cluster:
         self.started: list[tuple[str, str]] = []  # name and uid of each cluster that came up
         self.lost: list[str] = []  # names of jobs that were removed while they ran
         self.silenced: list[str] = []  # ... that ended themselves, since nobody was there
+        self.trained: list[str] = []  # ... whose step began to work, or went on
         self.expired: list[str] = []  # ... that a deletion rule removed, some time after their end
         self.endless: set[str] = set()  # ... whose step goes on until it is stopped
         self.skew = 0.0
@@ -382,6 +383,7 @@ class Entry(threading.Thread):
         )
         watch.start()
         self.at_work = True
+        self.cluster.trained.append(self.name)
         checkpoint = f"{place}/checkpoint"
         done = int(parcel.read_text(self.storage, checkpoint) or 0)
         self.cluster.say(self.name, f"going on at step {done}")

@@ -117,7 +117,7 @@ def play(pods: Pods, number: int, usual: float) -> Round:
         left = pods.folder / run / "out" / "report.json"
         one.came_back = process.exitcode == 0 and json.loads(left.read_text())["kind"] == "ok"
     one.ended = until(lambda: one.job not in cluster.running() and all_ended(cluster, one.job))
-    one.starts = sum(name == one.job for name, _ in cluster.started)
+    one.starts = cluster.trained.count(one.job)
     return one
 
 
@@ -156,7 +156,7 @@ def test_no_job_is_left_behind_and_no_healthy_one_is_lost(cluster: Cluster, tmp_
     assert neighbour not in cluster.lost
     killed = {one.job for one in rounds if one.fate != "api away"}
     assert not set(cluster.silenced) - killed, "a job ended itself though its owner lived"
-    starts = Counter(name for name, _ in cluster.started)
+    starts = Counter(cluster.trained)
     for one in rounds:
         over = (cluster.silenced, cluster.lost, cluster.expired)
         reasons = sum(names.count(one.job) for names in over)
