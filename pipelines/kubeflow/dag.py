@@ -59,13 +59,13 @@ def pipeline_name(params: Params, pipeline: Pipeline = MAIN) -> str:
 
 
 def build(
-    params: Params, pipeline: Pipeline = MAIN, in_file: Params | None = None, closes: bool = True
+    params: Params, pipeline: Pipeline = MAIN, in_file: Params | None = None, local: bool = False
 ) -> Any:
     """The pipeline: its pods as ``params`` ask for them, and one that ends the MLflow run after them.
 
     Args:
         in_file: the defaults of the run's parameters; None: ``params``, too.
-        closes: whether there is that last one, which comes however the others end.
+        local: for KFP's local runner: a failure ends it at once, without that last one, and without a retry.
     """
     given = arguments(in_file or params, pipeline)
     compiled = settings(params, pipeline)
@@ -79,7 +79,7 @@ def build(
             return tasks[stage].outputs[name]
 
         closed: AbstractContextManager[Any] = nullcontext()
-        if closes:
+        if not local:
             closing = components.close_run()
             equip_closing(closing, params, compiled)
             closed = dsl.ExitHandler(closing, name=STEPS)
@@ -90,7 +90,7 @@ def build(
                 inputs |= {name: output(source) for name, source in stage.inputs.items()}
                 inputs |= {stage.step.option: stage.option} if stage.step.option else {}
                 tasks[stage.name] = _component(stage, params)(**inputs)
-                equip(tasks[stage.name], stage, params, compiled)
+                equip(tasks[stage.name], stage, params, compiled, retried=not local)
 
     # kfp reads the run's parameters off the function's signature
     body.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

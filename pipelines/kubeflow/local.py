@@ -107,8 +107,7 @@ def _run_here(params: Params, root: Path) -> str:
         warnings.simplefilter("ignore")  # of kfp: that the image is not called python
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=os.fspath(root))
         try:
-            # with a task that closes the run, a failed step would not end it: other branches would go on
-            dag.build(params, closes=False)(**dag.arguments(params))
+            dag.build(params, local=True)(**dag.arguments(params))
         except RuntimeError as error:
             raise _explained(COLOUR.sub("", str(error)), root) from None
     stage, _, name = MAIN.result.partition(".")

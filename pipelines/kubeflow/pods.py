@@ -38,7 +38,7 @@ def shared(kubeflow: Kubeflow) -> dict[str, Any]:
     return {"place": place or "", "bytes": int(FILLED * float(parse_quantity(kubeflow.scratch)))}
 
 
-def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str) -> None:
+def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str, retried: bool = True) -> None:
     """Give the task of ``stage`` its pod.
 
     The server's cache knows an image by its name, not by its content, and a source by its name too: a task
@@ -46,12 +46,13 @@ def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str) -
 
     Args:
         settings: what is no parameter of the run, as JSON.
+        retried: whether steps are tried again that are worth it.
     """
     step, kubeflow = stage.step, params.kubeflow
     image = kubeflow.light_image if step.pod == "light" and kubeflow.light_image else kubeflow.image
     task.set_display_name(stage.title)
     task.set_caching_options(step.cached(params) and "@sha256:" in image)
-    if step.retries:
+    if retried and step.retries:
         # KFP's longest time is an hour from the first start, after which a pod is ended in mid-work
         longest = f"{kubeflow.deadline_seconds}s"
         task.set_retry(step.retries, BACKOFF, backoff_factor=2.0, backoff_max_duration=longest)
