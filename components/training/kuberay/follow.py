@@ -32,7 +32,6 @@ class Follower:
         self._api, self._hear = api, hear
         self._selector = f"{template.JOB}={job},{template.PART}=submitter"
         self._ending = threading.Event()
-        self._response: Any = None
         self._thread = threading.Thread(target=self._work, name="job-log", daemon=True)
         self._thread.start()
 
@@ -44,23 +43,24 @@ class Follower:
     def _work(self) -> None:
         pod, last, heard = "", "", 0.0
         while True:
-            ending = self._ending.is_set()
+            ending, more = self._ending.is_set(), False
             try:
                 found = self._api.pods(self._selector)
                 if found:
                     if found[-1]["metadata"]["name"] != pod:  # the submitter was started anew
                         pod, last = found[-1]["metadata"]["name"], ""
                     for stamp, line in self._lines(pod, last, heard):
-                        last, heard = stamp, time.monotonic()
+                        last, heard, more = stamp, time.monotonic(), True
                         self._hear(line)
             except Exception as error:  # noqa: BLE001 - a thread's last resort: the job goes on without its log
                 if getattr(error, "code", getattr(error, "status", 0)) == 403:
                     log.warning(f"the job's log cannot be shown: {error}")
                     return
                 log.debug(f"the log ended: {error}")
-            if ending:
+            if not ending:
+                self._ending.wait(AGAIN_SECONDS)
+            elif not more:  # a log that ended early has a rest
                 return
-            self._ending.wait(AGAIN_SECONDS)
 
     def _lines(self, pod: str, last: str, heard: float) -> Iterator[tuple[str, str]]:
         """Time and text of the lines after the one at the time ``last``.

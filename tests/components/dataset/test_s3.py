@@ -354,7 +354,7 @@ def _killed(steps: Steps, url: str) -> None:
 def test_where_listing_is_forbidden_images_are_fetched_as_before(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(uri: str) -> Iterator[s3.Item]:
+    def refuse(uri: str, after: str = "") -> Iterator[s3.Item]:
         raise RetortError(f"{uri}: the store refuses (AccessDenied); check the keys and their rights")
         yield
 
