@@ -369,7 +369,8 @@ def test_two_processes_that_make_the_store_at_once_share_one_parent() -> None:
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     for text in errors:
-        said = [line for line in text.splitlines() if "opening a run in MLflow" not in line]  # a slow machine
+        # a slow machine says what it is at, too
+        said = [line for line in text.splitlines() if not re.search(r" INFO   .* MLflow \(\d+ s\)$", line)]
         assert len(said) == 1, f"only the step's own last line is said: {text}"
     found = runs(name="retort")
     assert len(found) == 3
