@@ -177,8 +177,16 @@ class Pipeline:
         return read | {name: Path(place) for name, place in stage.outputs.items()}
 
     def run(self, name: str, params: Params) -> None:
-        """Run a stage here, on files as DVC keeps them."""
+        """Run a stage here, on files as DVC keeps them.
+
+        Raises:
+            ConfigError: before it begins and empties its folder, where it can train only in a pod.
+        """
+        from components.training.params import refuse_kuberay
+
         stage = self[name]
+        if stage.step.pod == "training":
+            refuse_kuberay(params.ray)
         stage.step.call(params.of(stage.step.kind()), self.places(stage), stage.option)
 
 

@@ -31,7 +31,7 @@ from components.common.errors import RetortError, Terminated
 from components.common.storage import disk_full, read_json, remove, state_dir, write_json
 from components.dataset import s3
 from components.training import kept, reaper, remote
-from components.training.params import Ray
+from components.training.params import Ray, refuse_kuberay
 from components.training.stall import Stall
 
 if TYPE_CHECKING:
@@ -106,15 +106,6 @@ def running(params: Ray) -> Iterator[None]:
     ours = {key: os.environ.get(key, value) for key, value in settings.items()}
     with environment(ours), nullcontext() if params.address else reaper.beside(), _connected(params):
         yield
-
-
-def refuse_kuberay(params: Ray) -> None:
-    """Raise RetortError where nobody makes a cluster by KubeRay; its own entry point connects to ``auto``."""
-    if params.address == "kuberay":
-        raise RetortError(
-            "ray.address: kuberay: such clusters are made for the pipeline's steps finetune, check, distill "
-            "in their pods ('retort submit'); here, use '' for a local cluster, or ray://HOST:PORT"
-        )
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from components.training.inputs import shards
 from components.training.inputs.index import known_fingerprint, open_index
 from components.training.inputs.pictures import open_store
 from components.training.listener import Listener
-from components.training.params import Ray
+from components.training.params import Ray, refuse_kuberay
 from components.training.spec import Phase, TrainSpec
 from components.training.state import TrainResult
 from components.weights.load import prepared
@@ -57,7 +57,7 @@ def make_spec(
     Raises:
         RetortError: when an image cannot be read, or the class count does not fit the data.
     """
-    cluster.refuse_kuberay(ray)
+    refuse_kuberay(ray)
     progress.at("reading the data")
     if ray.storage:
         remote.remember(ray.storage, data.s3)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from components.common.errors import ConfigError
 from components.common.params import Place, Section, StepParams, named
 from components.dataset.params import Data
 from components.models.params import Net
@@ -94,6 +95,15 @@ class Ray(Section):
                 {"address": self.address},
             )
         return self
+
+
+def refuse_kuberay(ray: Ray) -> None:
+    """Raise ConfigError where nobody makes a cluster by KubeRay; its own entry point connects to ``auto``."""
+    if ray.address == "kuberay":
+        raise ConfigError(
+            "ray.address: kuberay: such clusters are made for the pipeline's steps finetune, check, distill "
+            "in their pods ('retort submit'); here, use '' for a local cluster, or ray://HOST:PORT"
+        )
 
 
 class Distill(Section):

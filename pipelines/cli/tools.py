@@ -112,12 +112,14 @@ def expand(
     """
     from components.tools.expand.expand import expand as step
     from components.tools.params import ExpandParams
+    from components.training.params import refuse_kuberay
     from pipelines.upstream import make_plan_up_to_date
 
     models = {"student": STUDENT, "teacher": TEACHER}
     if of not in models:
         raise ConfigError(f"--of {of}: expected student or teacher")
     with context.obj.working("expand") as p:
+        refuse_kuberay(p.ray)
         make_plan_up_to_date(p, "expand")
         step(
             p.of(ExpandParams),
@@ -147,9 +149,11 @@ def compare_weights(
     from components.tools.champion import fetch_champion
     from components.tools.compare_weights.compare_weights import compare_weights as step
     from components.tools.params import CompareWeightsParams
+    from components.training.params import refuse_kuberay
 
     given = [] if seeds is None else [f"compare_weights.seeds={seeds}"]
     with context.obj.overridden(*given).working("compare-weights") as p:
+        refuse_kuberay(p.ray)
         champion = fetch_champion(p.registry, state_dir("compare-weights", "champion"))
         step(
             p.of(CompareWeightsParams),
@@ -179,10 +183,12 @@ def tune(
     """
     from components.tools.params import TuneParams
     from components.tools.tune.tune import tune as step
+    from components.training.params import refuse_kuberay
     from pipelines.upstream import make_plan_up_to_date
 
     given = [] if of is None else [f"tune.of={of}"]
     with context.obj.overridden(*given).working("tune") as p:
+        refuse_kuberay(p.ray)
         make_plan_up_to_date(p, "tune")
         step(p.of(TuneParams), manifest=CLEAN, plan=PLAN, weights=WEIGHTS, out=OUTPUTS / "tune")
 

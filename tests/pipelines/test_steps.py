@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from components.common.errors import ConfigError
 from components.common.params import StepParams
 from pipelines.cli import steps
 from pipelines.cli.options import Options
-from pipelines.params import Params
+from pipelines.params import Params, build
 from pipelines.report import report
 from pipelines.steps import MAIN, PIPELINES, Pipeline, Stage
 from tests.pipelines.longer import LONGER
@@ -88,3 +89,15 @@ def test_a_second_pipeline_has_commands_for_the_steps_that_it_has_more(
     monkeypatch.setattr(Pipeline, "run", lambda self, name, params: ran.append((self.name, name)))
     app(args=["ingest"], standalone_mode=False, obj=Options())
     assert ran == [(MAIN.name, "ingest")]
+
+
+def test_a_step_that_trains_in_pods_alone_is_refused_before_its_folder_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = MAIN["finetune"].folder / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"a teacher")
+    with pytest.raises(ConfigError, match="retort submit"):
+        MAIN.run("finetune", build({"ray": {"address": "kuberay", "storage": "s3://bucket/prefix"}}))
+    assert kept.read_bytes() == b"a teacher"
