@@ -53,12 +53,16 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray cluster for all kinds, found by ``ray.address: auto``: its start is most of a step's time."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray cluster for all kinds, found by ``ray.address: auto``: its start is most of a step's time.
+
+    Its node has the keys of the store of these tests, as each node needs them where images lie in a bucket.
+    """
     from ray._private.authentication_test_utils import reset_auth_token_state
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
+        no_other_keys(patch, tmp_path_factory.mktemp("keys"))
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
