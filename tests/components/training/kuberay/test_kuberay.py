@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,25 @@ def until(condition: Any, seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def at_work(cluster: Cluster, work: Work) -> Iterator[list[BaseException]]:
+    """Follow a job whose step works as long as the block lasts; the list gets what following it raised."""
+    cluster.endless.add(NAME)
+    thread, failed = in_background(cluster, work)
+    try:
+        until(lambda: cluster.running())
+        yield failed
+    finally:
+        cluster.endless.discard(NAME)
+        thread.join(10)
+
+
 def ended_well(cluster: Cluster) -> bool:
     return all(life.succeeded(job) for job in cluster.jobs())
+
+
+def owners(cluster: Cluster) -> list[str]:
+    return [owner["name"] for job in cluster.jobs() for owner in job["metadata"].get("ownerReferences", [])]
 
 
 # --- its life ---
@@ -101,10 +120,9 @@ def test_a_job_that_somebody_stops_is_a_failure_and_is_removed(cluster: Cluster,
 
 
 def test_a_job_that_somebody_removes_is_a_failure(cluster: Cluster, work: Work) -> None:
-    thread, failed = in_background(cluster, work)
-    until(lambda: cluster.running())
-    cluster.delete_job(NAME)
-    thread.join(10)
+    with at_work(cluster, work) as failed:
+        cluster.delete_job(NAME)
+        until(lambda: failed)
     assert "somebody removed it" in str(failed[0])
 
 
@@ -200,12 +218,10 @@ def test_each_line_of_a_log_that_ends_early_is_shown_once(
 
 
 def test_an_api_that_is_away_for_a_while_costs_nothing(cluster: Cluster, work: Work) -> None:
-    thread, failed = in_background(cluster, work)
-    until(lambda: cluster.running())
-    cluster.away = True
-    time.sleep(0.8)
-    cluster.away = False
-    thread.join(10)
+    with at_work(cluster, work) as failed:
+        cluster.away = True
+        time.sleep(0.8)
+        cluster.away = False
     assert not failed
     assert len(cluster.started) == 1
 
@@ -214,13 +230,11 @@ def test_an_api_that_stays_away_is_said_and_the_job_ends_itself(
     cluster: Cluster, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "AWAY_SECONDS", 0.3)
-    monkeypatch.setattr("tests.components.training.kuberay.api_server.STEPS", 1000)
-    thread, failed = in_background(cluster, work)
-    until(lambda: cluster.running())
-    cluster.away = True
-    thread.join(10)
-    assert "did not answer for" in str(failed[0])
-    until(lambda: not cluster.running())
+    with at_work(cluster, work) as failed:
+        cluster.away = True
+        until(lambda: failed)
+        assert "did not answer for" in str(failed[0])
+        until(lambda: not cluster.running())
 
 
 @pytest.mark.parametrize("skew", [-7200.0, 7200.0])
@@ -239,12 +253,13 @@ def test_clocks_that_differ_by_hours_do_not_matter(
 def test_a_second_try_goes_on_with_the_job_that_runs(
     cluster: Cluster, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = in_background(cluster, work)
-    until(lambda: cluster.running())
-    cluster.add_pod("retried")
-    monkeypatch.setenv("KFP_POD_NAME", "retried")
-    run(work, api=connect(cluster.url))
-    first.join(10)
+    with at_work(cluster, work):
+        cluster.add_pod("retried")
+        monkeypatch.setenv("KFP_POD_NAME", "retried")
+        second, failed = in_background(cluster, work)
+        until(lambda: "retried" in owners(cluster))
+    second.join(10)
+    assert not failed
     assert len(cluster.started) == 1
     assert not cluster.lost
 
@@ -265,13 +280,14 @@ def test_a_job_that_ended_well_is_not_done_again(
 
 
 def test_a_job_of_other_inputs_is_replaced(cluster: Cluster, work: Work) -> None:
-    first, failed = in_background(cluster, work)
-    until(lambda: cluster.running())
-    work.arguments["plan"].write_text("another plan")
-    run(work, api=connect(cluster.url))
-    first.join(10)
-    assert len(cluster.started) == 2
-    assert failed, "the first one's job was taken away"
+    with at_work(cluster, work) as failed:
+        work.arguments["plan"].write_text("another plan")
+        second, raised = in_background(cluster, work)
+        until(lambda: failed)
+        until(lambda: len(cluster.started) == 2)
+    second.join(10)
+    assert not raised
+    assert "somebody removed it" in str(failed[0])
 
 
 def test_the_sweep_takes_what_nobody_owns_and_nothing_else(cluster: Cluster) -> None:
@@ -439,13 +455,11 @@ def test_the_role_grants_what_is_asked_and_no_more(cluster: Cluster, work: Work)
     with pytest.raises(RetortError):
         run(second, api=connect(cluster.url))
     cluster.pods_say = ""
-    first, _ = in_background(cluster, work)
-    until(lambda: cluster.running())
-    cluster.add_pod("retried")
-    mine = cluster.objects["pods", "retried"]
-    (job,) = cluster.jobs()
-    life.own(connect(cluster.url), job, Pod.of(mine))
-    first.join(10)
+    with at_work(cluster, work):
+        cluster.add_pod("retried")
+        mine = cluster.objects["pods", "retried"]
+        (job,) = cluster.jobs()
+        life.own(connect(cluster.url), job, Pod.of(mine))
     granted = {(verb, resource) for resource, verbs in api.VERBS.items() for verb in verbs}
     assert cluster.asked == granted
     role = next(yaml.safe_load_all((REPO_ROOT / "infra/k8s/base/ray-rights.yaml").read_text()))
