@@ -18,7 +18,7 @@ from components.common.object_store import open_storage
 from components.common.storage import human_bytes, sha256_file
 from tests.benchmarks.measure import Row, at_most
 from tests.components.conftest import Store, no_other_keys
-from tests.components.dropping import Dropping
+from tests.components.dropping import Dropping, some
 
 SIZE = 2 << 30
 SHARE = 1 / 20
@@ -45,7 +45,7 @@ def _over_a_bad_wire(store: Store, folder: Path) -> list[Row]:
             file.write(os.urandom(PORTION))
     wanted = sha256_file(source)
     rows = []
-    with Dropping(store.port, SHARE) as relay:
+    with Dropping(store.port, some(SHARE)) as relay:
         storage = open_storage("s3://photos/bench", relay.url, "us-east-1")
 
         def by_pyarrow(push: bool) -> None:

@@ -1,25 +1,43 @@
-"""A relay before an object store, one request a connection, that drops some of them in the midst."""
+"""A relay before an object store, one request a connection, that drops those that a rule names in the midst.
+
+A rule says of each connection how many bytes may pass on it; ``inf``: all.
+"""
 
 from __future__ import annotations
 
 import random
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain, repeat
 from types import TracebackType
 
 PORTION = 1 << 18
 LATEST = 8 << 20  # bytes after which a connection that is to be dropped is dropped at the latest
+ALL = float("inf")
+
+
+def some(share: float, seed: int = 7) -> Iterator[float]:
+    """That share of connections, at once or anywhere in their first 8 MiB."""
+    chance = random.Random(seed)
+    while True:
+        yield chance.choice((0, chance.randrange(LATEST))) if chance.random() < share else ALL
+
+
+def first(count: int, after: int) -> Iterator[float]:
+    """The first ``count`` connections, after so many bytes each."""
+    return chain(repeat(after, count), repeat(ALL))
 
 
 class Dropping:
-    """``with Dropping(port, share=1 / 20) as relay:``; ``relay.url`` is the store's address from then on.
+    """``with Dropping(port, some(1 / 20)) as relay:``; ``relay.url`` is the store's address from then on.
 
     Each request asks for the connection to be closed, so that a transfer of many parts takes many of them.
     """
 
-    def __init__(self, port: int, share: float, seed: int = 7) -> None:
-        self._port, self._share, self._random = port, share, random.Random(seed)
+    def __init__(self, port: int, rule: Iterator[float]) -> None:
+        self._port, self._rule = port, rule
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self.connections = self.dropped = 0
@@ -40,10 +58,8 @@ class Dropping:
             except OSError:
                 return
             self.connections += 1
-            left: list[float] = [float("inf")]
-            if self._random.random() < self._share:
-                self.dropped += 1
-                left = [self._random.choice((0, self._random.randrange(LATEST)))]
+            left = [next(self._rule)]
+            self.dropped += left[0] < ALL
             threading.Thread(target=self._relay, args=(inner, left), daemon=True).start()
 
     def _relay(self, inner: socket.socket, left: list[float]) -> None:

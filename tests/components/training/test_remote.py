@@ -5,9 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
-import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +18,7 @@ from components.common.storage import sha256_file
 from components.dataset.params import S3
 from components.training import remote
 from tests.components.conftest import Store, no_other_keys
-from tests.components.dropping import Dropping as DroppingOneInTwenty
+from tests.components.dropping import Dropping, first, some
 
 
 @pytest.fixture
@@ -211,57 +208,16 @@ def test_processes_of_a_node_share_what_one_fetched(here: Path) -> None:
     assert told.empty()
 
 
-class Dropping:
-    """A TCP relay before a server that cuts the first connections in the middle of what they carry."""
-
-    def __init__(self, port: int, cuts: int) -> None:
-        self._port, self.cuts = port, cuts
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                inner, _ = self._server.accept()
-            except OSError:
-                return
-            cut, self.cuts = self.cuts > 0, self.cuts - 1
-            outer = socket.create_connection(("127.0.0.1", self._port))
-            threading.Thread(target=self._pump, args=(inner, outer, None), daemon=True).start()
-            threading.Thread(
-                target=self._pump, args=(outer, inner, 20_000 if cut else None), daemon=True
-            ).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket, most: int | None) -> None:
-        passed = 0
-        with suppress(OSError):
-            while most is None or passed < most:
-                part = source.recv(4096)
-                if not part:
-                    break
-                target.sendall(part)
-                passed += len(part)
-        for one in (source, target):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-
 def test_connections_that_drop_are_tried_again(
     store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_other_keys(monkeypatch, here)
     store.put("dropping/blob", b"z" * 3_000_000)
-    relay = Dropping(store.port, cuts=3)
-    storage = remote.open_storage("s3://photos/dropping", S3(endpoint_url=relay.url, region="us-east-1"))
-    storage.get("blob", here / "blob")
-    relay.close()
+    with Dropping(store.port, first(3, after=20_000)) as relay:
+        storage = remote.open_storage("s3://photos/dropping", S3(endpoint_url=relay.url, region="us-east-1"))
+        storage.get("blob", here / "blob")
     assert (here / "blob").read_bytes() == b"z" * 3_000_000
-    assert relay.cuts <= 0, "some were cut"
+    assert relay.dropped == 3
 
 
 def test_a_wire_that_drops_one_connection_in_twenty_loses_nothing(
@@ -270,7 +226,7 @@ def test_a_wire_that_drops_one_connection_in_twenty_loses_nothing(
     """64 MiB by boto3, and by Ray Train's file system; ``make bench`` takes 2 GiB."""
     no_other_keys(monkeypatch, here)
     source = write(here / "source", os.urandom(64 << 20))
-    with DroppingOneInTwenty(store.port, 1 / 20, seed=1) as relay:
+    with Dropping(store.port, some(1 / 20, seed=1)) as relay:
         storage = remote.open_storage("s3://photos/wire", S3(endpoint_url=relay.url, region="us-east-1"))
         for number in range(4):  # some parts each
             storage.put(source, f"{number}")

@@ -259,7 +259,7 @@ distill(params, **made, check=gate, out=out)
 
 KUBERAY = """
 from components.training.kuberay import Work, run
-from tests.components.training.kuberay.api_server import Cluster
+from tests.components.training.kuberay.cluster import Cluster
 from tests.components.training.kuberay.pods import POD, connect
 
 # the entry point sees none of the driver's files: it has the code, as an image has, and the store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.training.kuberay import Work
-from tests.components.training.kuberay.api_server import Cluster
+from tests.components.training.kuberay.cluster import Cluster
 from tests.components.training.kuberay.pods import POD, RUN, hurry, make_work
 
 

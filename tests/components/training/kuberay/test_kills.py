@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from components.training.kuberay import life, template
-from tests.components.training.kuberay.api_server import Cluster
+from tests.components.training.kuberay.cluster import Cluster
 from tests.components.training.kuberay.pods import SILENCE, component
 
 REPO_ROOT = Path(__file__).resolve().parents[4]

@@ -27,7 +27,8 @@ from components.training import remote
 from components.training.kuberay import Scheduling, Work, api, entry, life, parcel, run, template
 from components.training.kuberay.template import Pod
 from components.training.params import Ray
-from tests.components.training.kuberay.api_server import Cluster, Object
+from tests.components.training.kuberay.api_server import Object
+from tests.components.training.kuberay.cluster import Cluster
 from tests.components.training.kuberay.pods import POD, RUN, connect, make_work
 
 REPO_ROOT = Path(__file__).resolve().parents[4]
