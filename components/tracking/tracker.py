@@ -7,11 +7,13 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from components.common.params import Registry
+from components.common.signals import stopped_by
 from components.common.storage import human_bytes, state_dir
 from components.tracking import shared_spool
 from components.tracking.client import (
@@ -37,6 +39,21 @@ EVERY_SECONDS = 2.0  # between two replays while a step runs
 MAX_ARTIFACT_BYTES = 10_000_000
 ARTIFACTS = (".json", ".html", ".csv", ".png", ".svg")
 NOT_ARTIFACTS = ("page.json", "run.json")  # the page's sections are in report.html; run.json comes later
+
+
+@contextmanager
+def ending(finish: Callable[[str], None]) -> Iterator[None]:
+    """Tell ``finish`` how the block ended, as MLflow calls it: FINISHED, KILLED by a signal, else FAILED."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except BaseException as error:
+        if stopped_by(error) is not None:
+            status = "KILLED"
+        raise
+    finally:
+        finish(status)
 
 
 class Tracker:

@@ -13,7 +13,6 @@ import numpy as np
 
 from components.common.errors import RetortError
 from components.common.page import Page
-from components.common.signals import stopped_by
 from components.common.storage import (
     human_bytes,
     need,
@@ -31,7 +30,7 @@ from components.step import StepContext, step
 from components.tools.compare_weights import report
 from components.tools.compare_weights.report import CONFIGURED, ROW, Outcome
 from components.tools.params import CompareWeightsParams
-from components.tracking.tracker import Tracker
+from components.tracking.tracker import Tracker, ending
 from components.training import cluster, driver, listener, preflight
 from components.training.paired import gain, interval
 from components.training.report import write_history
@@ -269,16 +268,9 @@ def _tracked(
     # what tells runs apart is a tag: their parent, which lists their parameters too, has all of them
     tracker.start({of: {key: value for key, value in net.items() if not key.startswith("weights")}}, {})
     tracker.tags({"candidate": candidate.name, "weights": candidate.weights, "seed": str(spec.seed)})
-    status, started = "FAILED", time.monotonic()
-    try:
+    started = time.monotonic()
+    with ending(lambda status: tracker.finish(status, time.monotonic() - started, place)):
         yield tracker
-        status = "FINISHED"
-    except BaseException as error:
-        if stopped_by(error) is not None:
-            status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status, time.monotonic() - started, place)
 
 
 def _read(candidate: str, seed: int, place: Path, split: str) -> Outcome:

@@ -14,7 +14,6 @@ import numpy as np
 
 from components.common import progress
 from components.common.progress import counted, log_if_due
-from components.common.signals import stopped_by
 from components.common.storage import (
     need,
     read_json,
@@ -29,7 +28,7 @@ from components.tools.params import TuneParams
 from components.tools.tune import report, trials
 from components.tools.tune.report import FIXED, TUNED, Outcome
 from components.tools.tune.space import Tried, Values, applied, axes, choose, described, proposals
-from components.tracking.tracker import Tracker
+from components.tracking.tracker import Tracker, ending
 from components.training import cluster, driver, listener, metrics, preflight
 from components.training.context import Event
 from components.training.report import headline
@@ -211,17 +210,12 @@ class _Hearing:
     @contextmanager
     def tracked(self) -> Iterator[None]:
         """Every run that was opened is closed: a trial that was stopped early has done what it should."""
-        status = "FAILED"
-        try:
+        with ending(self._finish_all):
             yield
-            status = "FINISHED"
-        except BaseException as error:
-            if stopped_by(error) is not None:
-                status = "KILLED"
-            raise
-        finally:
-            for number in list(self._trackers):
-                self._finish(self._tried[number], status)
+
+    def _finish_all(self, status: str) -> None:
+        for number in list(self._trackers):
+            self._finish(self._tried[number], status)
 
 
 # --- the comparison ----------------------------------------------------------------------------------------
@@ -261,8 +255,8 @@ def _train(run: StepContext, params: TuneParams, who: str, spec: TrainSpec, plac
         {params.tune.of: {"optimizer": spec.optimizer.model_dump(), "train": spec.train.model_dump()}}, {}
     )
     tracker.tags({"kind": "training", "recipe": who, "seed": str(spec.seed)})
-    status, started = "FAILED", time.monotonic()
-    try:
+    started = time.monotonic()
+    with ending(lambda status: tracker.finish(status, time.monotonic() - started, place.parent)):
         own = StepContext(f"{run.name}: {name}", params, place.parent, tracker)
         own.report = run.report  # what stops a training stops the step
         checkpoints = driver.checkpoints(run.name, spec)
@@ -275,11 +269,4 @@ def _train(run: StepContext, params: TuneParams, who: str, spec: TrainSpec, plac
         tracker.summary(headline(measured))
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, {"predictions": {split: predictions[split].tolist() for split in ("val", "test")}})
-        status = "FINISHED"
-    except BaseException as error:
-        if stopped_by(error) is not None:
-            status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status, time.monotonic() - started, place.parent)
     driver.forget(checkpoints)
