@@ -34,6 +34,7 @@ REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")  # what loading and pr
 PROOFS = "extra_files"  # where MLflow keeps files that belong to a model
 METRICS = "metrics.json"  # among the proofs: what the next challenger is compared with
 CARD, CHECKPOINT = "card.json", "model.safetensors"  # too: what a later network may start from
+MANIFEST = "manifest.parquet"  # too: the images that it was made from, by path, class, split and sha256
 DECIDED = "decided"  # tag of a version whose alias was settled when it was registered
 REASON = "decided.reason"  # and why
 BATCH = 64
@@ -109,6 +110,7 @@ class _Read:
             CARD: self.card,
             CHECKPOINT: self.student / "model.safetensors",
             METRICS: self.student / "metrics.json",
+            MANIFEST: self.manifest,
         }
 
     def makers(self) -> dict[Path, str]:
@@ -117,7 +119,7 @@ class _Read:
             self.student: "distill", self.exported: "export", self.benchmark: "benchmark", self.check: "check"
         }  # fmt: skip
         proofs = {path: folders.get(path.parent, "plan") for path in self.proofs().values()}
-        return {self.manifest: "validate", self.model: "export", **proofs}
+        return {self.model: "export", **proofs, self.manifest: "validate"}
 
 
 def _check_names(run: StepContext, read: _Read) -> None:
