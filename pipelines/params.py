@@ -101,7 +101,8 @@ class Kubeflow(Section):
         "images, failed steps' reports; null: nothing does",
     )
     state_volume: str | None = Field(
-        None, description="or a PersistentVolumeClaim for the same, ReadWriteMany"
+        None,
+        description="or a PersistentVolumeClaim for the same, ReadWriteMany; pods have it in /retort-state",
     )
     s3_secret: str | None = Field(
         None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

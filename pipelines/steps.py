@@ -191,8 +191,9 @@ class Pipeline:
 
 
 def _embedded(params: Params) -> bool:
-    """Whether the images are those of the package; own ones may change behind their names."""
-    return params.data.source == "digits"
+    """Whether the images and all that is said of them are the package's; own files change behind names."""
+    said = (params.data.class_names, params.data.corrections, params.validation.baseline)
+    return params.data.source == "digits" and not any(said)
 
 
 def _installed(params: Params) -> bool:
@@ -201,6 +202,11 @@ def _installed(params: Params) -> bool:
     return all(
         net.weights == "none" or net.weights.startswith("package:") or net.weights_sha256 for net in nets
     )
+
+
+def _one_teacher(params: Params) -> bool:
+    """Whether only the run's own teacher teaches; further ones are folders, which may change."""
+    return not params.distill.teachers
 
 
 _EXPORT = Step(
@@ -351,6 +357,7 @@ MAIN = Pipeline(
                     "out": "passed",
                 },
                 pod="training",
+                cached=_one_teacher,
                 workers=lambda params: params.distill.control,
                 help="The gate before distillation: teacher, start weights, rate; then the student without a "
                 "teacher.",
@@ -379,6 +386,7 @@ MAIN = Pipeline(
                 },
                 free=(*ELSEWHERE, "checks"),
                 pod="training",
+                cached=_one_teacher,
                 help="Distil the teacher into the student on Ray Train, and keep the better network; needs a "
                 "passed check.",
             ),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from posixpath import normpath
 from typing import Any
 from urllib.parse import urlsplit
 
 from components.common.params import Place
 from components.tracking.client import public_uri
+from pipelines.kubeflow.pods import STATE_VOLUME
 from pipelines.params import Params, keys
 from pipelines.steps import MAIN, Pipeline
 
@@ -68,6 +70,8 @@ def _unreachable(params: Params, pipeline: Pipeline) -> Iterator[str]:
         for path in _paths(value):
             if path in NO_PLACE or (place.anywhere and URI.match(path)):
                 continue
+            if params.kubeflow.state_volume and f"{normpath(path)}/".startswith(f"{STATE_VOLUME}/"):
+                continue  # every pod has it; whether the file is there, the step says
             way = (
                 "give what pods reach, such as s3://bucket/prefix"
                 if place.anywhere

@@ -501,6 +501,8 @@ def test_light_steps_use_the_light_image() -> None:
           f"teacher.weights_sha256={'ab' * 32}"), set()),
         ((f"kubeflow.image={DIGEST}", "kubeflow.light_image=light:latest"),
          {"ingest", "validate", "audit-imbalance", "audit-synthetic", "plan"}),
+        ((f"kubeflow.image={DIGEST}", "data.corrections=/retort-state/verdicts.csv"), {"ingest", "validate"}),
+        ((f"kubeflow.image={DIGEST}", "distill.teachers=[/retort-state/other]"), {"check", "distill"}),
     ],
 )  # fmt: skip
 def test_only_what_cannot_change_under_its_name_is_cached(

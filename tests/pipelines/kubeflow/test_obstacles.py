@@ -76,6 +76,21 @@ def test_what_pods_do_not_reach_is_told_by_its_key(override: str, key: str) -> N
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "data.source={}/photos", "data.corrections={}/verdicts.csv", "student.weights={}/student.pth",
+        "distill.teachers=[{}/other]",
+    ],
+)  # fmt: skip
+def test_what_lies_on_the_volume_of_all_pods_is_taken(override: str) -> None:
+    claim = "kubeflow.state_volume=retort-state"
+    assert reasons(claim, override.format("/retort-state")) == []
+    assert reasons(override.format("/retort-state")), "nobody mounts it"
+    assert reasons(claim, override.format("/retort-state/..")), "not on the volume"
+    assert reasons(claim, override.format("/retort-state2"))
+
+
+@pytest.mark.parametrize(
     ("version", "missing"),
     [
         ((2, 0), ["fieldPathAsEnv", "emptyDirMounts", "securityContext", "activeDeadlineSeconds"]),
