@@ -157,7 +157,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Params:
 
     Raises:
         ConfigError: naming the file or the override, the key, and the nearest known key or what the value
-            should be.
+            should be; when an override would have a command run (``registry.notify``).
     """
     return build(_read(path), overrides, path)
 
@@ -171,9 +171,17 @@ def build(in_file: dict[str, Any], overrides: Sequence[str] = (), path: Path = P
         _put(values, key, value, override)
         origin[key] = f"-o {override}"
     try:
-        return Params.model_validate(values, strict=True)
+        params = Params.model_validate(values, strict=True)
     except ValidationError as error:
         raise ConfigError(_explain(error, path, origin, in_file)) from None
+    own = in_file.get("registry")
+    notify = params.registry.notify
+    given = notify and notify != (own.get("notify") if isinstance(own, dict) else None)
+    if given and not notify.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"-o: registry.notify: a command is taken from {path} alone; write it there, or give a URL"
+        )
+    return params
 
 
 def _holds(values: Any, key: str) -> bool:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from components.common import rules
@@ -105,6 +105,24 @@ class Registry(Section):
     class_tolerance: float = Field(
         0.05, ge=0, le=1, description="recall of any one class that a challenger may lose"
     )
+    notify: str = Field(
+        "",
+        description="what is told of each promotion, as JSON: a URL (may name ${VARIABLES}) or a command",
+    )
+
+    @field_validator("notify")
+    @classmethod
+    def _can_be_told(cls, value: str) -> str:
+        import shlex
+
+        scheme, separator, _ = value.partition("://")
+        if separator and " " not in scheme and scheme not in ("http", "https"):
+            raise ValueError("a URL begins with http:// or https://")
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"no command ({error}), and no URL") from None
+        return value
 
 
 class StepParams(BaseModel):

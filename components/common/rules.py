@@ -114,6 +114,7 @@ RULES = (
     "registry.class",
     "registry.data",
     "registry.known",
+    "registry.notify",
     "registry.proofs",
     "splits.empty",
     "synthetic.blow_up",

@@ -19,9 +19,11 @@ from components.common.storage import need, read_json, write_json
 from components.export import exported as exports
 from components.models.card import ModelCard, names_finding, read_card
 from components.registry import report
+from components.registry.actor import actor
 from components.registry.compare import FIRST, MIN_IMAGES, Comparison, compare, reason, verdict
+from components.registry.notify import notify
 from components.registry.params import RegisterParams
-from components.registry.versions import CHALLENGER, CHAMPION, Versions, opened
+from components.registry.versions import CHALLENGER, CHAMPION, OvertakenError, Versions, opened
 from components.step import StepContext, name_of, step
 
 if TYPE_CHECKING:
@@ -255,8 +257,7 @@ class _Registration:
         client.finalize_logged_model(logged.model_id, "READY")
         for run in (run_id, identity["parent_run_id"]):  # both rows of the UI's table show the model
             client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])
-        return client.create_model_version(
-            self.versions.name,
+        return self.versions.add(
             source=f"models:/{logged.model_id}",
             run_id=run_id,
             tags=facts,
@@ -343,21 +344,38 @@ class _Registration:
                 + (f"its {alias}" if alias else "and neither champion nor challenger any more"),
             )  # fmt: skip
             return alias
-        if champion is not None and int(champion.version) != number:
-            self.champion = champion
-            self.comparison = self._compare(champion)
-        if self.champion is None or (self.comparison is not None and self.comparison.better):
-            if champion is None or int(champion.version) != number:
-                versions.set_champion(number, "register")
-            alias = CHAMPION
-            if self.champion is None:
-                self.reason = FIRST
-        else:
-            versions.client.set_registered_model_alias(versions.name, CHALLENGER, str(number))
-            alias = CHALLENGER
+        alias = self._compete(number, champion)
         versions.client.set_model_version_tag(versions.name, str(number), REASON, self.reason)
         versions.client.set_model_version_tag(versions.name, str(number), DECIDED, alias)
         return alias
+
+    def _compete(self, number: int, champion: ModelVersion | None) -> str:
+        """Compare with the champion, and again with who takes its place meanwhile; returns the alias."""
+        findings = self.run.report.findings
+        before = len(findings)
+        while True:
+            self.champion = champion if champion is not None and int(champion.version) != number else None
+            self.comparison = self._compare(self.champion) if self.champion is not None else None
+            if self.champion is None:
+                self.reason = FIRST
+            elif self.comparison is None or not self.comparison.better:
+                self.versions.set_challenger(number)
+                return CHALLENGER
+            expected = int(champion.version) if champion is not None else None
+            try:
+                record = self.versions.set_champion(
+                    number, "register", expected=expected, who=actor(), why=self.reason
+                )
+            except OvertakenError:
+                champion = self.versions.holder(CHAMPION)
+                del findings[before:]  # they were about a champion that is none any more
+                continue
+            failed = notify(self.params.registry, record)
+            if failed:
+                self.run.add_finding(
+                    "registry.notify", "warning", f"version {number}", f"{failed}; the promotion stands"
+                )
+            return CHAMPION
 
     def _alias_of(self, number: int) -> str:
         for alias in (CHAMPION, CHALLENGER):

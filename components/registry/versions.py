@@ -1,13 +1,15 @@
 """A registered model's versions in MLflow, who is champion, and who was.
 
-Aliases are read one by one, never from a search (which returns them empty). Each promotion is a tag of the
-registered model, ``promotion.0001`` and on: only ever added, so that it can be told what was champion when.
+Aliases are read one by one, never from a search (which returns them empty). A promotion is decided by the
+record (``Ledger``), which of all who try at once takes one; the alias follows it, and may be set again by
+anybody who finds that whoever wrote the record did not.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.params import Registry
+from components.registry.ledger import Ledger, again
 from components.tracking.client import client_settings, connect, first_line, public_uri, reach, tracking_uri
 
 if TYPE_CHECKING:
@@ -24,8 +27,20 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-PROMOTION = "promotion."
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how the stores say that an alias is free
+LOCK_SECONDS = 120  # of waiting for other promotions in the same file
+UNSETTLED_SECONDS = 3.0  # in which whoever wrote a record sets the alias; then anybody does
+MOVED_SECONDS = 1.0  # an alias that differs from the record for so long was moved by a person
+MOST_WHO, MOST_WHY = 200, 1000  # letters
+
+
+class OvertakenError(RetortError):
+    """Another version became champion meanwhile; ``champion``: which (None: there is none any more)."""
+
+    def __init__(self, name: str, champion: int | None) -> None:
+        now = f"version {champion} is champion" if champion else "there is no champion"
+        super().__init__(f"registry.name: of '{name}' {now} by now, since somebody else promoted meanwhile")
+        self.champion = champion
 
 
 class Versions:
@@ -35,13 +50,14 @@ class Versions:
         self.client = client
         self.uri = uri
         self.name = name
+        self.ledger = Ledger(client, uri, name)
 
     def make(self) -> None:
         """Make the registered model, if it is not there."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(self.name)
+            again(self.client.create_registered_model, self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -71,6 +87,28 @@ class Versions:
                 ) from None
             raise
 
+    def there(self, version: int) -> bool:
+        """Whether there is such a version (still)."""
+        try:
+            self.get(version)
+        except RetortError:
+            return False
+        return True
+
+    def need(self) -> None:
+        """Raises RetortError when there is no such registered model."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                raise RetortError(
+                    f"registry.name: no model '{self.name}' in {public_uri(self.uri)}; "
+                    "'retort register' makes it"
+                ) from None
+            raise
+
     def of_content(self, sha256: str) -> ModelVersion | None:
         """The version whose ``model.onnx`` has this hash: the oldest, should there be several."""
         found = self.client.search_model_versions(f"name = '{self.name}'")
@@ -78,28 +116,146 @@ class Versions:
         return min(same, key=lambda version: int(version.version), default=None)
 
     def promotions(self) -> list[dict[str, Any]]:
-        """All promotions, the oldest first: ``version``, ``replaced`` (or null), ``at``, ``how``."""
-        tags = self.client.get_registered_model(self.name).tags
-        return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(PROMOTION)]
+        """All promotions, the oldest first.
 
-    def set_champion(self, version: int, how: str) -> dict[str, Any]:
-        """Make ``version`` champion and put it on record."""
-        before = self.holder(CHAMPION)
-        record = {
-            "version": version,
-            "replaced": int(before.version) if before else None,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "how": how,
-        }
-        # first the record: a promotion that is on record and did not happen misleads nobody, since it is
-        # looked up by who is champion; one that happened and is not on record could not be taken back
-        key = f"{PROMOTION}{len(self.promotions()) + 1:04d}"
-        self.client.set_registered_model_tag(self.name, key, json.dumps(record))
-        self.client.set_registered_model_alias(self.name, CHAMPION, str(version))
+        Each has ``number``, ``version``, ``replaced`` (or null), ``at`` (UTC), ``how`` (register, promote,
+        rollback; alias: moved in MLflow itself), ``who``, ``why``, and ``settled``: whether its alias was
+        set. Records of before there were ``who`` and ``why`` have none.
+        """
+        return self.ledger.records()
+
+    def set_champion(
+        self, version: int, how: str, *, expected: int | None, who: str, why: str = ""
+    ) -> dict[str, Any]:
+        """Make ``version`` champion and put it on record; returns the record.
+
+        Of several that try at once with the same ``expected``, one does it. A promotion that another process
+        left between record and alias is brought to its end first.
+
+        Args:
+            expected: the version that was champion when this was decided; None: there was none.
+
+        Raises:
+            OvertakenError: when another version is champion by now.
+            RetortError: when there is no such version (any more).
+        """
+        with self._alone():
+            self.ledger.open()
+            while True:
+                records, champion = self._now()
+                if champion == version:
+                    return records[-1] if records else {"version": version, "replaced": None, "how": "alias"}
+                if champion != expected:
+                    raise OvertakenError(self.name, champion)
+                self.get(version)
+                last = records[-1] if records else None
+                record = {
+                    "version": version,
+                    "replaced": last["version"] if last else champion,
+                    "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "how": how,
+                    "who": who[:MOST_WHO],
+                    "why": why[:MOST_WHY],
+                    "id": uuid.uuid4().hex[:12],
+                }
+                number = last["number"] + 1 if last else 1
+                if self.ledger.append(number, record):
+                    break
+            self._crown()
+            self.get(version)  # it may have been deleted meanwhile
         challenger = self.holder(CHALLENGER)
         if challenger and int(challenger.version) == version:
-            self.client.delete_registered_model_alias(self.name, CHALLENGER)
-        return record
+            again(self.client.delete_registered_model_alias, self.name, CHALLENGER)
+        return {"number": number, **record}
+
+    def add(self, source: str, **facts: Any) -> ModelVersion:
+        """Make a version; its number is the store's, also where many ask for one at once."""
+        return again(self.client.create_model_version, self.name, source, **facts)
+
+    def set_challenger(self, version: int) -> None:
+        """Make ``version`` challenger, in place of the one before."""
+        again(self.client.set_registered_model_alias, self.name, CHALLENGER, str(version))
+
+    def _now(self) -> tuple[list[dict[str, Any]], int | None]:
+        """The record and the champion, once both say the same.
+
+        An alias that somebody moved in MLflow itself is respected, and put on record.
+        """
+        records = self.promotions()
+        if records and not records[-1]["settled"]:
+            # in a server's case whoever wrote it may be about to set the alias
+            until = time.monotonic() + (0 if self.file else UNSETTLED_SECONDS)
+            while not (records := self.promotions())[-1]["settled"] and time.monotonic() < until:
+                time.sleep(0.2)
+            if not records[-1]["settled"]:
+                self._crown()
+            return self._now()
+        champion = self._champion()
+        if not records or champion in (None, records[-1]["version"]):
+            return records, champion
+        if not self.file:  # else nobody but a person can have moved it
+            time.sleep(MOVED_SECONDS)
+            if champion != self._champion() or records != self.promotions():
+                return self._now()
+        moved = {
+            "version": champion, "replaced": records[-1]["version"],
+            "at": datetime.now(UTC).isoformat(timespec="seconds"), "how": "alias", "who": "",
+            "why": "seen now: the alias was moved in MLflow itself"
+            if self.there(records[-1]["version"])
+            else "the version before was deleted",
+        }  # fmt: skip
+        if self.ledger.append(records[-1]["number"] + 1, moved):
+            self.ledger.settle(records[-1]["number"] + 1)
+            self.ledger.mirror()
+        return self._now()
+
+    def _champion(self) -> int | None:
+        holder = self.holder(CHAMPION)
+        return int(holder.version) if holder else None
+
+    def _crown(self) -> None:
+        """Set the alias to what the record says last, however many promotions follow each other meanwhile.
+
+        A version that was deleted since its record was written gets no alias: it stays where it is.
+        """
+        from mlflow.exceptions import MlflowException
+
+        while True:
+            last = self.promotions()[-1]
+            version = str(last["version"])
+            try:
+                again(self.client.set_registered_model_alias, self.name, CHAMPION, version)
+            except MlflowException as error:
+                if error.error_code not in ABSENT:
+                    raise
+            # whoever sets the alias looks again: the last one who does is right
+            if self.promotions()[-1]["number"] == last["number"]:
+                break
+        self.ledger.settle(last["number"])
+        self.ledger.mirror()
+
+    @property
+    def file(self) -> Path | None:
+        """The store's file, where it is one."""
+        prefix = "sqlite:///"
+        return Path(self.uri.removeprefix(prefix)) if self.uri.startswith(prefix) else None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time, where the store is a file: the system frees the lock of one that dies."""
+        if self.file is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self.file.with_name(f"{self.file.name}.promotions.lock"), timeout=LOCK_SECONDS):
+                yield
+        except Timeout:
+            raise RetortError(
+                f"{self.file}.promotions.lock: another process has been promoting a version for over "
+                f"{LOCK_SECONDS} s; look what it is at, and run this again"
+            ) from None
 
     def download(self, version: ModelVersion, path: str, folder: Path) -> Path | None:
         """One file of a version's artifacts; None when it has no such file."""

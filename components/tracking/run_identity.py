@@ -95,11 +95,16 @@ def origin(record: Mapping[str, Any]) -> dict[str, str]:
     tags = {}
     if record["commit"]:
         tags = {"mlflow.source.git.commit": record["commit"], "git.dirty": str(record["dirty"]).lower()}
-    try:
-        tags["mlflow.user"] = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        tags["mlflow.user"] = str(os.getuid())
+    tags["mlflow.user"] = user()
     return tags
+
+
+def user() -> str:
+    """The name of whoever runs this process; a container's user may have none but a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def git_state() -> tuple[str, bool]:

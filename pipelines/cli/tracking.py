@@ -12,27 +12,58 @@ from pipelines.cli.options import Context
 commands = typer.Typer(rich_markup_mode=None)
 
 
+WHY = typer.Option("--why", metavar="TEXT", help="The reason, for the record.")
+
+
 @commands.command()
 def promote(
-    context: Context, version: Annotated[int, typer.Argument(help="Version of the registered model.")]
+    context: Context,
+    version: Annotated[int, typer.Argument(help="Version of the registered model.")],
+    why: Annotated[str, WHY] = "",
 ) -> None:
     """Make a version of the registered model champion, by a person's decision.
 
-    Example: retort promote 7
+    Example: retort promote 7 --why "asked for by the laboratory"
     """
     from components.registry.params import RegisterParams
     from components.tools.promote import promote as set_champion
 
-    set_champion(context.obj.params().of(RegisterParams), version)
+    set_champion(context.obj.params().of(RegisterParams), version, why)
 
 
 @commands.command()
-def rollback(context: Context) -> None:
-    """Make that version champion again which the present champion replaced."""
+def rollback(context: Context, why: Annotated[str, WHY] = "") -> None:
+    """Make that version champion again which the present champion replaced.
+
+    Example: retort rollback --why "blind to the new camera"
+    """
     from components.registry.params import RegisterParams
     from components.tools.promote import rollback as back
 
-    back(context.obj.params().of(RegisterParams))
+    back(context.obj.params().of(RegisterParams), why)
+
+
+@commands.command()
+def promotions(
+    context: Context,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")] = False,
+) -> None:
+    """Show the record of promotions: which version was champion from when on, who made it so, and why.
+
+    Example: retort promotions --json
+    """
+    import json
+
+    from components.registry.params import RegisterParams
+    from components.tools.promote import promotions as recorded
+    from components.tools.promote import show
+
+    records = recorded(context.obj.params().of(RegisterParams))
+    if as_json:
+        for record in records:
+            print(json.dumps(record))
+    else:
+        show(records)
 
 
 @commands.command()
