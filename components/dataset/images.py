@@ -338,7 +338,16 @@ def decode_canvas(content: bytes, side: int) -> tuple[NDArray[np.uint8], float]:
 def thumbnail(root: str | Path, path: str, size: int = 72) -> bytes:
     """A PNG of at most ``size`` x ``size`` pixels for contact sheets; a grey cross for a damaged image."""
     try:
-        image = decode(read_bytes(root, path))
+        content = read_bytes(root, path)
+    except ImageError:
+        return _cross(size)
+    return thumbnail_of(content, size)
+
+
+def thumbnail_of(content: bytes, size: int = 72) -> bytes:
+    """The same of an image file's content."""
+    try:
+        image = decode(content)
     except ImageError:
         return _cross(size)
     image.thumbnail((size, size), Image.Resampling.BICUBIC)

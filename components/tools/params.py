@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from components.common.params import Section, named
+from components.common.params import Section, StepParams, named
+from components.dataset.params import Data
 from components.models.recipes import RECIPES
 from components.training.params import TwoNetsParams
 
@@ -86,3 +87,9 @@ class CompareWeightsParams(TwoNetsParams):
 
 class TuneParams(TwoNetsParams):
     tune: Tune = Field(default_factory=Tune)
+
+
+class ShadowParams(StepParams):
+    """What ``shadow`` reads: where a manifest's images lie, and which store holds a bucket."""
+
+    data: Data = Field(default_factory=Data)

@@ -58,8 +58,34 @@ def predict(
     Files that cannot be read are named, counted, and listed with their reason; the rest goes on.
 
     Raises:
-        RetortError: when the model is missing, has no classes (a backbone), or is damaged; or no image is
-            found.
+        RetortError: see ``open_classifier``; when no image is found.
+    """
+    session, about = open_classifier(model, threads)
+    found = named.find(images, root)
+    decoded = found.decoded()
+    predictions: list[Prediction] = []
+    for _ in track(range(0, found.count, BATCH), "predicting", -(-found.count // BATCH)):
+        predictions += _classify(session, about, list(islice(decoded, BATCH)))
+    bad = [prediction for prediction in predictions if prediction.error]
+    for prediction in bad[:10]:
+        log.warning(f"{prediction.path}: {prediction.error}")
+    if bad:
+        log.warning(
+            f"{len(bad)} of {len(predictions)} files cannot be read; {out / 'predictions.csv'} lists them"
+        )
+    _write(predictions, out)
+    return predictions
+
+
+def open_classifier(model: Path, threads: int = 0) -> tuple[Any, exported.Exported]:
+    """ONNX Runtime's session for an exported model, and what the model says of itself.
+
+    Args:
+        model: an exported ``model.onnx`` (or the folder it lies in).
+        threads: of ONNX Runtime; 0: one for each processor that is ours.
+
+    Raises:
+        RetortError: when the model is missing, has no classes (a backbone), or is damaged.
     """
     file = model / "model.onnx" if model.is_dir() else model
     if model.exists() and (file.suffix != ".onnx" or not file.exists()):
@@ -83,20 +109,7 @@ def predict(
             "since it was exported; run 'retort export' again"
         )
     exported.need_numbers(model)
-    found = named.find(images, root)
-    decoded = found.decoded()
-    predictions: list[Prediction] = []
-    for _ in track(range(0, found.count, BATCH), "predicting", -(-found.count // BATCH)):
-        predictions += _classify(session, about, list(islice(decoded, BATCH)))
-    bad = [prediction for prediction in predictions if prediction.error]
-    for prediction in bad[:10]:
-        log.warning(f"{prediction.path}: {prediction.error}")
-    if bad:
-        log.warning(
-            f"{len(bad)} of {len(predictions)} files cannot be read; {out / 'predictions.csv'} lists them"
-        )
-    _write(predictions, out)
-    return predictions
+    return session, about
 
 
 def _classify(

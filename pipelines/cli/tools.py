@@ -230,6 +230,44 @@ def predict(
 
 
 @commands.command()
+def shadow(
+    context: Context,
+    requests: Annotated[
+        list[str],
+        typer.Argument(metavar="REQUESTS...", help="A folder, a Parquet of bytes, s3://bucket/prefix."),
+    ],
+    champion: Annotated[str, typer.Option(help="An alias, a version, or an exported folder.")] = "champion",
+    challenger: Annotated[str, typer.Option(help="The same, of what may follow.")] = "challenger",
+    column: Annotated[str, typer.Option(help="Of Parquet, that holds the bytes; the only one.")] = "",
+    threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0: one a processor.")] = 0,
+) -> None:
+    """Replay recorded requests through champion and challenger: which answers would change?
+
+    Writes outputs/shadow/: a page with every kind of change and pictures, answers.parquet with a row a
+    request, changed.csv. Also compares what serving feeds a model with what training did, and the latency.
+    An interrupted run goes on where it was.
+
+    \b
+    Examples: retort shadow recorded
+              retort shadow s3://bucket/requests/2026-11-20 --challenger 7
+              retort shadow requests.parquet --champion outputs/export --challenger outputs/export/teacher
+    """
+    from components.tools.params import ShadowParams
+    from components.tools.shadow.shadow import shadow as replay
+
+    with context.obj.working("shadow") as p:
+        found = replay(
+            p.of(ShadowParams), requests, champion=champion, challenger=challenger, column=column,
+            threads=threads, out=OUTPUTS / "shadow",
+        )  # fmt: skip
+    malformed = f", {found['malformed']:,} malformed" if found["malformed"] else ""
+    print(
+        f"{found['requests']:,} requests{malformed}: {found['agreement']:.2%} agree, {found['changed']:,} "
+        f"answers change: {OUTPUTS / 'shadow' / 'report.html'}"
+    )
+
+
+@commands.command()
 def shard(context: Context) -> None:
     """Put the images of clean.parquet into shards of 256 MB below ray.storage, for several machines.
 

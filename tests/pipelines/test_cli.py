@@ -354,7 +354,7 @@ def test_a_process_says_one_line_when_it_ends_for_want_of_a_file(tmp_path: Path)
         "ingest", "validate", "weights", "audit", "audit imbalance", "audit synthetic", "plan", "finetune",
         "check", "distill", "export", "benchmark", "register", "predict", "expand", "features", "cost",
         "compare-weights", "tune", "compile", "submit", "schedule", "promote", "rollback",
-        "promotions", "sync", "ui",
+        "promotions", "shadow", "sync", "ui",
         "report", "init", "clean",
     ],
 )  # fmt: skip
