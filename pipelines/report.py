@@ -10,7 +10,7 @@ from components.common.findings import Report, read_report
 from components.common.page import read_sections, render
 from components.common.progress import counted
 from components.common.storage import human_bytes, read_json, write_text
-from components.registry.compare import verdict
+from components.registry.decision import verdict
 from pipelines.params import Params
 from pipelines.steps import MAIN, OUTPUTS, Pipeline, Stage
 

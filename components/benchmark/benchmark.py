@@ -16,7 +16,8 @@ from components.benchmark.engines import ENGINES, Job
 from components.benchmark.params import BenchmarkParams
 from components.benchmark.processors import processors
 from components.benchmark.report import metrics, write
-from components.benchmark.sweep import Config, Sweep, ratio, sweep
+from components.benchmark.sweep import Config, Sweep, sweep
+from components.benchmark.timing import ratio
 from components.common.errors import RetortError
 from components.common.progress import at
 from components.common.storage import human_bytes, read_json, sha256_file

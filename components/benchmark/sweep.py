@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from components.benchmark.engines import ENGINES, Job, Run
+from components.benchmark.timing import Timing
 from components.common.errors import RetortError
 from components.common.progress import task
 from components.export.precisions import PRECISIONS
@@ -35,32 +36,6 @@ class Config:
         images = "1 image" if self.batch == 1 else f"{self.batch} images"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{self.model}, {self.engine} {self.precision}, {threads}, {images}"
-
-
-@dataclass
-class Timing:
-    """Seconds of each call, a list per round."""
-
-    rounds: list[list[float]] = field(default_factory=list)
-
-    @property
-    def medians(self) -> np.ndarray:
-        """Median of each round, in seconds."""
-        return np.array([np.median(calls) for calls in self.rounds])
-
-    @property
-    def p50_ms(self) -> float:
-        return 1e3 * float(np.median(self.medians))
-
-    @property
-    def p95_ms(self) -> float:
-        return 1e3 * float(np.quantile(np.concatenate([np.asarray(calls) for calls in self.rounds]), 0.95))
-
-    @property
-    def noise(self) -> float:
-        """Spread of identical rounds: (90th - 10th percentile of their medians) over the median."""
-        low, middle, high = np.quantile(self.medians, (0.1, 0.5, 0.9))
-        return float((high - low) / middle)
 
 
 @dataclass
@@ -229,10 +204,3 @@ def _rounds(
             timings[config].rounds.append(calls)
         progress(f"round {index + 1} of {rounds}")
     done.timings = {config: timings[config] for config in sorted(timings)}
-
-
-def ratio(first: Timing, second: Timing) -> tuple[float, float, float]:
-    """Latency of ``first`` over ``second``, round by round: median, and 10th and 90th percentile."""
-    count = min(len(first.rounds), len(second.rounds))
-    low, middle, high = np.quantile(first.medians[:count] / second.medians[:count], (0.1, 0.5, 0.9))
-    return float(middle), float(low), float(high)

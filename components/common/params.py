@@ -100,10 +100,30 @@ class Registry(Section):
         description="MLflow experiment and registered model",
     )
     tolerance: float = Field(
-        0.0, ge=0, le=1, description="top-1 that a challenger may lose and still become champion"
+        0.0,
+        ge=0,
+        le=1,
+        description="top-1 that a challenger may lose at the lower end of its 95 % interval; 0: it must gain",
     )
     class_tolerance: float = Field(
-        0.05, ge=0, le=1, description="recall of any one class that a challenger may lose"
+        0.05,
+        ge=0,
+        le=1,
+        description="recall of a class, or of a slice, that a challenger may lose",
+    )
+    equal_within: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="top-1 within which a smaller or faster challenger, or one of more classes, is an equal",
+    )
+    latency_tolerance: float = Field(
+        0.5,
+        ge=0,
+        description="share by which a challenger may be slower, where benchmark.latency_budget_ms is null",
+    )
+    trial: bool = Field(
+        True, description="try the registered bundle in a clean process before it can be champion"
     )
     notify: str = Field(
         "",

@@ -11,7 +11,7 @@ from components.common.params import Registry
 from components.common.storage import replace, sha256_file
 from components.models import checkpoint
 from components.models.card import read_card
-from components.registry.register import CARD, CHECKPOINT, PROOFS
+from components.registry.files import CARD, CHECKPOINT, PROOFS
 from components.registry.versions import CHAMPION, opened
 
 log = logging.getLogger(__name__)

@@ -302,6 +302,7 @@ def register(
     measured: dsl.Input[dsl.Artifact],
     passed: dsl.Input[dsl.Artifact],
     plan: dsl.Input[dsl.Artifact],
+    listed: dsl.Input[dsl.Artifact],
     registered: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -314,6 +315,7 @@ def register(
         measured: what the benchmark measured.
         passed: the gate's report.
         plan: what the audits told training.
+        listed: what the audit lists file by file, suspect labels among them.
         registered: registered.json, which names the model version.
         page: the report, for the UI.
     """

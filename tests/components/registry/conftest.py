@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -41,8 +42,12 @@ class Project:
     folder: Path
 
     def params(self, **registry: Any) -> RegisterParams:
+        """Without the trial, which takes seconds: what tests it asks for it."""
         return RegisterParams.model_validate(
-            {"registry": {"name": "digits", **registry}, "data": {"root": str(self.folder / "images")}}
+            {
+                "registry": {"name": "digits", "trial": False, **registry},
+                "data": {"root": str(self.folder / "images")},
+            }
         )
 
     def write_data(self, count: int) -> None:
@@ -63,6 +68,11 @@ class Project:
                 "sha256": sha256_file(file),
             })  # fmt: skip
         manifests.write(pa.Table.from_pylist(rows, schema=manifests.SCHEMA), self.folder / "clean.parquet")
+
+    def suspect(self, paths: list[str]) -> None:
+        """Write the list of files whose labels the audit suspects."""
+        listed = pa.table({"rule": pa.array(["labels.suspect"] * len(paths)), "path": pa.array(paths)})
+        pq.write_table(listed, self.folder / "samples.parquet")
 
     def _pixels(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = exports.rows(self.folder / "clean.parquet", split)
@@ -132,7 +142,7 @@ class Project:
         register(
             params or self.params(), manifest=self.folder / "clean.parquet", student=self.folder / "student",
             exported=self.folder / "export", benchmark=self.folder / "benchmark", check=self.folder / "check",
-            plan=self.folder / "plan.json", out=out,
+            plan=self.folder / "plan.json", samples=self.folder / "samples.parquet", out=out,
         )  # fmt: skip
         return read_json(out / "registered.json")
 
@@ -151,6 +161,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project.write_data(900)
     project.train()
     Plan().write(project.folder / "plan.json")
+    project.suspect([])
     (project.folder / "benchmark").mkdir()
     write_json(project.folder / "benchmark/choice.json", {"recommended": {"engine": "onnxruntime"}})
     (project.folder / "check").mkdir()
