@@ -23,7 +23,7 @@ from components.common.errors import ImageError, RetortError
 from components.common.object_store import CONNECTIONS
 from components.common.progress import at, task
 from components.common.storage import atomic_path, remove, sha256_json, state_dir, write_json
-from components.registry.register import CARD, PROOFS
+from components.registry.files import CARD, PROOFS
 from components.registry.versions import Versions, opened
 from components.step import StepContext, step
 from components.tools.params import ShadowParams
