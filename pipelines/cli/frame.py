@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import logging
@@ -91,6 +92,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return str(error), error.status
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.EROFS:
+            return _read_only(where), 1
         return (_full(where) if disk_full(error) else f"{where}{(error.strerror or str(error)).lower()}"), 1
     # a library may have made something else of what the signal's handler raised
     stopped = KeyboardInterrupt() if isinstance(error, typer.Abort) else signals.stopped_by(error)
@@ -101,6 +104,15 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return _full(""), 1
     said = next(iter(str(error).splitlines()), "")
     return f"internal error: {type(error).__name__}: {said} (--debug shows where)", 1
+
+
+def _read_only(where: str) -> str:
+    here, temporary = Path.cwd(), Path("/tmp")  # noqa: S108 - where Ray and the health check write
+    return (
+        f"{where}read-only file system; commands write to the folder that they start in ({here}) and to "
+        f"{temporary}. A container whose root is read-only needs a volume at both: "
+        f"docker run --tmpfs {here} --tmpfs {temporary}, or emptyDir in a pod"
+    )
 
 
 def _full(where: str) -> str:

@@ -134,6 +134,16 @@ def test_a_user_without_a_name_works_in_a_read_only_image(target: str) -> None:
     assert {"manifest.parquet", "clean.parquet"} <= set(said.split())
 
 
+def test_a_read_only_image_without_volumes_says_what_is_missing(target: str) -> None:
+    fixed = [word for word in LOCKED if word != "--tmpfs" and not word.startswith(("/tmp:", "/work:"))]
+    words = ["--volume", "/dev/null:/work/params.yaml:ro", IMAGES[target], "retort", "ingest"]
+    done = docker("run", *fixed, *words)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert ".retort: read-only file system" in done.stderr
+    assert "docker run --tmpfs /work --tmpfs /tmp" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_health_check_passes_and_sees_a_full_disk(target: str) -> None:
     locked(target, "healthy")
     full = ["--tmpfs", "/work:mode=1777,size=8k"]

@@ -67,6 +67,7 @@ def test_what_cannot_be_understood_exits_with_2_before_any_work(
         (KeyboardInterrupt(), 130, "interrupted"),
         (Terminated(), 143, "terminated"),
         (OSError(28, "No space left on device", "outputs/x"), 1, "outputs/x: the disk is full"),
+        (OSError(30, "Read-only file system", ".retort"), 1, ".retort: read-only file system; commands"),
         (sqlite3.OperationalError("database or disk is full"), 1, "retort: the disk is full"),
         (FileNotFoundError(2, "No such file or directory", "a.png"), 1, "a.png: no such file"),
         (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError"),
