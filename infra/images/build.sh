@@ -18,9 +18,9 @@ for target in data train; do
   name=retort-data
   [ "$target" = data ] || name=retort
   echo "images: building $name:$tag"
-  git archive HEAD requirements.lock pyproject.toml components pipelines infra/images |
+  git archive "$commit" requirements.lock pyproject.toml components pipelines infra/images |
     docker build --file infra/images/Dockerfile --target "$target" --build-arg VERSION="$version" \
-      --build-arg COMMIT="$commit" --build-arg CREATED="$(git show --no-patch --format=%cI HEAD)" \
+      --build-arg COMMIT="$commit" --build-arg CREATED="$(git show --no-patch --format=%cI "$commit")" \
       --tag "$name:$tag" --tag "$name:latest" "$@" -
   docker run --rm --network none --entrypoint cat "$name:$tag" /opt/retort/sbom.cdx.json \
     >"outputs/images/$name-$tag.cdx.json"
