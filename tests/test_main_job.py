@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -139,9 +140,35 @@ def test_the_page_is_one_file_without_network(outputs: Path, checkout: Checkout)
         assert expected in page
 
 
-def test_kfp_gives_the_same_student(outputs: Path, checkout: Checkout) -> None:
+@pytest.fixture(scope="module")
+def through_kfp(repro: subprocess.CompletedProcess[str], checkout: Checkout) -> Path:
+    """What KFP's local runner left: a folder a task below one of the run."""
     done = checkout.retort("submit", "--local", timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (run,) = (checkout.folder / ".retort" / "kfp" / "runs").iterdir()
+    return run
+
+
+def test_kfp_gives_the_same_student(through_kfp: Path, outputs: Path) -> None:
     wanted = sha256_file(outputs / "student" / "model.safetensors")
-    made = list((checkout.folder / ".retort" / "kfp").rglob("model.safetensors"))
+    made = list(through_kfp.rglob("model.safetensors"))
     assert wanted in {sha256_file(path) for path in made}
+
+
+@pytest.mark.parametrize(("task", "model"), [("finetune", "teacher"), ("distill", "student")])
+def test_kubeflow_shows_the_confusion_matrix_of_the_metrics(
+    through_kfp: Path, outputs: Path, task: str, model: str
+) -> None:
+    written = read(through_kfp / task / "executor_output.json")["artifacts"]
+    shown = {name: artifact["artifacts"][0]["metadata"] for name, artifact in written.items()}
+    matrix = shown["confusion"]["confusionMatrix"]
+    assert [each["displayName"] for each in matrix["annotationSpecs"]] == [*"0123456789"]
+    counts = np.array([row["row"] for row in matrix["rows"]])
+    validated = pq.read_table(outputs.parent / "data/clean.parquet", columns=["split", "label"]).to_pandas()
+    labels = validated.loc[validated["split"] == "val", "label"]
+    assert counts.sum(axis=1).tolist() == [(labels == label).sum() for label in range(10)]
+    metrics = read(outputs / model / "metrics.json")["val"]
+    assert np.trace(counts) / counts.sum() == pytest.approx(metrics["top1"], abs=1e-6)
+    recalls = np.diag(counts) / counts.sum(axis=1)
+    assert recalls.mean() == pytest.approx(metrics["macro_recall"], abs=1e-6)
+    assert shown["metrics"]["val.top1"] == pytest.approx(metrics["top1"])
