@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.common.storage import human_bytes, remove, state_dir
+from pipelines.catalogue import PIPELINES
 from pipelines.params import Params
-from pipelines.steps import OUTPUTS, PIPELINES
+from pipelines.steps import OUTPUTS
 
 KEPT = ("mlflow", "spool", "run.json", "lock", "lock.holder")  # history, and what the tracker has yet to get
 

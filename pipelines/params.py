@@ -25,6 +25,7 @@ from components.common.params import Checks, Global, Registry, ReportSettings, S
 from components.dataset.params import Data, Validate
 from components.export.params import Export
 from components.models.params import Net
+from components.retraining.params import Retrain
 from components.tools.params import CompareWeights, Expand, Tune
 from components.training.params import Distill, Ray
 
@@ -141,6 +142,7 @@ class Params(Section):
     expand: Expand = Field(default_factory=Expand)
     compare_weights: CompareWeights = Field(default_factory=CompareWeights)
     tune: Tune = Field(default_factory=Tune)
+    retrain: Retrain = Field(default_factory=Retrain)
     registry: Registry = Field(default_factory=Registry)
     ray: Ray = Field(default_factory=Ray)
     kubeflow: Kubeflow = Field(default_factory=Kubeflow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def report(params: Params, outputs: Path, pipeline: Pipeline = MAIN) -> None:
     for label, value, _ in headline:
         print(f"  {label:<26} {value}")
     print(f"The whole run on one page: {outputs / 'index.html'}")
+
+
+def retrained(params: Params, stages: Sequence[Stage], said: str, page: Path) -> None:
+    """Write the page of one retraining: what came of it, and the report of each stage that it ran."""
+    left = [_read(OUTPUTS, stage) for stage in stages]
+    failed = any(step.verdict == "failed" for step in left)
+    write_text(
+        page,
+        render(
+            "run.html", TEMPLATES, title=f"Retort: {params.registry.name}, trained again",
+            name=params.registry.name, state="failed" if failed else "passed", sentence=said,
+            answers=[], headline=[], steps=left, counted=counted,
+        ),
+    )  # fmt: skip
 
 
 def _read(outputs: Path, stage: Stage) -> Left:

@@ -10,8 +10,8 @@ Functions and parameter classes stand here by their import paths: ``retort --hel
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipelines.params import Params
 
 DATA, OUTPUTS = Path("data"), Path("outputs")  # what steps leave lies in these two
+DECISION = "decision.json"  # of a step that decides: whether stages that wait for it run ('go_on')
+GO_ON = "yes"  # as Kubeflow is told it
 RETRIES = 2  # of steps that fetch from other servers, or write to them
 ELSEWHERE = ("data", "registry", "report")  # where images lie, who tracks, whether pages show images
 WORK = {"ray": "ray.workers"}  # the only key of that section that can change a product
@@ -44,6 +46,8 @@ class Step:
         option_help: what the command line says about that argument.
         pod: what it needs on a cluster: 'light' is an image without torch, 'training' has Ray's workers.
         cached: whether the same inputs give the same outputs tomorrow.
+        decides: whether it leaves decision.json in its folder, by which later stages run or do not.
+        optional: inputs that may be missing: what would make them may be left out of the pipeline.
         cpus: that its pod needs in any case. A training pod's follow from its workers.
         workers: whether a training pod starts them, and so needs their processors and GPUs.
         retries: how often Kubeflow tries again; only what talks to another server can go better then.
@@ -60,6 +64,8 @@ class Step:
     option_help: str = ""
     pod: Literal["light", "full", "training"] = "full"
     cached: Callable[[Params], bool] = lambda params: True
+    decides: bool = False
+    optional: tuple[str, ...] = ()
     cpus: Callable[[Params], int] = lambda params: 1
     workers: Callable[[Params], bool] = lambda params: True
     retries: int = 0
@@ -96,8 +102,14 @@ class Step:
         pkgutil.resolve_name(self.function)(params, **self.arguments(places), **options)
 
     def arguments(self, places: Mapping[str, Path]) -> dict[str, Any]:
-        """The function's arguments that are paths, of inputs and outputs that lie at ``places``."""
-        return {name: _placed(taken, places) for name, taken in self.takes.items()}
+        """The function's arguments that are paths, of inputs and outputs that lie at ``places``.
+
+        An optional one that has no place is None.
+        """
+        return {
+            name: None if taken in self.optional and taken not in places else _placed(taken, places)
+            for name, taken in self.takes.items()
+        }
 
     def folder(self, places: Mapping[str, Path]) -> Path:
         """The step's own folder, with its report, of outputs that lie at ``places``."""
@@ -121,6 +133,8 @@ class Stage:
         outputs: where DVC keeps each.
         option: the value of the step's option.
         own_name: where it differs from the step's.
+        when: the stage before it that decides whether it runs; later stages need that, too, or more.
+        left_out: for which parameters the pipeline goes without it.
     """
 
     step: Step
@@ -129,6 +143,8 @@ class Stage:
     outputs: Mapping[str, str]
     option: str = ""
     own_name: str = ""
+    when: str = ""
+    left_out: Callable[[Params], bool] = lambda params: False
 
     @property
     def name(self) -> str:
@@ -154,6 +170,23 @@ class Pipeline:
     description: str
     result: str
     stages: tuple[Stage, ...] = field(default=())
+
+    def of(self, params: Params) -> Pipeline:
+        """The pipeline that these parameters ask for: without stages that they leave out."""
+        return self.without({stage.name for stage in self.stages if stage.left_out(params)})
+
+    def without(self, names: Collection[str]) -> Pipeline:
+        """The pipeline without some stages, and without what others would read of them if they could."""
+
+        def fitted(stage: Stage) -> Stage:
+            inputs = {
+                name: source
+                for name, source in stage.inputs.items()
+                if name not in stage.step.optional or source.partition(".")[0] not in names
+            }
+            return replace(stage, inputs=inputs)
+
+        return replace(self, stages=tuple(fitted(stage) for stage in self.stages if stage.name not in names))
 
     def __getitem__(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -472,15 +505,4 @@ MAIN = Pipeline(
     ),
 )
 
-PIPELINES = (MAIN,)
 AUDIT = ("audit-imbalance", "audit-synthetic", "plan")  # what 'retort audit' runs, in turn
-
-
-def find(step: str, option: str = "") -> tuple[Pipeline, Stage]:
-    """The stage that uses a step with that value of its option, and its pipeline."""
-    return next(
-        (pipeline, stage)
-        for pipeline in PIPELINES
-        for stage in pipeline.stages
-        if (stage.step.name, stage.option) == (step, option)
-    )

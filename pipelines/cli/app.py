@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from pipelines.catalogue import PIPELINES
 from pipelines.cli import project, steps, tools, tracking
 from pipelines.cli.options import Context
-from pipelines.steps import AUDIT, MAIN, PIPELINES
+from pipelines.steps import AUDIT, MAIN
 
 app = typer.Typer(
     name="retort",
@@ -36,6 +37,8 @@ audit_app = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
 )
+
+retrain_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
@@ -65,7 +68,28 @@ def audit(context: Context) -> None:
         steps.run(context.obj, "audit", MAIN, AUDIT)
 
 
-steps.add(PIPELINES, app, {"audit": audit_app})
+@retrain_app.callback()
+def retrain(context: Context) -> None:
+    """Train again when data or code have changed, from the champion, and promote what is better.
+
+    One line at the end and a page, outputs/retrain/report.html, say what came of it. Exit status 0: nothing
+    to do, or done (champion or challenger); 1: it stopped, and a person has to look.
+
+    \b
+    Examples:
+      retort retrain
+      retort retrain -o retrain.from_original=never      only the champion learns on
+      retort retrain -o retrain.budget_minutes=120
+      retort retrain changes                             one of its steps
+    """
+    if context.invoked_subcommand is None:
+        from pipelines.again import run
+
+        run(context.obj)
+
+
+steps.add(PIPELINES, app, {"audit": audit_app, "retrain": retrain_app})
 for commands in (tools.commands, tracking.commands, project.commands):
     app.add_typer(commands)
 app.add_typer(audit_app, name="audit")
+app.add_typer(retrain_app, name="retrain")

@@ -21,10 +21,11 @@ from components.common.environment import collect_less_often
 from components.common.errors import RetortError, Terminated
 from components.common.progress import doing, logging_from
 from components.common.storage import disk_full
+from pipelines.catalogue import PIPELINES
 from pipelines.cli import tools
 from pipelines.cli.app import app
 from pipelines.cli.options import Options
-from pipelines.steps import DATA, OUTPUTS, PIPELINES
+from pipelines.steps import DATA, OUTPUTS
 
 log = logging.getLogger(__name__)
 

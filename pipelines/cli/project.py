@@ -8,21 +8,25 @@ from typing import Annotated
 import typer
 
 from components.common.errors import ConfigError
+from pipelines.catalogue import named
 from pipelines.cli.options import Context
-from pipelines.steps import OUTPUTS
+from pipelines.steps import MAIN, OUTPUTS
 
 commands = typer.Typer(rich_markup_mode=None)
 
 
+Which = Annotated[str, typer.Option("--pipeline", help="Which one: main or retrain.")]
+
+
 @commands.command("compile")
-def compile_(context: Context) -> None:
+def compile_(context: Context, pipeline: Which = "main") -> None:
     """Write the Kubeflow pipeline as IR: pipeline.yaml. The same parameters always give the same bytes.
 
     Example: retort compile -o kubeflow.image=registry.example/retort@sha256:...
     """
     from pipelines.kubeflow.dag import compile as write
 
-    write(context.obj.params(), Path("pipeline.yaml"))
+    write(context.obj.params(), Path("pipeline.yaml"), named(pipeline))
     print("pipeline.yaml: upload it to a KFP server, or 'retort submit'")
 
 
@@ -34,6 +38,7 @@ def submit(
     again: Annotated[
         str | None, typer.Option("--follow", metavar="RUN", help="Follow a run that was started before.")
     ] = None,
+    pipeline: Which = "main",
 ) -> None:
     """Run the DAG on the KFP server at kubeflow.host, or here with --local (under .retort/kfp/).
 
@@ -52,9 +57,13 @@ def submit(
       retort submit -o kubeflow.host=https://kubeflow.example/pipeline -o kubeflow.namespace=ada --no-wait
       retort submit -o student.train.epochs=8        another value, the same version
       retort submit --follow RUN                     its states again, until it ends
+      retort submit --pipeline retrain               train again, if there is something new
     """
+    which = named(pipeline)
     if sum([local, no_wait, bool(again)]) > 1:
         raise ConfigError("--local, --no-wait and --follow: give one of them")
+    if local and which is not MAIN:
+        raise ConfigError(f"--local runs the main pipeline; 'retort {pipeline}' runs this one here")
     if local:
         from pipelines.kubeflow.local import submit_local
 
@@ -68,7 +77,7 @@ def submit(
     else:
         from pipelines.kubeflow.submit import submit as to_server
 
-        to_server(context.obj.params(), context.obj.in_file(), wait=not no_wait)
+        to_server(context.obj.params(), context.obj.in_file(), wait=not no_wait, pipeline=which)
 
 
 @commands.command()
@@ -85,8 +94,12 @@ def schedule(
     pause: Annotated[bool, typer.Option("--pause", help="Let no more runs start.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Let runs start again.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Take the schedule away; its runs stay.")] = False,
+    pipeline: Which = "main",
 ) -> None:
-    """Run the DAG again and again on the KFP server at kubeflow.host: create or change its one schedule.
+    """Run a pipeline again and again on the KFP server at kubeflow.host: create or change its one schedule.
+
+    With --pipeline retrain a run ends after two small pods while data and code are as the last one saw them;
+    else it trains, and promotes only what is better.
 
     Times are UTC, unless the server was set up otherwise. Runs that were missed are not made up for, and none
     starts while the one before still runs. Version, overrides and refusals are as with 'retort submit'.
@@ -94,6 +107,7 @@ def schedule(
     \b
     Examples:
       retort schedule --cron "30 3 * * 1"                       Mondays at 3:30
+      retort schedule --pipeline retrain --cron "30 3 * * 1"    only where there is something new
       retort schedule --cron "0 0 */6 * * *"                    every six hours
       retort schedule --cron "0 4 1 * *" -o global.seed=8       with another value from now on
       retort schedule --list
@@ -103,17 +117,17 @@ def schedule(
         raise ConfigError("retort schedule: give one of --cron, --list, --pause, --resume, --delete")
     from pipelines.kubeflow import schedule as schedules
 
-    params = context.obj.params()
+    params, which = context.obj.params(), named(pipeline)
     if cron is not None:
-        lines = schedules.schedule(params, context.obj.in_file(), cron)
+        lines = schedules.schedule(params, context.obj.in_file(), cron, which)
     elif list_:
         lines = schedules.listed(params)
     elif pause:
-        lines = schedules.pause(params)
+        lines = schedules.pause(params, which)
     elif resume:
-        lines = schedules.resume(params)
+        lines = schedules.resume(params, which)
     else:
-        lines = schedules.delete(params)
+        lines = schedules.delete(params, which)
     print("\n".join(lines))
 
 

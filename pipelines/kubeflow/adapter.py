@@ -21,9 +21,10 @@ from components.common import signals
 from components.common.errors import RetortError
 from components.common.params import Registry, StepParams
 from components.common.shared import VARIABLE
-from components.common.storage import read_json, state_dir
+from components.common.storage import read_json, state_dir, write_text
 from components.step import known_as
-from pipelines.steps import Stage, find
+from pipelines.catalogue import find
+from pipelines.steps import DECISION, GO_ON, Stage
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,12 @@ def run(name: str, given: Mapping[str, Any]) -> None:
     step = stage.step
     places = {argument: Path(value.path) for argument, value in given.items() if hasattr(value, "path")}
     # where an artifact lies says nothing to a person, and is another place in each run
-    names = {places[argument]: kept for argument, kept in pipeline.places(stage).items()}
+    left_out = set(step.optional) - set(places)
+    names = {
+        places[argument]: kept
+        for argument, kept in pipeline.places(stage).items()
+        if argument not in left_out
+    }
     share()
     params = _params(stage, given)
     take_keys()
@@ -76,6 +82,8 @@ def run(name: str, given: Mapping[str, Any]) -> None:
         else:
             step.call(params, places, stage.option)
     folder = step.folder(places)
+    if step.decides:
+        write_text(Path(given["go_on"]), GO_ON if read_json(folder / DECISION)["go_on"] else "no")
     if "metrics" in given:
         for number, value in _headline(folder):
             given["metrics"].log_metric(number, value)

@@ -325,6 +325,176 @@ def register(
 
 
 @dsl.component(base_image="retort", install_kfp_package=False)
+def retrain_changes(
+    general: dict,
+    data: dict,
+    validation: dict,
+    audit: dict,
+    teacher: dict,
+    student: dict,
+    distill: dict,
+    export: dict,
+    retrain: dict,
+    ray: dict,
+    checks: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    go_on: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp asks for a call
+) -> None:
+    """Compare data, code and parameters with those that the last retraining saw.
+
+    Args:
+        manifest: what ingest read.
+        out: the decision, and the step's report.
+        page: the report, for the UI.
+        go_on: yes or no.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("retrain-changes", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def retrain_decide(
+    general: dict,
+    data: dict,
+    student: dict,
+    retrain: dict,
+    checks: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    changes: dsl.Input[dsl.Artifact],
+    champion: dsl.Output[dsl.Model],
+    out: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    go_on: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp asks for a call
+) -> None:
+    """Compare the clean data with the champion's.
+
+    Args:
+        manifest: the clean manifest.
+        changes: what has changed since the last retraining.
+        champion: the champion's network, card and manifest.
+        out: the decision, and the step's report.
+        page: the report, for the UI.
+        go_on: yes or no.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("retrain-decide", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def retrain_update(
+    general: dict,
+    teacher: dict,
+    student: dict,
+    expand: dict,
+    retrain: dict,
+    ray: dict,
+    checks: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
+    decided: dsl.Input[dsl.Artifact],
+    champion: dsl.Input[dsl.Model],
+    trained: dsl.Output[dsl.Model],
+    page: dsl.Output[dsl.HTML],
+    task_config: dsl.TaskConfig,
+) -> None:
+    """Train the champion on, on Ray Train; its head grows for new classes.
+
+    Args:
+        manifest: the clean manifest.
+        plan: what the audits tell training.
+        decided: how it is trained.
+        champion: the champion's network.
+        trained: the network that learnt on, and the manifest with its labels.
+        page: the report, for the UI.
+        task_config: where Ray's workers may run, if they have pods of their own.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("retrain-update", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def retrain_choose(
+    general: dict,
+    checks: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
+    updated: dsl.Input[dsl.Model],
+    chosen: dsl.Output[dsl.Model],
+    clean: dsl.Output[dsl.Dataset],
+    page: dsl.Output[dsl.HTML],
+    distilled: dsl.Input[dsl.Model] = None,
+    passed: dsl.Input[dsl.Artifact] = None,
+) -> None:
+    """Of what was trained, keep the better network by validation.
+
+    Args:
+        manifest: the clean manifest.
+        plan: what the audits told training.
+        updated: the champion that learnt on.
+        chosen: the better network, with the plan and the gate that belong to it.
+        clean: the manifest with its labels.
+        page: the report, for the UI.
+        distilled: the student from its start weights, where one was trained.
+        passed: the gate that it passed.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("retrain-choose", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def retrain_benchmark(
+    general: dict,
+    benchmark: dict,
+    checks: dict,
+    manifest: dsl.Input[dsl.Dataset],
+    student: dsl.Input[dsl.Model],
+    measured: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Measure the exported network on the node that this runs on.
+
+    Args:
+        manifest: the manifest with its labels.
+        student: the exported network.
+        measured: results.csv, choice.json and the curves.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("retrain-benchmark", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
+def retrain_record(
+    general: dict,
+    checks: dict,
+    decided: dsl.Input[dsl.Artifact],
+    chosen: dsl.Input[dsl.Model],
+    registered: dsl.Input[dsl.Artifact],
+    out: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Remember what was seen, and put what came of it on one page.
+
+    Args:
+        decided: why it was trained.
+        chosen: the network that went on.
+        registered: the model version.
+        out: the step's report.
+        page: the report, for the UI.
+    """
+    from pipelines.kubeflow.adapter import run
+
+    run("retrain-record", locals())
+
+
+@dsl.component(base_image="retort", install_kfp_package=False)
 def close_run(status: dsl.PipelineTaskFinalStatus) -> None:
     """End the run in MLflow, however the steps ended: a pod that was killed could not say so.
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from components.common.storage import write_text
 from pipelines.kubeflow import components
 from pipelines.kubeflow.pods import equip, equip_closing, passthroughs, shared
 from pipelines.params import Params
-from pipelines.steps import MAIN, WORK, Pipeline, Stage
+from pipelines.steps import GO_ON, MAIN, WORK, Pipeline, Stage
 
 STEPS = "Steps"  # what the UI calls them together, beside the task that closes the run
 
@@ -67,6 +67,7 @@ def build(
         in_file: the defaults of the run's parameters; None: ``params``, too.
         local: for KFP's local runner: a failure ends it at once, without that last one, and without a retry.
     """
+    pipeline = pipeline.of(params)
     given = arguments(in_file or params, pipeline)
     compiled = settings(params, pipeline)
 
@@ -83,8 +84,13 @@ def build(
             closing = components.close_run()
             equip_closing(closing, params, compiled)
             closed = dsl.ExitHandler(closing, name=STEPS)
-        with closed:
+        with closed, ExitStack() as conditions:
+            decided: set[str] = set()
             for stage in pipeline.stages:
+                if stage.when and stage.when not in decided:
+                    # each stage needs what those before it needed, so conditions lie in one another
+                    decided.add(stage.when)
+                    conditions.enter_context(dsl.If(tasks[stage.when].outputs["go_on"] == GO_ON))
                 read = stage.step.given()
                 inputs = {field: value for field, value in sections.items() if field in read}
                 inputs |= {name: output(source) for name, source in stage.inputs.items()}

@@ -11,8 +11,8 @@ import kfp_server_api as api
 from urllib3.exceptions import HTTPError
 
 from components.common.errors import RetortError, Terminated
+from pipelines.catalogue import PIPELINES
 from pipelines.kubeflow.client import TOKEN, Server, refusal
-from pipelines.steps import PIPELINES
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from pipelines.kubeflow import dag
 from pipelines.kubeflow.client import Server, ensure
 from pipelines.kubeflow.upload import Uploaded, find_experiment, upload
 from pipelines.params import Params
+from pipelines.steps import MAIN, Pipeline
 
 SHOWN = 3  # times that are said ahead
 
 
-def schedule(params: Params, in_file: Params, cron: str) -> list[str]:
+def schedule(params: Params, in_file: Params, cron: str, pipeline: Pipeline = MAIN) -> list[str]:
     """Run the pipeline whenever ``cron`` matches: one recurring run in the experiment, named as the pipeline.
 
     The server cannot change a recurring run: where time, version or values differ, a new one takes the old
@@ -34,7 +35,7 @@ def schedule(params: Params, in_file: Params, cron: str) -> list[str]:
         RetortError: when the pipeline cannot run there, with all reasons; when the server refuses.
     """
     times = crontab.parse(cron)
-    uploaded = upload(params, in_file)
+    uploaded = upload(params, in_file, pipeline)
     server, name = uploaded.server, uploaded.name
     with server.asked():
         before = list(_own(server, name, uploaded.experiment_id))
@@ -78,24 +79,24 @@ def listed(params: Params) -> list[str]:
     return lines or [f"no schedule in experiment {params.kubeflow.experiment}"]
 
 
-def pause(params: Params) -> list[str]:
+def pause(params: Params, pipeline: Pipeline = MAIN) -> list[str]:
     """Let no more runs start; those that run go on."""
-    return _each(params, "recurring_run_service_disable_recurring_run", "paused")
+    return _each(params, pipeline, "recurring_run_service_disable_recurring_run", "paused")
 
 
-def resume(params: Params) -> list[str]:
+def resume(params: Params, pipeline: Pipeline = MAIN) -> list[str]:
     """Let runs start again; those that were missed meanwhile are not made up for."""
-    return _each(params, "recurring_run_service_enable_recurring_run", "resumed")
+    return _each(params, pipeline, "recurring_run_service_enable_recurring_run", "resumed")
 
 
-def delete(params: Params) -> list[str]:
+def delete(params: Params, pipeline: Pipeline = MAIN) -> list[str]:
     """Take the schedule away; its runs stay."""
-    return _each(params, "recurring_run_service_delete_recurring_run", "deleted")
+    return _each(params, pipeline, "recurring_run_service_delete_recurring_run", "deleted")
 
 
-def _each(params: Params, request: str, done: str) -> list[str]:
+def _each(params: Params, pipeline: Pipeline, request: str, done: str) -> list[str]:
     server, experiment = _connect(params)
-    name = dag.pipeline_name(params)
+    name = dag.pipeline_name(params, pipeline)
     with server.asked():
         found = list(_own(server, name, experiment)) if experiment else []
         for run in found:

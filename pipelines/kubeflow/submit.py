@@ -13,11 +13,12 @@ from pipelines.kubeflow.client import ensure
 from pipelines.kubeflow.follow import follow
 from pipelines.kubeflow.upload import upload
 from pipelines.params import Params
+from pipelines.steps import MAIN, Pipeline
 
 log = logging.getLogger(__name__)
 
 
-def submit(params: Params, in_file: Params, wait: bool) -> str:
+def submit(params: Params, in_file: Params, wait: bool, pipeline: Pipeline = MAIN) -> str:
     """Start a run of the pipeline on the server at ``kubeflow.host``; follow it when ``wait``.
 
     Args:
@@ -31,7 +32,7 @@ def submit(params: Params, in_file: Params, wait: bool) -> str:
         RetortError: when this cannot run there, with all reasons; when the server refuses; when the run
             failed.
     """
-    uploaded = upload(params, in_file)
+    uploaded = upload(params, in_file, pipeline)
     server = uploaded.server
     # found again by its name, should the answer to its start be lost
     name = f"{uploaded.name} {time.strftime('%Y-%m-%d %H:%M:%S')} {secrets.token_hex(2)}"

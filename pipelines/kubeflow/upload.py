@@ -18,6 +18,7 @@ from pipelines.kubeflow import dag
 from pipelines.kubeflow.client import Server, ensure
 from pipelines.kubeflow.obstacles import obstacles, too_old
 from pipelines.params import Params
+from pipelines.steps import MAIN, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Uploaded:
     values: dict[str, dict[str, Any]]
 
 
-def upload(params: Params, in_file: Params) -> Uploaded:
+def upload(params: Params, in_file: Params, pipeline: Pipeline = MAIN) -> Uploaded:
     """Bring the pipeline to the server at ``kubeflow.host``; what is there already is taken as it is.
 
     The pipeline is called after ``registry.name``. Its version is compiled from the file's values, and is
@@ -59,9 +60,9 @@ def upload(params: Params, in_file: Params) -> Uploaded:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        documents = dag.compile(params, path, in_file=in_file)
+        documents = dag.compile(params, path, pipeline, in_file=in_file)
         server = connect(params, documents)
-        name = dag.pipeline_name(params)
+        name = dag.pipeline_name(params, pipeline)
         commit, dirty = git_state()
         version = f"{commit[:DIGITS] or 'nogit'}{'-dirty' if dirty else ''}-{sha256_json(documents)[:DIGITS]}"
         with server.asked():
@@ -75,7 +76,8 @@ def upload(params: Params, in_file: Params) -> Uploaded:
     reference = api.V2beta1PipelineVersionReference(
         pipeline_id=found.pipeline_id, pipeline_version_id=found.pipeline_version_id
     )
-    return Uploaded(server, name, version, experiment.experiment_id, reference, dag.arguments(params))
+    values = dag.arguments(params, pipeline.of(params))
+    return Uploaded(server, name, version, experiment.experiment_id, reference, values)
 
 
 def connect(params: Params, documents: list[dict[str, Any]]) -> Server:

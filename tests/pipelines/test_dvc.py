@@ -183,7 +183,7 @@ def test_every_section_of_params_yaml_is_known_to_dvc() -> None:
     """Only what cannot change a product is tracked by no stage, and what commands outside the DAG read."""
     tracked = {key.partition(".")[0] for stage in STAGES.values() for key in stage["params"]}
     sections = {field.alias or name for name, field in Params.model_fields.items()}
-    assert sections - tracked == {"kubeflow", "report", "expand", "compare_weights", "tune"}
+    assert sections - tracked == {"kubeflow", "report", "expand", "compare_weights", "tune", "retrain"}
 
 
 def test_dvc_reads_the_dag_and_leaves_the_other_commands_out(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import typer
 
 from components.common.errors import ConfigError
 from components.common.params import StepParams
+from pipelines.catalogue import PIPELINES
 from pipelines.cli import steps
 from pipelines.cli.options import Options
 from pipelines.params import Params, build
 from pipelines.report import report
-from pipelines.steps import MAIN, PIPELINES, Pipeline, Stage
+from pipelines.steps import MAIN, Pipeline, Stage
 from tests.pipelines.longer import LONGER
 
 STEPS = {stage.step.name: stage.step for stage in MAIN.stages}

@@ -24,13 +24,16 @@ from components.common.storage import write_json
 from components.dataset import digits
 from components.dataset.params import Splits
 from components.tracking.client import connect
+from pipelines.catalogue import PIPELINES
 from pipelines.kubeflow import adapter, components, dag
 from pipelines.params import Params, keys, load
-from pipelines.steps import MAIN, PIPELINES, Stage, Step
+from pipelines.retraining import RETRAIN
+from pipelines.steps import MAIN, Stage, Step
 from tests.pipelines import longer
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "registry.example/retort@sha256:" + "0" * 64
+EACH = list({stage.name: stage for line in PIPELINES for stage in line.stages}.values())
 STEPS = {stage.step.name: stage.step for line in PIPELINES for stage in line.stages}
 TRAINING = ("finetune", "check", "distill")
 CLOSING = "close-run"
@@ -99,7 +102,7 @@ def test_steps_follow_each_other_as_designed() -> None:
 def test_a_section_that_can_change_products_is_a_parameter_of_the_run() -> None:
     pipeline, _ = compiled("student.train.epochs=9")
     inputs = pipeline["root"]["inputDefinitions"]["parameters"]
-    others = {"kubeflow", "expand", "compare_weights", "tune", "registry", "report"}
+    others = {"kubeflow", "expand", "compare_weights", "tune", "retrain", "registry", "report"}
     assert set(inputs) == set(Params.model_fields) - others
     assert inputs["student"]["defaultValue"]["train"]["epochs"] == 9
     assert inputs["ray"]["defaultValue"] == {"workers": 2.0}
@@ -121,7 +124,8 @@ def test_a_step_reads_its_parameters_back_as_they_were(step: Step) -> None:
     """Through KFP numbers become floats and nulls are left out; the step's class sees no difference."""
     params = load(REPO_ROOT / "params.yaml", ["benchmark.latency_budget_ms=10", "global.class_num=10"])
     kind = step.kind()
-    run, settings = floats(dag.arguments(params)), json.loads(dag.settings(params))
+    pipeline = next(each for each in PIPELINES if step in [stage.step for stage in each.stages])
+    run, settings = floats(dag.arguments(params, pipeline)), json.loads(dag.settings(params, pipeline))
     sections = {
         name: {**settings.get(field, {}), **run[field]} if field in step.given() else settings[field]
         for field, name in step.sections().items()
@@ -155,14 +159,15 @@ def test_a_component_only_calls_its_step(name: str) -> None:
     assert ast.unparse(call) == f"run('{name}', locals())"
 
 
-@pytest.mark.parametrize("stage", MAIN.stages, ids=[stage.name for stage in MAIN.stages])
+@pytest.mark.parametrize("stage", EACH, ids=[stage.name for stage in EACH])
 def test_a_component_takes_what_its_row_says(stage: Stage) -> None:
     spec = components.__dict__[stage.step.name.replace("-", "_")].component_spec
     options = [stage.step.option] if stage.step.option else []
     more = ["task_config"] if stage.step.pod == "training" else []
     assert set(spec.inputs) == {*options, *stage.step.given(), *stage.inputs, *more}
     assert {name for name in spec.inputs if spec.inputs[name].type == "Dict"} == stage.step.given()
-    assert set(spec.outputs) - {"metrics", "confusion"} == {*stage.outputs, "page"}
+    decides = ["go_on"] if stage.step.decides else []
+    assert set(spec.outputs) - {"metrics", "confusion"} == {*stage.outputs, *decides, "page"}
 
 
 def test_every_component_is_a_step() -> None:
@@ -597,3 +602,64 @@ def test_a_step_knows_the_store_that_data_s3_names(
     adapter.run("drawn", body)
     assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://store.example:9000"
     assert os.environ["AWS_DEFAULT_REGION"] == "here"
+
+
+def retraining(tmp_path: Path, *overrides: str) -> dict[str, Any]:
+    """The second pipeline, compiled."""
+    path = tmp_path / "retrain.yaml"
+    dag.compile(load(REPO_ROOT / "params.yaml", overrides), path, RETRAIN)
+    return parsed(path)[0]
+
+
+def inside(pipeline: dict[str, Any], component: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = pipeline["components"][component]["dag"]["tasks"]
+    return found
+
+
+def test_a_quiet_week_takes_two_small_pods(tmp_path: Path) -> None:
+    """All else waits for a condition: first that anything changed, then that it is worth a training."""
+    pipeline = retraining(tmp_path)
+    outer = tasks(pipeline)
+    (condition,) = (name for name in outer if name.startswith("condition"))
+    assert set(outer) - {condition} == {"ingest", "retrain-changes"}
+    asked = "inputs.parameter_values['pipelinechannel--retrain-changes-go_on'] == 'yes'"
+    assert outer[condition]["triggerPolicy"]["condition"] == asked
+    middle = inside(pipeline, f"comp-{condition}")
+    (condition,) = (name for name in middle if name.startswith("condition"))
+    assert set(middle) - {condition} == {"validate", "retrain-decide"}
+    assert "retrain-decide-go_on" in middle[condition]["triggerPolicy"]["condition"]
+    rest = inside(pipeline, f"comp-{condition}")
+    assert set(rest) == {stage.name for stage in RETRAIN.stages if stage.when == "retrain-decide"}
+    assert pipeline["pipelineInfo"]["name"].endswith("-retrain")
+    for name in ("ingest", "retrain-changes"):
+        assert containers(pipeline)[name]["resources"]["resourceCpuLimit"] == "2"
+
+
+def test_only_the_champion_learns_on_where_that_is_asked_for(tmp_path: Path) -> None:
+    pipeline = retraining(tmp_path, "retrain.from_original=never")
+    assert not {"finetune", "check", "distill"} & set(containers(pipeline))
+    wired = pipeline["components"]["comp-retrain-choose"]["inputDefinitions"]["artifacts"]
+    assert {name for name, each in wired.items() if each.get("isOptional")} == {"distilled", "passed"}
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_pod_tells_kubeflow_what_its_step_decided(
+    decided: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = RETRAIN["retrain-changes"]
+
+    def decide(params: Any, *, manifest: Path, out: Path) -> None:
+        out.mkdir()
+        write_json(out / "decision.json", {"go_on": decided})
+        (out / "report.html").write_text("page")
+
+    monkeypatch.setattr("components.retraining.changes.changes", decide)
+    params = load(REPO_ROOT / "params.yaml")
+    monkeypatch.setenv("RETORT_SETTINGS", dag.settings(params, RETRAIN))
+    given: dict[str, Any] = {
+        name: value for name, value in dag.arguments(params, RETRAIN).items() if name in stage.step.given()
+    }
+    places = {name: SimpleNamespace(path=os.fspath(tmp_path / name)) for name in ("manifest", "out", "page")}
+    adapter.run(stage.step.name, {**given, **places, "go_on": os.fspath(tmp_path / "told/go_on")})
+    assert (tmp_path / "told/go_on").read_text() == ("yes" if decided else "no")

@@ -10,6 +10,7 @@ from components.common.errors import ConfigError, RetortError
 from pipelines.cli import frame
 from pipelines.kubeflow import dag
 from pipelines.kubeflow.schedule import delete, listed, pause, resume, schedule
+from pipelines.retraining import RETRAIN
 from tests.pipelines.kubeflow.conftest import on
 from tests.pipelines.kubeflow.kfp_server import Fault, KfpServer
 
@@ -141,3 +142,14 @@ def test_on_the_command_line(server: KfpServer, capsys: pytest.CaptureFixture[st
     assert frame.run(["schedule", "--list", "--pause", *words]) == 2
     assert "give one of --cron" in " ".join(capsys.readouterr().err.split())
     assert frame.run(["schedule", "--cron", "0 25 * * *", *words]) == 2
+
+
+def test_the_second_pipeline_has_a_schedule_of_its_own(server: KfpServer) -> None:
+    make(server)
+    first, *_ = schedule(*on(server.url), "0 4 * * 2", RETRAIN)
+    assert first.startswith("schedule retort-digits-retrain created: '0 0 4 * * 2'")
+    ours, again = sorted(server.schedules, key=lambda each: str(each.display_name))
+    assert again.runtime_config.parameters == dag.arguments(on(server.url)[0], RETRAIN)
+    assert set(again.runtime_config.parameters) - set(ours.runtime_config.parameters) == {"expand", "retrain"}
+    assert delete(on(server.url)[0], RETRAIN) == ["schedule retort-digits-retrain deleted"]
+    assert [each.display_name for each in server.schedules] == ["retort-digits"]

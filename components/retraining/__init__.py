@@ -1,0 +1,1 @@
+"""Training again: what has changed since the champion, whether that is worth a training, and from where."""
