@@ -10,10 +10,12 @@ import json
 import re
 import statistics
 import sys
+import sysconfig
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ class Only:
 
     def __init__(self, requirements: list[str]) -> None:
         self.allowed = set(sys.stdlib_module_names) | {"__main__"}
+        self.own = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
         for name in closure(requirements):
             try:
                 distribution = metadata.distribution(name)
@@ -37,7 +40,14 @@ class Only:
                 self.allowed.add(file.parts[0].split(".")[0])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.partition(".")[0] not in self.allowed:
+        first = name.partition(".")[0]
+        if first in self.allowed or first in sys.modules:
+            return
+        # Python's own, too, has modules without a name in the list, such as what it was configured with
+        found = PathFinder.find_spec(first)
+        origin = Path(found.origin).resolve() if found and found.origin else None
+        inside = [place for place in self.own if origin and place in origin.parents]
+        if origin is None or not inside or "site-packages" in origin.parts:
             raise ModuleNotFoundError(f"{name}: not among the bundle's requirements", name=name)
 
 
