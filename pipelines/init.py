@@ -21,10 +21,11 @@ from components.common.storage import write_text
 from components.dataset.images import EXTENSIONS
 from components.dataset.params import Data
 from components.models.params import Optimizer
-from pipelines import facts, history, propose
+from pipelines import facts, history, named, propose
 from pipelines.history import REPO_ROOT
 from pipelines.params import Params, build, load, parse
 from pipelines.propose import Proposal
+from pipelines.steps import MAIN
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ OWN_FOLDERS = {
     ".dvc": True,
     ".git": True,
     "components": True,
+    "named": True,
 }
 
 OWN_DATA: dict[str, dict[str, Any]] = {
@@ -74,11 +76,12 @@ README = """\
 - `{images}`: one folder a class (`class/**`), or `train/class/**`, `val/class/**`, `test/class/**`.
   Images without a label go below `unlabeled/`, synthetic ones below a folder `synthetic/` in their class.
 - `dvc.yaml`: the steps, and the files that they depend on. `components`: a link to their code.
+- `named`: links to files that `params.yaml` names, such as `data.corrections`, by which DVC sees them change.
 
 `dvc repro` here runs every step that is not up to date, after a change of images, parameters or code;
 `retort report` writes `outputs/index.html`.
 
-In git go the parameters, `dvc.yaml`, `dvc.lock` and the link, some kilobytes; images and products do not.
+In git go the parameters, `dvc.yaml`, `dvc.lock` and links, some kilobytes; images and products do not.
 After `git commit`, `dvc params diff` and `dvc metrics diff` say what has changed since then,
 `dvc exp run -S KEY=VALUE` tries a value, and `dvc push` sends the products to a remote. In a clone on another
 machine, `retort init .` renews the link. `dvc exp run --temp` and `--queue` see only what git or DVC keeps:
@@ -87,10 +90,11 @@ images that lie in this folder need `dvc add` first.
 
 # The checkout's digits are no files; own images are, and DVC looks at them before each 'dvc repro'.
 OWN_DEPS = """\
-      # What changes here is read again. DVC sees no bucket and no list a split: take this line out then, and
-      # say 'dvc repro -f ingest' when images came. Other files of yours that params.yaml names go here too.
+      # What changes here is read again. DVC sees no bucket, and hashes every file of a folder: take this line
+      # out for these, and say 'dvc repro -f ingest' when images came.
       - ${data.source}
 """
+MANY = 50_000  # files of a folder that DVC need not hash: it takes minutes, and seconds for every status
 
 
 def init(
@@ -142,9 +146,11 @@ def init(
     (folder / "data").mkdir(exist_ok=True)
     own_repository, advice = history.start(folder, git=git, ignored=_not_for_git(folder, params.data))
     stages = (REPO_ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    seen = images is None or "://" not in images
+    many = images is not None and _many(images)
+    seen = images is None or (Path(images).is_dir() and not many)
     write_text(folder / "dvc.yaml", _own_stages(stages) if seen else stages)
     made = [".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "components", "dvc.yaml"]
+    made += named.make(folder, MAIN)
     if not (folder / "README.md").exists():
         write_text(folder / "README.md", README.format(images=params.data.source))
         made.append("README.md")
@@ -160,6 +166,11 @@ def init(
     print(
         f"{folder}/params.yaml: every parameter, explained\n"
         + ("" if images else f"{folder / 'images'}/: for your images, one folder a class\n")
+        + (
+            f"more than {MANY:,} files: DVC does not look at them; after new ones, dvc repro -f ingest\n"
+            if many
+            else ""
+        )
         + (f"{advice}\n" if advice else "")
         + f"next: cd {shlex.quote(os.fspath(folder))} && dvc repro"
     )
@@ -200,6 +211,16 @@ def _named(folder: Path, images: str | None) -> dict[str, Any]:
         "data": {**OWN_DATA["data"], "source": source, "root": root},
         "registry": {"name": re.sub(r"""[/:'"]""", "-", folder.resolve().name) or "retort"},
     }
+
+
+def _many(images: str) -> bool:
+    """Whether a folder of images holds more files than DVC should hash."""
+    count = 0
+    for _, _, files in os.walk(images):  # a list and a bucket hold none
+        count += len(files)
+        if count > MANY:
+            return True
+    return False
 
 
 def _absolute(data: Data) -> list[str]:

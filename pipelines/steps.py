@@ -41,6 +41,7 @@ class Step:
             gets. 'plan/plan.json' is a file in the folder ``plan``; a mapping is handed over as a mapping.
         help: what the command line says about it.
         free: sections that it reads and that cannot change what it leaves: DVC does not track them.
+        files: keys of params.yaml that may name files of a person's own (``pipelines.named``).
         group: of commands, to which this one belongs: ``retort audit imbalance``.
         option: the argument by which its uses differ ('of'), or none.
         option_help: what the command line says about that argument.
@@ -59,6 +60,7 @@ class Step:
     takes: Mapping[str, Takes]
     help: str
     free: tuple[str, ...] = ELSEWHERE
+    files: tuple[str, ...] = ()
     group: str = ""
     option: str = ""
     option_help: str = ""
@@ -216,10 +218,12 @@ class Pipeline:
             ConfigError: before it begins and empties its folder, where it can train only in a pod.
         """
         from components.training.params import refuse_kuberay
+        from pipelines import named
 
         stage = self[name]
         if stage.step.pod == "training":
             refuse_kuberay(params.ray)
+        named.link(stage, params)
         stage.step.call(params.of(stage.step.kind()), self.places(stage), stage.option)
 
 
@@ -266,6 +270,7 @@ MAIN = Pipeline(
                 parameters="components.dataset.params:IngestParams",
                 takes={"manifest": "manifest", "out": "out"},
                 free=("registry", "report"),
+                files=("data.source", "data.class_names", "data.corrections"),
                 pod="light",
                 cached=_embedded,
                 retries=RETRIES,
@@ -284,6 +289,7 @@ MAIN = Pipeline(
                 parameters="components.dataset.params:ValidateParams",
                 takes={"manifest": "manifest", "clean": "clean", "quarantine": "quarantine", "out": "out"},
                 free=("registry", "report"),
+                files=("validate.baseline",),
                 pod="light",
                 cached=_embedded,
                 help="Check every image and row; write clean.parquet, quarantine.parquet and Data Docs.",
@@ -302,6 +308,7 @@ MAIN = Pipeline(
                 function="components.weights.weights:weights",
                 parameters="components.weights.params:WeightsParams",
                 takes={"out": "weights"},
+                files=("teacher.weights", "student.weights"),
                 cached=_installed,
                 retries=RETRIES,
                 help="Fetch, convert and prove the weights that teacher and student start from.",

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from components.dataset.params import Data
-from pipelines import cli, init
-from pipelines.params import load
+from pipelines import cli, init, named
+from pipelines.params import build, load
+from pipelines.steps import MAIN
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +111,85 @@ def test_diffs_experiments_and_remotes_work_with_and_without_a_repository(
     ran(clone, "dvc", "pull", "--quiet", "ingest")
     assert (clone / "outputs/ingest/report.json").exists()
     assert ran(clone, "git", "status", "--porcelain") == ""
+
+
+def test_dvc_sees_files_that_parameters_name(tmp_path: Path, known: None) -> None:
+    draw(tmp_path / "photos", images=2)
+    project = tmp_path / "mine"
+    assert cli.run(["init", os.fspath(project), "--images", "photos", "--no-measure"]) == 0
+    file, mended = project / "params.yaml", project / "mended.csv"
+
+    def name(value: str) -> None:
+        lines = file.read_text().splitlines()
+        (at,) = [number for number, line in enumerate(lines) if line.startswith("  corrections:")]
+        file.write_text("\n".join([*lines[:at], f"  corrections: {value}", *lines[at + 1 :]]))
+
+    def changed() -> list[str]:
+        return list(json.loads(ran(project, "dvc", "status", "ingest", "--json")))
+
+    mended.write_text("path,label\ntrain/a/0.png,a\n")
+    name("mended.csv")
+    ran(project, "dvc", "repro", "--quiet", "ingest")
+    assert changed() == []
+    ran(project, "git", "add", "-A")
+    mended.write_text("path,label\ntrain/a/0.png,b\n")
+    assert changed() == ["ingest"], "the same name, the same size, other content"
+    ran(project, "dvc", "repro", "--quiet", "ingest")
+    assert changed() == []
+    rows = pq.read_table(project / "data/manifest.parquet", columns=["path", "class_name"]).to_pylist()
+    assert {"path": "train/a/0.png", "class_name": "b"} in rows
+
+    name("null")
+    ran(project, "dvc", "repro", "--quiet", "ingest")
+    mended.unlink()  # nobody reads it any more
+    assert changed() == []
+    assert [path.name for path in (project / "named/ingest").iterdir()] == ["README"]
+
+
+def test_links_lead_to_what_parameters_name(tmp_path: Path) -> None:
+    named.make(tmp_path, MAIN)
+    for name in ("train.txt", "val.txt", "names.txt", "old.parquet"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "net/variables").mkdir(parents=True)
+    (tmp_path / "net/variables/data").write_text("weights")
+    away = tmp_path.with_name(f"{tmp_path.name}-away.safetensors")
+    away.write_text("weights")
+    params = build(
+        {
+            "data": {
+                "source": {"train": "train.txt", "val": "val.txt"}, "class_names": "names.txt",
+                "corrections": "missing.csv",
+            },
+            "validate": {"baseline": "old.parquet"},
+            "teacher": {"weights": "net"},
+            "student": {"weights": os.fspath(away)},
+        }
+    )  # fmt: skip
+    for stage in ("ingest", "validate", "weights", "finetune"):
+        named.link(MAIN[stage], params)
+    links = {path.relative_to(tmp_path / "named") for path in tmp_path.glob("named/*/*") if path.is_symlink()}
+    assert {os.fspath(link): (tmp_path / "named" / link).read_text() for link in links} == {
+        "ingest/data.source=train.txt": "train.txt",
+        "ingest/data.source=val.txt": "val.txt",
+        "ingest/data.class_names=names.txt": "names.txt",
+        "validate/validate.baseline=old.parquet": "old.parquet",
+        "weights/teacher.weights=net%2Fvariables%2Fdata": "weights",
+        f"weights/{named._name('student.weights', away)}": "weights",
+    }
+    assert (tmp_path / "named/ingest/data.source=train.txt").readlink() == Path("../../train.txt")
+    named.link(MAIN["ingest"], build({"data": {"source": "digits"}}))
+    assert [path.name for path in (tmp_path / "named/ingest").iterdir()] == ["README"]
+
+
+def test_a_folder_of_very_many_images_is_not_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "photos", images=2)
+    for limit, looked_at in ((12, True), (11, False)):
+        monkeypatch.setattr(init, "MANY", limit)
+        assert cli.run(["init", f"mine-{limit}", "--images", "photos", "--no-measure", "--no-git"]) == 0
+        assert ("- ${data.source}" in (tmp_path / f"mine-{limit}/dvc.yaml").read_text()) is looked_at
+        assert ("dvc repro -f ingest" in capsys.readouterr().out) is not looked_at
 
 
 def test_nobodys_name_makes_no_commit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
