@@ -21,6 +21,7 @@ from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
 from components.tracking import published
 from components.tracking.tracker import Tracker
+from components.tracking.versioned import kept_by_dvc
 
 log = logging.getLogger(__name__)
 
@@ -201,11 +202,14 @@ def _framed(
     finally:
         seconds = time.monotonic() - started
         at("writing to MLflow")
+        if status == "FINISHED":
+            tracker.find()
+            write_json(out / "run.json", {**tracker.identity(), "made": run.products()})
+            tracker.tags(kept_by_dvc())  # run.json is a part of it
         tracker.finish(status, seconds, out)
         if failed is not None and published.wanted():
             failed.add_note(_published(run))
         if status == "FINISHED":
-            write_json(out / "run.json", {**tracker.identity(), "made": run.products()})
             _say_done(run, seconds)
 
 

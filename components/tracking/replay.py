@@ -7,7 +7,7 @@ import logging
 import posixpath
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.common.errors import RetortError
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCK_SECONDS = 10.0  # for another step that makes the pipeline's run
+LOCK_SECONDS = 60.0  # for other steps that make the pipeline's run
 LEFTOVER_SECONDS = 2.0  # at a step's end, for what other steps left in the spool
 ENDED_BADLY = ("FAILED", "KILLED")
+PARENT = "mlflow.parentRunId"
+CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}  # of data sets, as MLflow says
 
 
 def sync(registry: Registry) -> dict[str, int]:
@@ -155,11 +157,11 @@ class Replay:
         elif kind == "summary":
             self._log(client, self.run_id, events)
             headline = {f"{start['step']}.{name}": value for name, value in event["values"].items()}
-            self._log(client, self.parent_run_id, [{**event, "values": headline}])
+            self._above(client, start, lambda run: self._log(client, run, [{**event, "values": headline}]))
         elif kind == "tags":
             _set_tags(client, self.run_id, event["values"])
         elif kind == "dataset":
-            self._dataset(client, event)
+            self._dataset(client, start, event)
         elif kind == "artifact":
             client.log_artifact(self.run_id, str(self.entry.folder / event["file"]), event["folder"] or None)
         elif kind == "finish":
@@ -171,7 +173,7 @@ class Replay:
         own = self.experiment_id = parent.info.experiment_id
         child = find_run(client, own, start["id"])
         tags = {
-            "mlflow.parentRunId": self.parent_run_id,
+            PARENT: self.parent_run_id,
             "mlflow.source.name": f"retort {start['step']}",
             "mlflow.source.type": "LOCAL",
             "retort.id": start["id"],
@@ -191,10 +193,27 @@ class Replay:
         # the parent keeps the first value, should a step of the same run have been told another
         known = parent.data.params
         new = {key: value for key, value in start["params"].items() if _name(key) not in known}
-        _log_params(client, self.parent_run_id, new)
-        client.set_tag(self.parent_run_id, f"step.{start['step']}", f"RUNNING {self.run_id}")
-        if parent.data.tags.get("retort.id") == start["parent"]["id"]:  # an adopted one has its own owner
-            client.update_run(self.parent_run_id, status="RUNNING")
+
+        def tell(run: str) -> None:
+            _log_params(client, run, new)
+            client.set_tag(run, f"step.{start['step']}", f"RUNNING {self.run_id}")
+            if parent.data.tags.get("retort.id") == start["parent"]["id"]:  # an adopted one has its own owner
+                client.update_run(run, status="RUNNING")
+
+        self._above(client, start, tell)
+
+    def _above(self, client: MlflowClient, start: dict[str, Any], send: Callable[[str], None]) -> None:
+        """Send to the pipeline's run, which another process may have moved into its own meanwhile."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send(self.parent_run_id)
+        except MlflowException:
+            if _is_there(_get_run(client, self.parent_run_id)):
+                raise
+            self.parent_run_id = self._find_parent(client, start)[0].info.run_id
+            client.set_tag(self.run_id, PARENT, self.parent_run_id)
+            send(self.parent_run_id)
 
     def _find_parent(self, client: MlflowClient, start: dict[str, Any]) -> tuple[Run, Run | None]:
         """The pipeline's run, and the step's where KFP has opened that, too."""
@@ -203,7 +222,7 @@ class Replay:
         record = start["parent"]
         adopted = _get_run(client, record["adopt"])
         if adopted is not None:
-            above = _get_run(client, adopted.data.tags.get("mlflow.parentRunId", ""))
+            above = _get_run(client, adopted.data.tags.get(PARENT, ""))
             run = above or adopted
             client.set_tag(run.info.run_id, "retort.key", record["key"])
             # a run holds one step: where a person's own run is named to several, the first takes it
@@ -211,7 +230,7 @@ class Replay:
             return run, None if above is None or taken else adopted
         with FileLock(state_dir() / "parent.lock", timeout=LOCK_SECONDS):
             known = _get_run(client, record["run_id"]) if record["uri"] == self.uri else None
-            if known is not None:
+            if known is not None and _is_there(known):
                 return known, None
             own = experiment_id(client, self.uri, start["experiment"])
             parent = find_run(client, own, record["id"])
@@ -221,13 +240,12 @@ class Replay:
                     "mlflow.source.type": "LOCAL",
                     "retort.id": record["id"],
                     "retort.key": record["key"],
+                    **record.get("tags", {}),
                     **origin(record),
                 }
                 made = client.create_run(own, record["started"], tags, record["name"])
-                # where steps share no folder (pods), two may make it at once: both take the older one
-                parent = find_run(client, own, record["id"]) or made
-                if parent.info.run_id != made.info.run_id:
-                    client.delete_run(made.info.run_id)
+                # where steps share no folder (pods), two may make it at once: who comes last sees both
+                parent = only_run(client, own, record["id"]) or made
             remember({**record, "uri": self.uri, "run_id": parent.info.run_id})
             return parent, None
 
@@ -244,19 +262,29 @@ class Replay:
         for begin in range(0, len(metrics), 1000):
             client.log_batch(run_id, metrics=metrics[begin : begin + 1000])
 
-    def _dataset(self, client: MlflowClient, event: dict[str, Any]) -> None:
+    def _dataset(self, client: MlflowClient, start: dict[str, Any], event: dict[str, Any]) -> None:
+        """One data set a split at the step's run, and the whole at the pipeline's."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(
-            name=event["name"],
-            digest=event["fingerprint"][:36],
-            source_type="local",
-            source=json.dumps({"uri": event["source"]}),
-            profile=json.dumps({"fingerprint": event["fingerprint"], **event["counts"]}),
-        )
-        used = DatasetInput(dataset, [InputTag("mlflow.data.context", "pipeline")])
+        def used(name: str, context: str, profile: dict[str, Any]) -> DatasetInput:
+            dataset = Dataset(
+                name=name,
+                digest=event["fingerprint"][:36],
+                source_type="local",
+                source=json.dumps({"uri": event["source"]}),
+                profile=json.dumps({"fingerprint": event["fingerprint"], **profile}),
+            )
+            return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+        splits = [
+            used(f"{event['name']} {split}", CONTEXTS.get(split, split), {"rows": rows})
+            for split, rows in event["counts"].items()
+            if rows
+        ]
+        client.log_inputs(self.run_id, splits)
+        whole = [used(event["name"], "pipeline", event["counts"])]
+        self._above(client, start, lambda run: client.log_inputs(run, whole))
         for run_id in (self.run_id, self.parent_run_id):
-            client.log_inputs(run_id, [used])
             client.set_tag(run_id, "data.fingerprint", event["fingerprint"])
 
     def _close(self, client: MlflowClient, start: dict[str, Any], event: dict[str, Any]) -> None:
@@ -265,10 +293,14 @@ class Replay:
             client.set_terminated(self.run_id, status, ended)
         steps = {f"step.{step}": f"reused {run_id}".strip() for step, run_id in event["reused"].items()}
         own = f"step.{start['step']}"
-        told = client.get_run(self.parent_run_id).data.tags.get(own, "")
-        if told.endswith(self.run_id):  # else it was tried again meanwhile, and that try's verdict stands
-            steps[own] = f"{status} {self.run_id}"
-        _set_tags(client, self.parent_run_id, steps)
+
+        def tell(run: str) -> None:
+            told = client.get_run(run).data.tags.get(own, "")
+            # else it was tried again meanwhile, and that try's verdict stands
+            mine = {own: f"{status} {self.run_id}"} if told.endswith(self.run_id) else {}
+            _set_tags(client, run, {**steps, **mine})
+
+        self._above(client, start, tell)
         parent = client.get_run(self.parent_run_id)
         if parent.data.tags.get("retort.id") != start["parent"]["id"]:
             return  # adopted: its owner ends it
@@ -285,7 +317,46 @@ class Replay:
 def find_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | None:
     """The run with this ``retort.id``; of several the oldest, which all agree on."""
     found = client.search_runs([experiment], f"tags.`retort.id` = '{stable_id}'", max_results=10)
-    return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    return min(found, key=_age, default=None)
+
+
+def only_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | None:
+    """The run with this ``retort.id``; of several the oldest, into which the others are moved."""
+    found = client.search_runs([experiment], f"tags.`retort.id` = '{stable_id}'")
+    if len(found) > 1:
+        oldest, *others = sorted(found, key=_age)
+        for other in others:
+            _copy(client, other, oldest)
+            client.delete_run(other.info.run_id)  # from now on nobody writes to it
+            _copy(client, client.get_run(other.info.run_id), oldest)  # what was written meanwhile
+            below = f"tags.`{PARENT}` = '{other.info.run_id}'"
+            for child in client.search_runs([experiment], below):
+                client.set_tag(child.info.run_id, PARENT, oldest.info.run_id)
+    return find_run(client, experiment, stable_id)
+
+
+def _copy(client: MlflowClient, run: Run, to: Run) -> None:
+    """Copy what steps have told of a pipeline's run to another one, which keeps what it has."""
+    there = client.get_run(to.info.run_id)
+    own = to.info.run_id
+    _log_params(client, own, {k: v for k, v in run.data.params.items() if k not in there.data.params})
+    _set_tags(client, own, {k: v for k, v in run.data.tags.items() if k not in there.data.tags})
+    metrics = [each for key in run.data.metrics for each in client.get_metric_history(run.info.run_id, key)]
+    if missing := _missing(client, own, metrics):
+        client.log_batch(own, metrics=missing)
+    if run.inputs is not None and run.inputs.dataset_inputs:
+        client.log_inputs(own, run.inputs.dataset_inputs)
+    if run.outputs is not None and run.outputs.model_outputs:
+        client.log_outputs(own, run.outputs.model_outputs)
+
+
+def _age(run: Run) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id
+
+
+def _is_there(run: Run | None) -> bool:
+    """Whether a run is one that can be written to: neither gone nor deleted."""
+    return run is not None and run.info.lifecycle_stage == "active"
 
 
 def _get_run(client: MlflowClient, run_id: str) -> Run | None:

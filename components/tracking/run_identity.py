@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components.common.storage import read_own_json, sha256_json, state_dir, write_json
+from components.tracking.versioned import names_of_run
 
 REMEMBERED_RUNS = 50
 
@@ -51,6 +52,7 @@ def pipeline_run(step: str, uri: str, experiment: str) -> dict[str, Any]:
         "dirty": dirty,
         "uri": uri,
         "run_id": "",
+        "tags": names_of_run(),
     }
     remember(record)
     return record

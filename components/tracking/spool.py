@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ class Entry:
 
         self.folder = folder
         self.file = folder / "events.jsonl"
-        self._lock = FileLock(folder / "lock")
+        # the thread that a server kept waiting gives it back when it gets through after all
+        self._lock = FileLock(folder / "lock", thread_local=False)
+        self._writing = threading.Lock()  # a line that is read while it is written would count as cut
 
     def make(self) -> None:
         """Make the folder and hold it: what a living process holds, nobody else replays."""
@@ -48,7 +51,7 @@ class Entry:
 
     def append(self, kind: str, **values: Any) -> None:
         event = {"kind": kind, "t": int(time.time() * 1000), **values}
-        with self.file.open("a", encoding="utf-8") as file:
+        with self._writing, self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def close(self) -> None:
@@ -71,7 +74,9 @@ class Entry:
     def events(self) -> list[dict[str, Any]]:
         """All events; a line that was cut short when its process was killed counts as nothing."""
         events = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
+        with self._writing:
+            text = self.file.read_text(encoding="utf-8")
+        for line in text.splitlines():
             try:
                 events.append(json.loads(line))
             except json.JSONDecodeError:

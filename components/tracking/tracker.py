@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,6 @@ from components.common.signals import stopped_by
 from components.common.storage import human_bytes, state_dir
 from components.tracking import shared_spool
 from components.tracking.client import (
-    StuckError,
     bounded,
     client_settings,
     connect,
@@ -26,6 +26,7 @@ from components.tracking.client import (
     reach,
     tracking_uri,
 )
+from components.tracking.machine import MachineMonitor
 from components.tracking.replay import Replay, send_leftovers
 from components.tracking.run_identity import pipeline_run, reused_steps
 from components.tracking.spool import Entry
@@ -70,7 +71,10 @@ class Tracker:
         self._replay: Replay | None = None
         self._left = BUDGET_SECONDS
         self._next = 0.0
-        self._away = self._stuck = self._warned = self._sent = False
+        self._away = self._warned = self._sent = False
+        self._sending = self._over = False  # a thread is at it, which a server may keep; the step has ended
+        self._guard = threading.Lock()  # of these two
+        self._machine: MachineMonitor | None = None
         self._copy: shared_spool.Copy | None = None
 
     def start(self, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
@@ -97,6 +101,8 @@ class Tracker:
         )
         self._copy = shared_spool.copying(entry)
         self._flush()
+        self._machine = MachineMonitor(self._of_machine)
+        self._machine.start()
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers; ``step`` is the epoch."""
@@ -133,8 +139,17 @@ class Tracker:
             return
         self._append("artifact", file=file, folder=folder)
 
+    def find(self) -> None:
+        """Learn MLflow's ids of this run, should the tracker have been away when it was opened."""
+        if self._replay is not None and not self._replay.run_id:
+            self._away = False
+            self._next = 0.0
+            self._flush()
+
     def finish(self, status: str, seconds: float, out: Path) -> None:
         """Close the run: FINISHED, FAILED or KILLED; the report files in ``out`` go along."""
+        if self._machine is not None:
+            self._machine.end()
         for path in sorted(out.iterdir()) if out.is_dir() else []:
             if path.is_file() and path.suffix in ARTIFACTS and path.name not in NOT_ARTIFACTS:
                 self.artifact(path)
@@ -146,8 +161,10 @@ class Tracker:
         if self._copy is not None:
             self._copy.end()
             self._send_for_others()
-        if self._entry is not None and not self._stuck:  # a thread that is stuck still works on it
-            self._entry.release()
+        with self._guard:
+            self._over = True
+            if self._entry is not None and not self._sending:  # else the thread that works on it does
+                self._entry.release()
 
     def run_key(self) -> str:
         """What the pipeline's run is known by; empty when this step is not recorded."""
@@ -173,6 +190,9 @@ class Tracker:
             "parent_run_id": self._replay.parent_run_id if self._replay else "",
         }
 
+    def _of_machine(self, values: Mapping[str, float], number: int) -> None:
+        self._append("metrics", values=_numbers(values), epoch=number)
+
     def _append(self, kind: str, **values: Any) -> None:
         if self._entry is None:
             return
@@ -187,7 +207,7 @@ class Tracker:
 
     def _flush(self, final: bool = False) -> None:
         """Replay what is spooled. While the step runs: now and then, and not after the server failed."""
-        if self._entry is None or self._replay is None or self._stuck:
+        if self._entry is None or self._replay is None or self._sending:
             return
         if not final and (self._away or time.monotonic() < self._next):
             return
@@ -199,10 +219,10 @@ class Tracker:
                 connect(self._uri)
                 started += time.monotonic() - imports  # they are no server's fault
                 left = max(self._left - (time.monotonic() - started), 1.0)
+                self._sending = True
                 bounded(self._uri, left, functools.partial(self._send, final))
         except Exception as error:  # noqa: BLE001 - whatever a tracker does, the run goes on
             self._away = True
-            self._stuck = isinstance(error, StuckError)
             self._warn(
                 f"tracking: {public_uri(self._uri)}: {first_line(error)}; the run goes on, "
                 "'retort sync' sends later what was spooled"
@@ -213,10 +233,17 @@ class Tracker:
     def _send(self, final: bool) -> None:
         if self._entry is None or self._replay is None:
             return
-        self._replay.advance()
+        try:
+            self._replay.advance()
+            if final:
+                self._sent = True
+                self._entry.remove()
+        finally:
+            with self._guard:
+                self._sending = False
+                if self._over:  # the step did not wait: what is left is anybody's now
+                    self._entry.release()
         if final:
-            self._sent = True
-            self._entry.remove()
             send_leftovers(self._uri)
 
     def _send_for_others(self) -> None:

@@ -23,6 +23,7 @@ from components.common.params import Registry, StepParams
 from components.common.shared import VARIABLE
 from components.common.storage import read_json, state_dir, write_text
 from components.step import known_as
+from components.tracking.versioned import PAGE
 from pipelines.catalogue import find
 from pipelines.steps import DECISION, GO_ON, Stage
 
@@ -123,11 +124,16 @@ def close(state: str) -> None:
 
 
 def share() -> None:
-    """Tell the step where it shares state, and how much its own disk may hold; a local run has no volumes."""
+    """Tell the step where it shares state, how much its own disk may hold, and the run's page.
+
+    A local run has no volumes.
+    """
     told = _settings().get("shared", {})
     place, pod = str(told.get("place", "")), "RETORT_STATE" not in os.environ
     if place.startswith("s3://") or (place and Path(place).is_dir()):
         os.environ.setdefault(VARIABLE, place)
+    if "page" in told:
+        os.environ.setdefault(PAGE, str(told["page"]))
     if pod and "bytes" in told:
         os.environ.setdefault("RETORT_STATE_BYTES", str(told["bytes"]))
 

@@ -33,9 +33,16 @@ LOGIN = {f"MLFLOW_TRACKING_{key}": f"RETORT_MLFLOW_{key}" for key in ("USERNAME"
 
 
 def shared(kubeflow: Kubeflow) -> dict[str, Any]:
-    """What a pod is told of what outlives it: the place, and the bytes of its own disk until then."""
+    """What a pod is told of what outlives it: the place, the bytes of its own disk until then, and the page.
+
+    That is Kubeflow's page of the run, which the run in MLflow names; known where the server's address is.
+    """
     place = STATE_VOLUME if kubeflow.state_volume else kubeflow.state
-    return {"place": place or "", "bytes": int(FILLED * float(parse_quantity(kubeflow.scratch)))}
+    told = {"place": place or "", "bytes": int(FILLED * float(parse_quantity(kubeflow.scratch)))}
+    if not kubeflow.host:
+        return told
+    user = f"?ns={kubeflow.namespace}" if kubeflow.namespace else ""
+    return {**told, "page": f"{kubeflow.host.rstrip('/')}/#/runs/details/RUN{user}"}
 
 
 def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str, retried: bool = True) -> None:

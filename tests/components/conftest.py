@@ -57,6 +57,11 @@ class MlflowServer:
                 return
         raise AssertionError("the MLflow server did not come up")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and its worker."""
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
     def kill(self) -> None:
         """End the server and its worker as a power cut would."""
         if self.process is not None:

@@ -12,17 +12,21 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import mlflow.data
+import psutil
 import pytest
+import yaml
 
 from components.common.errors import FindingsError, RetortError
 from components.common.params import Registry, StepParams
 from components.step import read_run_id, step
-from components.tracking import tracker
+from components.tracking import machine, replay, run_identity, tracker
 from components.tracking.client import connect, first_line, tracking_uri
 from components.tracking.replay import sync
 
@@ -121,7 +125,13 @@ def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
     assert child.data.tags["input.data/clean.parquet"] == tracking_input(inputs)
     assert child.data.tags["network"] == "lite1"
     assert child.data.tags["data.fingerprint"] == "ab" * 32
-    assert child.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:36]
+    used = {each.tags[0].value: each.dataset for each in child.inputs.dataset_inputs}
+    assert {context: (each.name, each.digest) for context, each in used.items()} == {
+        "training": ("digits train", ("ab" * 32)[:36]), "validation": ("digits val", ("ab" * 32)[:36]),
+    }  # fmt: skip
+    assert json.loads(used["validation"].profile) == {"fingerprint": "ab" * 32, "rows": 2}
+    assert Path(mlflow.data.get_source(used["training"]).load()).read_bytes() == b"rows"
+    assert [each.dataset.name for each in parent.inputs.dataset_inputs] == ["digits"]
     assert parent.data.tags["step.finetune"] == f"FINISHED {child.info.run_id}"
     artifacts = [item.path for item in client().list_artifacts(child.info.run_id)]
     assert artifacts == ["history.csv", "report.html", "report.json"]
@@ -208,6 +218,27 @@ def test_what_a_killed_server_missed_is_synced_and_never_doubled(
     next(Path(".retort/spool").glob("*/cursor.json")).unlink()
     assert sync(p.registry)["sent"] == 1
     check()
+
+
+def test_a_request_that_hung_leaves_its_step_to_a_sync_in_the_same_process(
+    mlflow_server: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "BUDGET_SECONDS", 1.0)
+    monkeypatch.setattr(tracker, "REQUEST_SECONDS", 120)
+    p = params(mlflow_server.uri, name)
+    with step("finetune", p, Path("outputs/teacher")) as run:
+        run.tracker.metrics({"val_top1": 0.5}, step=0)
+        mlflow_server.signal(signal.SIGSTOP)
+    assert sync(p.registry) == {"sent": 0, "running": 1}, "a thread of this process still waits for an answer"
+    mlflow_server.signal(signal.SIGCONT)
+    until = time.monotonic() + 120
+    while sync(p.registry)["running"]:
+        assert time.monotonic() < until, "the step stays with a thread that has ended"
+        time.sleep(0.1)
+    found = runs(mlflow_server.uri, name)
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert history(found["finetune"], "val_top1", mlflow_server.uri) == [(0, 0.5)]
+    assert spooled() == []
 
 
 def test_a_port_that_does_not_answer_costs_a_line_and_the_spool(
@@ -377,6 +408,143 @@ def test_two_processes_that_make_the_store_at_once_share_one_parent() -> None:
     assert parent_of(found).info.status == "FINISHED"
 
 
+def test_a_run_that_two_pods_made_at_once_becomes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tracking_uri(Registry())
+    look = replay.find_run
+    looked: list[str] = []
+
+    def too_early(client: Any, experiment: str, stable_id: str) -> Any:
+        """The second pod has looked before the first had made the run."""
+        looked.append(stable_id)
+        return None if len(looked) == 1 else look(client, experiment, stable_id)
+
+    with step("ingest", params(), Path("outputs/ingest")) as first:
+        first.tracker.dataset("digits", "ab" * 32, Path("images"), {"train": 8})
+        first.tracker.summary({"rows": 8})
+        first.tracker.metrics({"read": 8})
+        monkeypatch.setenv("RETORT_STATE", os.fspath(tmp_path / "second pod"))
+        record = run_identity.pipeline_run("weights", uri, "demo")
+        run_identity.remember({**record, "started": record["started"] - 60_000})  # its clock is behind
+        monkeypatch.setattr(replay, "find_run", too_early)
+        run_step(params(), "weights", "outputs/weights")
+        monkeypatch.delenv("RETORT_STATE")
+        first.tracker.summary({"classes": 2})
+    run_step(params(), "validate", "outputs/validate")
+
+    found = runs()
+    parent = parent_of(found)
+    assert set(found) == {"ingest", "weights", "validate", parent.info.run_name}
+    assert looked[0] == parent.data.tags["retort.id"]
+    for name in ("ingest", "weights", "validate"):
+        assert found[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert parent.data.tags[f"step.{name}"] == f"FINISHED {found[name].info.run_id}"
+    told = {"ingest.rows": 8, "ingest.classes": 2, "weights.top1": 0.75, "validate.top1": 0.75}
+    assert parent.data.metrics == told
+    assert [each.dataset.name for each in parent.inputs.dataset_inputs] == ["digits"]
+    assert parent.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["a file", "a server"])
+def test_eight_processes_that_start_at_once_share_one_parent(
+    where: str, mlflow_server: Any, name: str, project: Path
+) -> None:
+    """Of a server: each with a state of its own, as pods have."""
+    uri = SQLITE if where == "a file" else mlflow_server.uri
+    script = Path("at_once.py")
+    script.write_text(AT_ONCE)
+    processes = []
+    for number in range(8):
+        more = {} if where == "a file" else {"RETORT_STATE": os.fspath(project / f"pod-{number}")}
+        command = [sys.executable, script, str(number), uri, name]
+        processes.append(
+            subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True)
+        )
+    while len(list(project.glob("ready-*"))) < 8:
+        assert not [process.returncode for process in processes if process.poll()]
+        time.sleep(0.1)
+    Path("go").touch()
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, said
+    for number in range(8):  # what a loaded machine's server did not take in time
+        state = {} if where == "a file" else {"RETORT_STATE": os.fspath(project / f"pod-{number}")}
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in state.items():
+                patch.setenv(key, value)
+            assert sync(params(uri, name).registry)["running"] == 0
+    found = runs(uri, name)
+    parent = parent_of(found)
+    assert len(found) == 9
+    for number in range(8):
+        own = found[f"step-{number}"]
+        assert own.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert parent.data.tags[f"step.step-{number}"] == f"FINISHED {own.info.run_id}"
+        assert parent.data.metrics[f"step-{number}.number"] == number
+    assert parent.info.status == "FINISHED"
+
+
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from components.common.params import StepParams
+from components.step import step
+from components.tracking.client import connect
+
+number, uri, name = sys.argv[1:4]
+import mlflow
+Path(f"ready-{number}").touch()
+while not Path("go").exists():
+    time.sleep(0.01)
+params = StepParams.model_validate({"registry": {"tracking_uri": uri, "name": name}})
+with step(f"step-{number}", params, Path(f"outputs/{number}")) as run:
+    run.tracker.summary({"number": int(number)})
+"""
+
+
+def test_the_machine_is_watched_beside_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "EVERY_SECONDS", 0.05)
+    with step("finetune", params(), Path("outputs/teacher")) as run:
+        file = spooled()[0] / "events.jsonl"
+        while file.read_text().count("system/cpu_utilization_percentage") < 3:
+            time.sleep(0.05)
+        run.tracker.metrics({"val_top1": 0.5})
+    child = runs()["finetune"]
+    names = (
+        "cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage",
+        "disk_usage_percentage", "disk_usage_megabytes", "disk_available_megabytes",
+        "network_receive_megabytes", "network_transmit_megabytes",
+    )  # fmt: skip
+    assert {f"system/{name}" for name in names} <= set(child.data.metrics)
+    memory = history(child, "system/system_memory_usage_megabytes")
+    assert [number for number, _ in memory] == list(range(len(memory)))
+    assert 0 < memory[0][1] < psutil.virtual_memory().total / 1e6
+    assert not [thread for thread in threading.enumerate() if thread.name == "machine"]
+
+
+def test_a_driver_that_fails_ends_the_watch_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def collect_metrics(self) -> None:
+            raise RuntimeError("driver gone")
+
+    monkeypatch.setattr(machine, "monitors", lambda: [Broken()])
+    run_step(params())
+    assert runs()["finetune"].info.status == "FINISHED"
+    assert "driver gone" in capsys.readouterr().err
+
+
+def test_kubeflows_run_and_mlflows_point_at_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETORT_RUN", "5f2c")
+    monkeypatch.setenv("RETORT_RUN_PAGE", "https://kubeflow.example/pipeline/#/runs/details/RUN?ns=ada")
+    run_step(params())
+    tags = parent_of(runs()).data.tags
+    assert tags["kfp.run_id"] == "5f2c"
+    assert tags["kfp.run_page"] == "https://kubeflow.example/pipeline/#/runs/details/5f2c?ns=ada"
+
+
 def test_a_step_that_was_killed_is_closed_by_the_next() -> None:
     died = start_script("distill", "outputs/student", "", "dies")
     died.communicate()
@@ -434,6 +602,22 @@ def test_a_partial_dvc_repro_opens_a_parent_that_names_the_steps_it_reused(
         "step.validate": f"reused {read_run_id(Path('outputs/validate'))['run_id']}",
         "step.finetune": f"FINISHED {read_run_id(Path('outputs/teacher'))['run_id']}",
     }  # register comes after it, and was neither run nor reused
+
+    # dvc.lock and MLflow point at each other
+    lock = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+    for name in stages:
+        kept = {f"dvc.{out['path']}": out["md5"] for out in lock[name]["outs"]}
+        left = read_run_id(Path(stages[name][0]))["run_id"]
+        tags = client().get_run(left).data.tags
+        assert {key: value for key, value in tags.items() if key.startswith("dvc.")} == kept, name
+    found = client().search_runs(
+        [whole.info.experiment_id], f"tags.`dvc.outputs/teacher` = '{kept_teacher(lock)}'"
+    )
+    assert [run.info.run_name for run in found] == ["finetune"]
+
+
+def kept_teacher(lock: dict[str, Any]) -> str:
+    return next(out["md5"] for out in lock["finetune"]["outs"] if out["path"] == "outputs/teacher")
 
 
 def test_a_database_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
