@@ -16,6 +16,7 @@ from components.audit.part import FILE, ImbalancePart
 from components.audit.plan_schema import Sampling
 from components.common.progress import counted
 from components.common.storage import need
+from components.dataset import manifest as manifests
 from components.step import StepContext, step
 
 WORST = 10  # classes that a report names one by one
@@ -34,6 +35,7 @@ def audit_imbalance(params: AuditParams, *, manifest: Path, out: Path) -> None:
     """
     with step("audit-imbalance", params, out, [manifest]) as run:
         need(manifest, "validate")
+        manifests.record_use(run.tracker, "clean", manifest)
         counts = count(manifest)
         total = counts.total
         found = balance(total, total.astype(np.float64), counts.labels, params.audit)

@@ -20,6 +20,7 @@ from components.audit.rules import Class
 from components.audit.suspects import Sample, judge, suspects
 from components.common.sheet import write_csv
 from components.common.storage import need
+from components.dataset import manifest as manifests
 from components.step import StepContext, step
 
 
@@ -39,6 +40,7 @@ def audit_synthetic(params: AuditParams, *, manifest: Path, features: Path, out:
     with step("audit-synthetic", params, out, [manifest, features]) as run:
         need(manifest, "validate")
         need(features, "weights")
+        manifests.record_use(run.tracker, "clean", manifest)
         counts = count(manifest)
         classes = rules.blow_up(run, counts, params.audit.blow_up)
         if not classes:

@@ -21,6 +21,7 @@ from components.benchmark.timing import ratio
 from components.common.errors import RetortError
 from components.common.progress import at
 from components.common.storage import human_bytes, read_json, sha256_file
+from components.dataset import manifest as manifests
 from components.export import exported
 from components.export.formats import FORMATS
 from components.export.precisions import PRECISIONS, of_own_file
@@ -59,6 +60,7 @@ def benchmark(params: BenchmarkParams, *, manifest: Path, exports: Mapping[str, 
         started = time.perf_counter()
         _need_models(folders)
         rows = exported.rows(manifest, "val")
+        manifests.record_use(run.tracker, "clean", manifest, "val")
         at("reading the models, and what an image costs")
         models = {name: _Model(name, folder) for name, folder in folders.items()}
         _check_names(run, models, manifest)

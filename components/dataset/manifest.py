@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -16,6 +17,9 @@ import pyarrow.parquet as pq
 
 from components.common.errors import RetortError
 from components.common.storage import atomic_path
+
+if TYPE_CHECKING:
+    from components.tracking.tracker import Tracker
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test", "unlabeled")
@@ -182,6 +186,13 @@ def fingerprint(path: Path) -> str:
                     values.update(_bytes(pc.fill_null(column, 0)))
     parts = [digest.digest() for pair in digests.values() for digest in pair]
     return hashlib.sha256(b"".join([rows.to_bytes(8, "little"), *parts])).hexdigest()
+
+
+def record_use(tracker: Tracker, name: str, path: Path, *splits: str) -> None:
+    """Record in the step's run that it reads these splits of a manifest (all of them when none is named)."""
+    counts = pc.value_counts(read(path, ["split"])["split"]).to_pylist()
+    rows = {str(one["values"]): int(one["counts"]) for one in counts}
+    tracker.dataset(name, fingerprint(path), path, {split: rows.get(split, 0) for split in splits or SPLITS})
 
 
 def _bytes(column: pa.Int32Array) -> bytes:

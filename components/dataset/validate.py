@@ -50,6 +50,7 @@ def validate(params: ValidateParams, *, manifest: Path, clean: Path, quarantine:
         database(manifest) as db,
     ):
         manifests.check(manifest)
+        manifests.record_use(run.tracker, "manifest", manifest)
         before = drift.read_baseline(db, baseline) if baseline else None
         source = str(manifest).replace("'", "''")  # a view takes no parameters
         db.execute(

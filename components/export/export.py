@@ -12,6 +12,7 @@ import numpy as np
 from components.common.errors import RetortError
 from components.common.progress import at, track
 from components.common.storage import write_text
+from components.dataset import manifest as manifests
 from components.export import exported, report, verdicts
 from components.export.params import ExportParams
 from components.export.parity import BATCH, ROUNDING, Comparison, Proof, Written, prove, rounding, run_into
@@ -48,6 +49,7 @@ def export(
     inputs = [manifest, model / "model.safetensors", model / "model.json"]
     with step("export", params, out, inputs, keep=("teacher",)) as run:
         rows = exported.rows(manifest, "val")
+        manifests.record_use(run.tracker, "clean", manifest, "val")
         verdicts.names(run, model, manifest, role)
         at(f"loading the {role}")
         module, card = _load(run, model, role)

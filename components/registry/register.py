@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from components.common.errors import RetortError
 from components.common.progress import at
 from components.common.storage import need, read_json, write_json
+from components.dataset import manifest as manifests
 from components.export import exported as exports
 from components.registry import findings, report
 from components.registry.actor import actor
@@ -75,6 +76,7 @@ def register(
         run.stop_on_errors()
         check_proofs(run, files)
         run.stop_on_errors()
+        manifests.record_use(run.tracker, "clean", manifest, "val")
         at("opening the registry in MLflow")
         with opened(params.registry, "register") as versions, tempfile.TemporaryDirectory() as scratch:
             _Registration(run, params, versions, files, Path(scratch)).carry_out()
