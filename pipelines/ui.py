@@ -11,11 +11,12 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
+from urllib.parse import quote
 
 from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.storage import state_dir
-from components.tracking.client import public_uri, tracking_uri
+from components.tracking.client import client_settings, connect, first_line, public_uri, reach, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ HOST = "127.0.0.1"
 PORTS = 100  # that are tried, one after the other
 START_SECONDS = 180.0  # MLflow imports much; on a busy machine that takes a minute
 END_SECONDS = 10.0
+PAGES_SECONDS = 10  # for one answer of a server about what it has
 SQLITE = "sqlite:///"
 SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -39,7 +41,7 @@ def ui(registry: Registry, port: int, browser: bool) -> None:
     """
     uri = tracking_uri(registry)
     if not uri.startswith(SQLITE):
-        _show(public_uri(uri), browser, "")
+        _show(public_uri(uri), uri, registry.name, browser)
         return
     if not Path(uri.removeprefix(SQLITE)).exists():
         raise RetortError(
@@ -61,7 +63,8 @@ def ui(registry: Registry, port: int, browser: bool) -> None:
         )  # fmt: skip
     try:
         _await(server, free, said)
-        _show(f"http://{HOST}:{free}", browser, " (Ctrl-C ends it)")
+        url = f"http://{HOST}:{free}"
+        _show(url, url, registry.name, browser, " (Ctrl-C ends it)")
         server.wait()
         raise RetortError(f"MLflow ended with status {server.returncode}; see {said}")
     except KeyboardInterrupt:
@@ -70,10 +73,36 @@ def ui(registry: Registry, port: int, browser: bool) -> None:
         _end(server)
 
 
-def _show(url: str, browser: bool, how: str) -> None:
+def _show(url: str, uri: str, name: str, browser: bool, how: str = "") -> None:
+    """Print the address, and the pages of the project's runs and of its model; open the first of them.
+
+    Args:
+        url: what a person types; without user and password.
+        uri: with them.
+    """
     print(f"MLflow: {url}{how}", flush=True)
-    if browser and not webbrowser.open(url):
+    pages = _pages(uri, name)
+    for what, page in pages.items():
+        print(f"  {what}: {url.rstrip('/')}/#/{page}", flush=True)
+    first = next(iter(pages.values()), "")
+    if browser and not webbrowser.open(f"{url.rstrip('/')}/#/{first}" if first else url):
         log.warning("no browser was found; open the address by hand")
+
+
+def _pages(uri: str, name: str) -> dict[str, str]:
+    """The pages that show something of this project; none of a server that does not say."""
+    try:
+        reach(uri)
+        with client_settings(PAGES_SECONDS, retries=0):
+            client = connect(uri)
+            experiment = client.get_experiment_by_name(name)
+            found = {"runs": f"experiments/{experiment.experiment_id}/runs"} if experiment else {}
+            if client.search_registered_models(f"name = '{name}'"):
+                found["model"] = f"models/{quote(name)}"
+            return found
+    except Exception as error:  # noqa: BLE001 - the address is of use all the same
+        log.info(f"{public_uri(uri)}: {first_line(error)}")
+        return {}
 
 
 def _free_port(first: int) -> int:

@@ -39,12 +39,14 @@ def test_the_pages_are_served_on_the_next_free_port_and_ctrl_c_ends_all_of_it(tm
         )
         assert running.stdout is not None
         line = running.stdout.readline()
+        runs = running.stdout.readline()
     try:
         assert line.startswith(f"MLflow: http://{ui.HOST}:"), running.communicate()
         url = line.split()[1]
         assert int(url.rsplit(":", 1)[1]) > port
         with urllib.request.urlopen(f"{url}/version") as answer:
             assert answer.status == 200
+        assert runs == f"  runs: {url}/#/experiments/1/runs\n", "there is no model yet"
         servers = psutil.Process(running.pid).children(recursive=True)
         assert servers
     finally:
