@@ -170,6 +170,7 @@ RETRAIN = Pipeline(
                 "measured": "retrain-benchmark.measured",
                 "passed": "retrain-choose.chosen",
                 "plan": "retrain-choose.chosen",
+                "listed": "audit-synthetic.part",
             },
             place=f"{PLACE}/register",
         ),
