@@ -11,15 +11,19 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from components.common import links
 from components.common.environment import bound_threads
 from components.common.errors import FindingsError, RetortError
 from components.common.findings import Finding, Level, Report
+from components.common.links import Link
 from components.common.page import Page
 from components.common.params import StepParams
 from components.common.progress import at, counted, doing
 from components.common.signals import stopped_by
 from components.common.storage import remove, replace, sha256_file, write_json
 from components.tracking import published
+from components.tracking.client import public_uri
+from components.tracking.run_identity import git_state
 from components.tracking.tracker import Tracker
 from components.tracking.versioned import kept_by_dvc
 
@@ -36,6 +40,8 @@ class StepContext:
         self.tracker = tracker
         self.report = Report(step=name)
         self.page = Page()
+        self.before: dict[str, Link] = {}  # links of the steps that the inputs come from
+        self._started = links.now()
         self._products: list[tuple[Path, Path]] = []
 
     def add_finding(
@@ -82,6 +88,18 @@ class StepContext:
     def products(self) -> list[str]:
         """The files that this step leaves outside its own folder, such as ``data/clean.parquet``."""
         return sorted(str(final) for _, final in self._products if self.out not in final.parents)
+
+    def link(self, left: Mapping[str, str]) -> Link:
+        """The step's link in the chain of proofs; ``left`` is the sha256 of each file that it leaves."""
+        commit, dirty = git_state()
+        parameters = self.params.model_dump(mode="json", by_alias=True)
+        registry = {**parameters["registry"], "tracking_uri": public_uri(self.params.registry.tracking_uri)}
+        registry.pop("notify", None)  # a webhook's address is a secret
+        return Link(
+            step=self.name, folder=name_of(self.out), read=self.report.inputs, left=dict(left),
+            parameters={**parameters, "registry": registry}, commit=commit, dirty=dirty,
+            started=self._started, finished=links.now(), **links.surroundings(),
+        )  # fmt: skip
 
     def _discard(self, finals: bool) -> None:
         for staged, final in self._products:
@@ -140,8 +158,9 @@ def step(
 
     Both are emptied first, as DVC does before a stage: however the step ends, no later one goes on with what
     an earlier run left. On success the staged products appear under their names, beside ``report.json``,
-    ``report.html`` and ``run.json`` (the id of the step's MLflow run). On a finding of level error, or any
-    failure, the products are gone and ``report.json`` says ``passed: false``.
+    ``report.html`` and ``run.json`` (the id of the step's MLflow run, and its link in the chain of proofs).
+    On a finding of level error, or any failure, the products are gone and ``report.json`` says
+    ``passed: false``.
 
     Raises:
         FindingsError: after the report is written, when it holds an error.
@@ -172,7 +191,9 @@ def _framed(
     status = "FAILED"
     failed: BaseException | None = None
     try:
-        run.report.inputs = {name_of(path): sha256_file(path) for path in inputs if path.is_file()}
+        read = {path: sha256_file(path) for path in inputs if path.is_file()}
+        run.report.inputs = {name_of(path): digest for path, digest in read.items()}
+        run.before = links.before(read, run.report.inputs, out)
         at("opening a run in MLflow")
         tracker.start(params.model_dump(mode="json", by_alias=True), run.report.inputs)
         at("at work")
@@ -204,7 +225,7 @@ def _framed(
         at("writing to MLflow")
         if status == "FINISHED":
             tracker.find()
-            write_json(out / "run.json", {**tracker.identity(), "made": run.products()})
+            _write_run(run, keep)
             tracker.tags(kept_by_dvc())  # run.json is a part of it
         tracker.finish(status, seconds, out)
         if failed is not None and published.wanted():
@@ -239,6 +260,23 @@ def _refuse_to_empty(
 def _write_report(run: StepContext) -> None:
     run.report.write(run.out / "report.json")
     run.page.write(run.out, run.report)
+
+
+def _write_run(run: StepContext, keep: tuple[str, ...]) -> None:
+    """Write ``run.json``: the step's run in MLflow, and its link in the chain of proofs."""
+    own = sorted(
+        path
+        for path in run.out.rglob("*")
+        if path.is_file() and path.relative_to(run.out).parts[0] not in (*keep, links.FILE)
+    )
+    alone = [final for _, final in run._products if run.out not in final.parents and final.is_file()]
+    left = {path: sha256_file(path) for path in [*own, *sorted(alone)]}
+    link = run.link({name_of(path): digest for path, digest in left.items()})
+    write_json(
+        run.out / links.FILE,
+        {**run.tracker.identity(), "made": run.products(), **links.content_of(link, run.before)},
+    )
+    links.keep(link, run.before, [left[path] for path in alone])
 
 
 def _published(run: StepContext) -> str:

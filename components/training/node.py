@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,9 +10,9 @@ from uuid import uuid4
 
 from components.common import object_store
 from components.common.errors import RetortError
+from components.common.links import code_hash
 from components.training import machine, remote
 
-CODE = Path(__file__).parents[1]
 ALIKE = ("ray", "torch", "torchvision", "timm", "numpy")  # on all nodes, for one network to come of them
 
 
@@ -54,15 +53,6 @@ class Node:
     there: machine.Machine
     storage: str
     unseen: str
-
-
-def code_hash(folder: Path = CODE) -> str:
-    """Hex sha256 of all that our package consists of: names and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".py", ".json"):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from components.common import progress
+from components.common import links, progress
 from components.common.errors import RetortError
 from components.common.progress import counted
 from components.common.storage import state_dir
@@ -175,12 +175,12 @@ def cluster_faults(cpus: float, gpus: float, ray: Ray) -> Iterator[Fault]:
 
 def node_faults(there: Node) -> Iterator[Fault]:
     """What a node has otherwise than the driver, or cannot reach."""
-    if there.code != node.code_hash():
+    if there.code != links.code_hash():
         yield Fault(
             rule="preflight.code", level="error", subject=there.name,
             message=f"{there.name} imports another version of this program than the driver's, which goes to "
             "each node with the job",
-            measured=there.code[:12], limit=node.code_hash()[:12], row="5.1",
+            measured=there.code[:12], limit=links.code_hash()[:12], row="5.1",
             advice="Remove the one that stands first on its path (PYTHONPATH, or a checkout in the folder in "
             "which 'ray start' ran).",
         )  # fmt: skip

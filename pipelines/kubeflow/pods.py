@@ -14,6 +14,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 from kubernetes.utils.quantity import parse_quantity
 
+from components.common.links import IMAGE
 from pipelines.params import Kubeflow, Params
 from pipelines.steps import Stage
 
@@ -89,6 +90,7 @@ def _house(task: dsl.PipelineTask, image: str, kubeflow: Kubeflow, settings: str
     cache's key, in the servers' newest version at least.
     """
     task.set_container_image(image)
+    task.set_env_variable(IMAGE, image)  # a part of the cache's key, as the image itself is
     kubernetes.set_timeout(task, seconds)
     user = kubeflow.run_as_user
     given = {} if user == "namespace" else {"run_as_user": user, "run_as_group": GROUP}

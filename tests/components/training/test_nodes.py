@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.common import object_store
+from components.common import links, object_store
 from components.training import machine, node, nodes, remote
 from components.training.params import Ray
 from components.training.preflight import RAY_BYTES, Needs
@@ -48,14 +48,14 @@ def test_the_codes_hash_follows_every_file(tmp_path: Path) -> None:
     (tmp_path / "room").mkdir()
     (tmp_path / "a.py").write_text("1")
     (tmp_path / "room/b.json").write_text("{}")
-    first = node.code_hash(tmp_path)
+    first = links.code_hash(tmp_path)
     (tmp_path / "a.pyc").write_text("not code")
-    assert node.code_hash(tmp_path) == first
+    assert links.code_hash(tmp_path) == first
     (tmp_path / "room/b.json").write_text("[]")
-    second = node.code_hash(tmp_path)
+    second = links.code_hash(tmp_path)
     (tmp_path / "room/b.json").rename(tmp_path / "room/c.json")
-    assert len({first, second, node.code_hash(tmp_path)}) == 3
-    assert node.code_hash() == node.code_hash()
+    assert len({first, second, links.code_hash(tmp_path)}) == 3
+    assert links.code_hash() == links.code_hash()
 
 
 def test_what_a_node_cannot_reach_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
