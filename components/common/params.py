@@ -129,6 +129,21 @@ class Registry(Section):
         "",
         description="what is told of each promotion, as JSON: a URL (may name ${VARIABLES}) or a command",
     )
+    sign_key: Annotated[str | None, Place(anywhere=False)] = Field(
+        None,
+        description="PEM file of the elliptic curve key that signs a version; null: RETORT_SIGN_KEY, or "
+        "nothing is signed",
+    )
+    sign_certificate: Annotated[str | None, Place(anywhere=False)] = Field(
+        None, description="PEM file of the key's certificate and of its issuers; null: the bare key signs"
+    )
+    trusted_keys: list[str] = Field(
+        default=[],
+        description="PEM files, or folders of them: public keys, and certificates that may vouch for one",
+    )
+    require_signature: bool = Field(
+        False, description="register and predict refuse what none of trusted_keys signed"
+    )
 
     @field_validator("notify")
     @classmethod

@@ -116,6 +116,7 @@ RULES = (
     "registry.frozen",
     "registry.known",
     "registry.latency",
+    "registry.lineage",
     "registry.notify",
     "registry.proofs",
     "registry.slice",

@@ -14,7 +14,8 @@ from components.common.errors import RetortError
 from components.common.storage import read_json, write_json
 from components.export import exported as exports
 from components.models.card import ModelCard, read_card
-from components.registry.files import Files
+from components.provenance.bundle import seal
+from components.registry.files import PROOFS, Files
 from components.registry.params import RegisterParams
 from components.registry.versions import Versions
 from components.step import StepContext
@@ -81,6 +82,8 @@ class Bundle:
             save_as_external_data=False,
             extra_files=[str(path) for path in self._proofs()],
         )
+        proofs = {f"{PROOFS}/{name}": path for name, path in self.files.proofs().items()}
+        sealed = seal(folder, self.run, {"model.onnx": self.files.model, **proofs})
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
         for run in (run_id, identity["parent_run_id"]):  # both rows of the UI's table show the model
@@ -88,7 +91,7 @@ class Bundle:
         return self.versions.add(
             source=f"models:/{logged.model_id}",
             run_id=run_id,
-            tags=facts,
+            tags={**facts, **sealed.tags()},
             model_id=logged.model_id,
             description=f"{self.card.arch.name}, {len(self.card.class_names)} classes, {self.model.size} px, "
             f"{self.metrics['val']['top1']:.2%} top-1 on the validation split",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.catalogue import PIPELINES
-from pipelines.cli import project, steps, tools, tracking
+from pipelines.cli import project, proofs, steps, tools, tracking
 from pipelines.cli.options import Context
 from pipelines.steps import AUDIT, MAIN
 
@@ -89,7 +89,7 @@ def retrain(context: Context) -> None:
 
 
 steps.add(PIPELINES, app, {"audit": audit_app, "retrain": retrain_app})
-for commands in (tools.commands, tracking.commands, project.commands):
+for commands in (tools.commands, tracking.commands, proofs.commands, project.commands):
     app.add_typer(commands)
 app.add_typer(audit_app, name="audit")
 app.add_typer(retrain_app, name="retrain")

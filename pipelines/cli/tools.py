@@ -9,6 +9,7 @@ import typer
 
 from components.common.errors import ConfigError, RetortError
 from pipelines.cli.options import Context
+from pipelines.cli.proofs import Keys, registry_of
 from pipelines.steps import MAIN, OUTPUTS
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -201,8 +202,11 @@ def predict(
     ],
     model: Annotated[Path, typer.Option(help="A model.onnx, or the folder it lies in.")] = EXPORT,
     threads: Annotated[int, typer.Option(help="Of ONNX Runtime; 0: one a processor.")] = 0,
+    key: Keys = None,
 ) -> None:
     """Classify images by an exported model; needs no params.yaml, but for a manifest's data.root.
+
+    With --key, or registry.require_signature, only by a bundle that a trusted key signed.
 
     Writes outputs/predict/predictions.csv and .parquet. Images that cannot be read are named, and listed
     there with the reason; the exit status is 1 only when none can be read. Paths are written as in a
@@ -213,10 +217,16 @@ def predict(
     Examples: retort predict photos/new
               retort predict cat.jpg --model outputs/export/teacher
               retort predict data/clean.parquet
+              retort predict cat.jpg --model downloads/model --key keys/release.pub
     """
     from components.common.progress import counted
     from components.tools.predict import predict as classify
 
+    registry = registry_of(context.obj)
+    if key or registry.require_signature:
+        from components.tools.verify import require
+
+        require(model, registry, key or [])
     listed = OUTPUTS / "predict" / "predictions.csv"
     root = context.obj.params().data.root if any(place.suffix == ".parquet" for place in images) else ""
     found = classify(model, images, root=root, out=OUTPUTS / "predict", threads=threads)
