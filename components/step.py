@@ -186,7 +186,7 @@ def _framed(
     for old in [*(entry for entry in out.iterdir() if entry.name not in keep), *products]:
         remove(old)
     started = time.monotonic()
-    tracker = Tracker(name, params.registry)
+    tracker = Tracker(_called(name, out), params.registry)
     run = StepContext(name, params, out, tracker)
     status = "FAILED"
     failed: BaseException | None = None
@@ -281,11 +281,15 @@ def _write_run(run: StepContext, keep: tuple[str, ...]) -> None:
 
 def _published(run: StepContext) -> str:
     """What the log of a failed step ends with, after its report was put where it outlives the pod."""
-    own = Path(name_of(run.out))
-    # a step may be used twice: 'outputs/export' and 'outputs/export/teacher'
-    step = f"{run.name}-{own.name}" if own.parent.name == run.name else run.name
+    step = _called(run.name, run.out)
     pages = [run.tracker.page(), published.publish(run.tracker.run_key(), step, run.out)]
     return published.last_lines(run.report, pages)
+
+
+def _called(name: str, out: Path) -> str:
+    """What a step's run is called: one step may fill 'outputs/export' and 'outputs/export/teacher'."""
+    own = Path(name_of(out))
+    return f"{name}-{own.name}" if own.parent.name == name else name
 
 
 def _say_done(run: StepContext, seconds: float) -> None:

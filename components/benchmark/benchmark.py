@@ -471,4 +471,4 @@ def _track(run: StepContext, results: Sequence[Result], chosen: Choice) -> None:
     if pair is not None:
         headline["p50_ratio"] = pair.ratio
     run.tracker.summary(headline)
-    run.tracker.tags({"recommended": f"{best.model} {best.engine} {best.precision}"})
+    run.tracker.tags({"recommended": f"{best.model} {best.engine} {best.precision}"}, above=True)

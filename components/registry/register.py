@@ -259,7 +259,7 @@ class _Registration:
         if self.decision is not None:
             write_json(self.run.product(self.run.out / "decision.json"), report.summary(self.decision))
         self.run.tracker.tags(
-            {"registered": f"{self.versions.name} version {version.version}", "alias": alias}
+            {"registered": f"{self.versions.name} version {version.version}", "alias": alias}, above=True
         )
         self.run.tracker.summary({"version": float(version.version)})
         return registered

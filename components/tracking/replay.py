@@ -160,6 +160,8 @@ class Replay:
             self._above(client, start, lambda run: self._log(client, run, [{**event, "values": headline}]))
         elif kind == "tags":
             _set_tags(client, self.run_id, event["values"])
+            if event.get("above"):
+                self._above(client, start, lambda run: _set_tags(client, run, event["values"]))
         elif kind == "dataset":
             self._dataset(client, start, event)
         elif kind == "artifact":

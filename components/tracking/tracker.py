@@ -113,9 +113,9 @@ class Tracker:
         """Record a step's headline numbers on the parent too, as ``<step>.<name>``, to compare runs by."""
         self._append("summary", values=_numbers(values))
 
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Record facts that are not numbers."""
-        self._append("tags", values={key: str(value) for key, value in values.items()})
+    def tags(self, values: Mapping[str, str], above: bool = False) -> None:
+        """Record facts that are not numbers; ``above``: on the parent too, to find and sort runs by."""
+        self._append("tags", values={key: str(value) for key, value in values.items()}, above=above)
 
     def dataset(self, name: str, fingerprint: str, path: Path, counts: Mapping[str, int]) -> None:
         """Record the data set that the step read: its fingerprint as MLflow's digest, rows per split.

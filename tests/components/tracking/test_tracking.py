@@ -112,6 +112,7 @@ def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
         run.tracker.metrics({"val_top1": 0.75}, step=1)
         run.tracker.summary({"top1": 0.75})
         run.tracker.tags({"network": "lite1"})
+        run.tracker.tags({"alias": "champion"}, above=True)
         run.product(out / "history.csv").write_text("epoch,val_top1\n0,0.5\n")
 
     found = runs()
@@ -124,6 +125,8 @@ def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
     assert parent.data.metrics == {"finetune.top1": 0.75}
     assert child.data.tags["input.data/clean.parquet"] == tracking_input(inputs)
     assert child.data.tags["network"] == "lite1"
+    assert (child.data.tags["alias"], parent.data.tags["alias"]) == ("champion", "champion")
+    assert "network" not in parent.data.tags
     assert child.data.tags["data.fingerprint"] == "ab" * 32
     used = {each.tags[0].value: each.dataset for each in child.inputs.dataset_inputs}
     assert {context: (each.name, each.digest) for context, each in used.items()} == {
@@ -158,6 +161,14 @@ def test_a_step_that_fails_is_recorded_as_failed() -> None:
     experiment = client().get_experiment_by_name("demo").experiment_id
     query = "tags.`retort.key` LIKE 'run:%'"
     assert client().search_runs([experiment], query)[0].info.status == "FINISHED"
+
+
+def test_a_step_that_is_used_twice_has_two_names() -> None:
+    for out in ("outputs/export", "outputs/export/teacher"):
+        run_step(params(), "export", out)
+    found = runs()
+    assert {"export", "export-teacher"} < set(found)
+    assert set(parent_of(found).data.metrics) == {"export.top1", "export-teacher.top1"}
 
 
 def test_a_parameter_that_changes_within_a_run_keeps_its_first_value_on_the_parent() -> None:
@@ -229,6 +240,7 @@ def test_a_request_that_hung_leaves_its_step_to_a_sync_in_the_same_process(
     with step("finetune", p, Path("outputs/teacher")) as run:
         run.tracker.metrics({"val_top1": 0.5}, step=0)
         mlflow_server.signal(signal.SIGSTOP)
+        run.tracker.metrics({"val_top1": 0.75}, step=1)  # hangs, and the step goes on to its end
     assert sync(p.registry) == {"sent": 0, "running": 1}, "a thread of this process still waits for an answer"
     mlflow_server.signal(signal.SIGCONT)
     until = time.monotonic() + 120
@@ -237,7 +249,7 @@ def test_a_request_that_hung_leaves_its_step_to_a_sync_in_the_same_process(
         time.sleep(0.1)
     found = runs(mlflow_server.uri, name)
     assert {run.info.status for run in found.values()} == {"FINISHED"}
-    assert history(found["finetune"], "val_top1", mlflow_server.uri) == [(0, 0.5)]
+    assert history(found["finetune"], "val_top1", mlflow_server.uri) == [(0, 0.5), (1, 0.75)]
     assert spooled() == []
 
 
