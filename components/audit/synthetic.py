@@ -71,7 +71,7 @@ def _probe(
     scores[trained] = by_others
     near = closeness(rows.vectors[real], trained, rows.place[real], number)
     judged = judge(scores, near, rows.place[real], trained)
-    run.tracker.summary({"probe_top1": float((by_others.argmax(axis=1) == rows.place[real[trained]]).mean())})
+    run.tracker.metrics({"probe_top1": float((by_others.argmax(axis=1) == rows.place[real[trained]]).mean())})
     if judged is not None:
         report.labels(run.page, rows.split[real], judged)
     samples = suspects(run, counts, rows, real, judged)

@@ -159,7 +159,7 @@ def within(
         "preflight.budget", "info", key, message, measured=epochs, limit=most, row="5.1",
         advice="A smaller network or global.image_size makes room for more." if epochs < most else "",
     )  # fmt: skip
-    run.tracker.summary({"epochs": epochs})
+    run.tracker.metrics({"epochs": epochs})
     return make(epochs)
 
 
@@ -182,12 +182,12 @@ def say_estimate(
             inside.append(f"{duration(found.labels)} for the teacher's labels")
         each_of = f" for each of {trainings} trainings" if trainings > 1 else ""
         parts = [f"about {duration(found.seconds)}{each_of} ({', '.join(inside)})"]
-        run.tracker.summary({"estimated_seconds": found.seconds * trainings})
+        run.tracker.metrics({"estimated_seconds": found.seconds * trainings})
     parts.append(f"up to {human_bytes(disk)} of disk for checkpoints")
     if found is not None and ray.price_per_hour is not None:
         cost = found.seconds * trainings / 3600 * ray.price_per_hour
         parts.append(f"a cost of {cost:.2f} at {ray.price_per_hour:g} an hour for the whole cluster")
-        run.tracker.summary({"estimated_cost": cost})
+        run.tracker.metrics({"estimated_cost": cost})
     message = "training takes " + ", ".join(parts) if found is not None else ", ".join(parts)
     log.info(f"{run.name}: {message}")
     run.add_finding(

@@ -187,7 +187,7 @@ def _find_input_bound(run: StepContext, heard: Listener) -> None:
         "images a second)",
         measured=round(waiting, 4), limit=INPUT_BOUND, row="1.2", advice=heard.remedy if bound else "",
     )  # fmt: skip
-    run.tracker.summary({"input_waiting": waiting, "images_per_second": heard.images / seconds})
+    run.tracker.metrics({"input_waiting": waiting, "images_per_second": heard.images / seconds})
 
 
 def forget(folder: Path) -> None:

@@ -171,7 +171,7 @@ def _say_batch(run: StepContext, spec: TrainSpec, ray: Ray, where: str) -> None:
         "config.batch", "info", f"{where}.train.batch_size", message,
         measured=batch * ray.workers, row="5.1",
     )  # fmt: skip
-    run.tracker.summary(
+    run.tracker.metrics(
         {
             "batch_per_worker": batch,
             "batch_total": batch * ray.workers,

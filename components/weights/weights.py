@@ -117,7 +117,7 @@ def prepare_net(
     rows = _rows(who, coverage, own, found)
     report.show_coverage(run.page, who, coverage, rows)
     lineage = {"source": source.spec, "sha256": source.sha256, "coverage": coverage.share}
-    run.tracker.summary({f"{who}_coverage": coverage.share})
+    run.tracker.metrics({f"{who}_coverage": coverage.share})
     run.tracker.tags({f"{who}.weights.{key}": str(value) for key, value in lineage.items()})
     path = None
     if accepted:
