@@ -46,7 +46,9 @@ def test_the_pages_are_served_on_the_next_free_port_and_ctrl_c_ends_all_of_it(tm
         assert int(url.rsplit(":", 1)[1]) > port
         with urllib.request.urlopen(f"{url}/version") as answer:
             assert answer.status == 200
-        assert runs == f"  runs: {url}/#/experiments/1/runs\n", "there is no model yet"
+        assert runs == f"  runs: {url}/#/experiments/1/runs?workflowType=machine_learning\n", (
+            "there is no model yet"
+        )
         servers = psutil.Process(running.pid).children(recursive=True)
         assert servers
     finally:
