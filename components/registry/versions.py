@@ -193,7 +193,9 @@ class Versions:
         champion = self._champion()
         if not records or champion in (None, records[-1]["version"]):
             return records, champion
-        if not self.file:  # else nobody but a person can have moved it
+        if records != self.promotions():  # another writer was through between the two looks
+            return self._now()
+        if not self.file:  # a writer may be late; in a file's case nobody but a person can have moved it
             time.sleep(MOVED_SECONDS)
             if champion != self._champion() or records != self.promotions():
                 return self._now()

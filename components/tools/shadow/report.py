@@ -206,7 +206,7 @@ def show(
     totals = dict(zip(*_counts(good["champion_class"]), strict=True))
     page.table(
         "Changed answers by class",
-        ["champion said", "challenger says", "requests", "of the class", "its score", "the challenger's"],
+        ["champion said", "challenger says", "requests", "of the class", "champion's", "challenger's"],
         [
             [
                 row["champion_class"], row["challenger_class"], row["number_count"],
@@ -215,7 +215,7 @@ def show(
             ]
             for row in pairs.slice(0, MOST_ROWS).to_pylist()
         ],
-        note="Scores are means of those requests.",
+        note="Scores are means over those requests.",
     )  # fmt: skip
     page.table(
         "Changed answers, the surest first",

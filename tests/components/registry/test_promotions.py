@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,15 +26,18 @@ from components.tools import promote as tool
 from components.tracking.client import connect
 from tests.components.conftest import free_port
 
+REPO_ROOT = Path(__file__).resolve().parents[3]
 RACERS = Path(__file__).with_name("racers.py")
 NAME = "raced"
 
 
-def race(uri: str, count: int, mode: str) -> list[dict[str, Any]]:
+def race(uri: str, count: int, mode: str, *more: str) -> list[dict[str, Any]]:
     """What the racers say; all must have ended well, but for those that are to die."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPO_ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, RACERS, uri, str(count), mode],
-        capture_output=True, text=True, timeout=500, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, RACERS, uri, str(count), mode, *more],
+        capture_output=True, text=True, timeout=500, check=False, env=environment,
     )  # fmt: skip
     *said, ended = [json.loads(line) for line in done.stdout.splitlines()] or [None]
     assert ended == [-9 if mode == "dies" else 0] * count, done.stderr[-4000:]
@@ -81,12 +85,29 @@ def test_many_at_once_make_one_chain(count: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_twenty_steps_that_register_at_once(project: Any, tmp_path: Path) -> None:
+    """Each with a student of its own, which may be better than the one before."""
+    for number in range(20):
+        project.train(regularisation=0.01 * 1.5**number)
+        shutil.copytree(project.folder, tmp_path / "projects" / str(number))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    said = race(uri, 20, "register", str(tmp_path / "projects"))
+    with opened(Registry(tracking_uri=uri, name=NAME), "promote") as versions:
+        records = check_chain(versions)
+        assert sorted(one["version"] for one in said) == list(range(1, 21))
+        crowned = {one["version"] for one in said if one["alias"] == "champion"}
+        assert crowned == {record["version"] for record in records}
+        assert len({record["version"] for record in records}) == len(records), "none twice"
+
+
+@pytest.mark.slow
 def test_twenty_at_once_on_a_server_with_postgresql(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No file to lock there: it is the store that takes one of them."""
     from tests.infra.servers import need, running
 
     need()
-    with running("local", free_port, "retort-postgres", "retort-mlflow") as servers:
+    with running("local", free_port) as servers:
+        servers.set_up()
         for name, value in servers.login().items():
             monkeypatch.setenv(name, value)
         check_race(servers.tracker, 20)
