@@ -136,7 +136,9 @@ def test_every_command_of_the_page_about_own_data_can_be_said() -> None:
         parse(root, "retort", rest)
 
 
-@pytest.mark.parametrize("page_", ["README.md", "docs/training.md", "docs/kubernetes.md", "docs/shadow.md"])
+@pytest.mark.parametrize(
+    "page_", ["README.md", "docs/training.md", "docs/kubernetes.md", "docs/registry.md", "docs/shadow.md"]
+)
 def test_every_command_of_the_other_pages_can_be_said(page_: str) -> None:
     blocks = re.findall(r"```\n(.*?)```", (REPO_ROOT / page_).read_text(encoding="utf-8"), re.DOTALL)
     lines = [

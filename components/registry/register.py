@@ -102,7 +102,7 @@ class _Registration:
     def carry_out(self) -> None:
         self.versions.make()
         at("saving the model with its proofs in MLflow")
-        version = self.versions.of_content(self.bundle.sha256) or self.bundle.save()
+        version = self.versions.of_content(self.bundle.sha256) or self._save()
         alias = self._settle(version)
         holder = self.versions.holder(CHAMPION)
         said = verdict(int(version.version), alias, int(holder.version) if holder else None, self.reason)
@@ -114,6 +114,14 @@ class _Registration:
             number, root = int(self.champion.version), self.params.data.root
             report.show_decision(page, self.decision, self.compared, number)
             report.show_worse(page, self.compared.table, root, self.params.report.thumbnails)
+
+    def _save(self) -> ModelVersion:
+        """A new version; where another run saved the same file meanwhile, that one's, which is older."""
+        saved = self.bundle.save()
+        oldest = self.versions.of_content(self.bundle.sha256) or saved
+        if int(oldest.version) != int(saved.version):
+            self.versions.client.delete_model_version(self.versions.name, saved.version)
+        return oldest
 
     # --- champion or challenger ---
 
@@ -155,7 +163,7 @@ class _Registration:
             except OvertakenError:
                 del said[before:]  # they were about a champion that is none any more
                 continue
-            if failed := notify(self.params.registry, record):
+            if not record.get("known") and (failed := notify(self.params.registry, record)):
                 self.run.add_finding(
                     "registry.notify", "warning", f"version {number}", f"{failed}; the promotion stands"
                 )

@@ -127,7 +127,7 @@ class Versions:
     def set_champion(
         self, version: int, how: str, *, expected: int | None, who: str, why: str = ""
     ) -> dict[str, Any]:
-        """Make ``version`` champion and put it on record; returns the record.
+        """Make ``version`` champion and put it on record; returns it, ``known`` if it was that already.
 
         Of several that try at once with the same ``expected``, one does it. A promotion that another process
         left between record and alias is brought to its end first.
@@ -144,7 +144,8 @@ class Versions:
             while True:
                 records, champion = self._now()
                 if champion == version:
-                    return records[-1] if records else {"version": version, "replaced": None, "how": "alias"}
+                    last = records[-1] if records else {"version": version, "replaced": None, "how": "alias"}
+                    return {**last, "known": True}
                 if champion != expected:
                     raise OvertakenError(self.name, champion)
                 self.get(version)

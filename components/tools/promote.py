@@ -105,7 +105,7 @@ def _replaced(records: Sequence[dict[str, Any]], version: int) -> int | None:
 
 
 def _tell(params: RegisterParams, record: dict[str, Any]) -> None:
-    failed = notify(params.registry, record)
+    failed = "" if record.get("known") else notify(params.registry, record)
     if failed:
         log.warning(f"{failed}; the promotion stands")
 

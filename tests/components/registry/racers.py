@@ -55,7 +55,7 @@ def register(uri: str, project: Project, start: Any, said: Any) -> None:
     os.chdir(project.folder)
     os.environ["RETORT_RUN"] = str(project.folder)
     start.wait()
-    params = project.params(name=NAME, tracking_uri=uri, tolerance=1.0, class_tolerance=1.0)
+    params = project.params(name=NAME, tracking_uri=uri, tolerance=1.0, class_tolerance=1.0, trial=False)
     said.put(project.register(params))
 
 

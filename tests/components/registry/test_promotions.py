@@ -408,6 +408,28 @@ def test_a_command_is_told_on_standard_input_without_a_shell(
     assert "not run in a pod" in notify.notify(registry, record)
 
 
+def test_the_same_model_from_two_runs_at_once_is_one_version(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither found it when it looked; whoever saved it later takes the other one's."""
+    first = project.register()
+    found = Versions.of_content
+    looked = []
+
+    def not_at_first(self: Versions, sha256: str) -> Any:
+        looked.append(sha256)
+        return found(self, sha256) if len(looked) > 1 else None
+
+    monkeypatch.setattr(Versions, "of_content", not_at_first)
+    again = project.register()
+    assert (again["version"], again["alias"]) == (first["version"], "champion")
+    with opened(project.params().registry, "promote") as versions:
+        assert [version.version for version in versions.client.search_model_versions("name = 'digits'")] == [
+            1
+        ]
+        assert len(check_chain(versions)) == 1
+
+
 def test_a_registration_is_compared_again_when_another_won(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
