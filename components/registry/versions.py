@@ -144,8 +144,8 @@ class Versions:
             while True:
                 records, champion = self._now()
                 if champion == version:
-                    last = records[-1] if records else {"version": version, "replaced": None, "how": "alias"}
-                    return {**last, "known": True}
+                    unrecorded = {"version": version, "replaced": None, "how": "alias"}
+                    return {**(records[-1] if records else unrecorded), "known": True}
                 if champion != expected:
                     raise OvertakenError(self.name, champion)
                 self.get(version)
