@@ -241,7 +241,8 @@ def in_dvc(params: Params, variables: dict[str, str], folder: Path) -> str:
     options = [word for word in LOCKED if word not in ("--network", "none")]
     options += ["--network", "host", "--shm-size", "1g", "--workdir", "/project"]
     options += ["--volume", f"{project}:/project", "--volume", f"{packages}:/dvc:ro"]
-    for name, value in (variables | {"RETORT_RUN": "in-dvc"}).items():
+    # DVC's own place for what all its repositories share is in the image, which is read-only
+    for name, value in (variables | {"RETORT_RUN": "in-dvc", "DVC_SITE_CACHE_DIR": "/tmp/dvc"}).items():
         options += ["--env", f"{name}={value}"]
     done = docker("run", *options, IMAGES["train"], "python3", "-c", repro, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
