@@ -5,8 +5,12 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -103,3 +107,69 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.partition(".")[0])
     return found
+
+
+# Keeps what each build is given, and commits while it builds. Its images have a size and a list.
+DOCKER = """\
+#!/bin/sh
+case "$1" in
+  build)
+    number=$(ls -d "$KEPT"/build-* 2>/dev/null | wc -l)
+    mkdir "$KEPT/build-$number"
+    printf '%s\\n' "$@" >"$KEPT/build-$number/arguments"
+    cat >"$KEPT/build-$number/context.tar"
+    echo "$number" >components/new.py
+    git add . && git -c user.name=a -c user.email=a@b.example commit -qm later
+    ;;
+  run) echo '{}' ;;
+  image) echo 1000000 ;;
+esac
+"""
+
+
+def test_both_images_are_of_the_commit_that_they_are_called_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where somebody commits while they are built, which takes minutes."""
+    project, tools = tmp_path / "project", tmp_path / "tools"
+    shutil.copytree(REPO_ROOT / "infra/images", project / "infra/images")
+    for folder in ("components", "pipelines"):
+        (project / folder).mkdir()
+        (project / folder / "__init__.py").touch()
+    (project / "requirements.lock").touch()
+    (project / "pyproject.toml").write_text('version = "1.2.3"\n')
+    (project / ".gitignore").write_text("/outputs/\n")
+    tools.mkdir()
+    (tools / "docker").write_text(DOCKER)
+    (tools / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("KEPT", os.fspath(tmp_path))
+
+    def git(*words: str) -> str:
+        command = [
+            "git",
+            "-C",
+            os.fspath(project),
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b.example",
+            *words,
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    first = git("rev-parse", "HEAD")
+    done = subprocess.run(
+        [project / "infra/images/build.sh", "--network=host"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert git("rev-parse", "HEAD") != first
+    for number, target in enumerate(("data", "train")):
+        given = (tmp_path / f"build-{number}/arguments").read_text().splitlines()
+        assert {target, f"COMMIT={first}", "VERSION=1.2.3", "--network=host"} <= set(given)
+        with tarfile.open(tmp_path / f"build-{number}/context.tar") as context:
+            assert "components/__init__.py" in context.getnames()
+            assert "components/new.py" not in context.getnames()
