@@ -98,6 +98,11 @@ def test_models_are_what_their_cards_say(outputs: Path) -> None:
 
 
 def test_a_second_repro_does_nothing(outputs: Path, checkout: Checkout) -> None:
+    for words in (
+        ["add", "--all"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "1"],
+    ):
+        assert checkout.run("git", *words).returncode == 0  # dvc.lock with it
     again = checkout.run("dvc", "repro")
     assert again.returncode == 0
     assert "Running stage" not in again.stdout
@@ -126,7 +131,11 @@ def test_mlflow_has_one_parent_with_a_child_a_step(outputs: Path, checkout: Chec
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     names = {run.info.run_name for run in runs} - {parents[0].info.run_name}
-    assert {"finetune", "distill", "validate", "register"} <= names
+    assert names >= {"finetune", "distill", "validate", "register", "export", "export-teacher"}
+    assert parents[0].data.tags["alias"] == "champion"
+    lock = yaml.safe_load((checkout.folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]["distill"]
+    (distill,) = (run for run in runs if run.info.run_name == "distill")
+    assert {f"dvc.{out['path']}": out["md5"] for out in lock["outs"]}.items() <= distill.data.tags.items()
     version = client.get_model_version_by_alias("retort-digits", "champion")
     assert int(version.version) == 1
 

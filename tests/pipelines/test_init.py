@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from components.dataset.params import Data
 from pipelines import cli, init, named
 from pipelines.params import build, load
 from pipelines.steps import MAIN
+from tests.components.conftest import Store, no_other_keys
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +74,7 @@ def staged_bytes(folder: Path) -> int:
     "where", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("its own", "above"))]
 )
 def test_diffs_experiments_and_remotes_work_with_and_without_a_repository(
-    where: str, tmp_path: Path, known: None
+    where: str, tmp_path: Path, known: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tmp_path / "photos", images=2)
     project = tmp_path / "work/mine"
@@ -101,15 +104,40 @@ def test_diffs_experiments_and_remotes_work_with_and_without_a_repository(
     assert ran(project, "dvc", "exp", "list", "--name-only").split() == ["far", "more"]
     assert '"far"' in ran(project, "dvc", "exp", "show", "--json")
 
-    ran(project, "dvc", "remote", "add", "--default", "store", os.fspath(tmp_path / "store"))
-    ran(project, "dvc", "push", "ingest")
-    ran(project, "git", "add", "-A")
-    ran(project, "git", "commit", "--quiet", "-m", "second")
+    with remote(where, tmp_path, monkeypatch) as (url, settings):
+        ran(project, "dvc", "remote", "add", "--default", "store", url)
+        for key, value in settings.items():
+            ran(project, "dvc", "remote", "modify", "store", key, value)
+        ran(project, "dvc", "push", "ingest")
+        ran(project, "git", "add", "-A")
+        ran(project, "git", "commit", "--quiet", "-m", "second")
+        assert "Running" not in ran(project, "dvc", "repro", "ingest"), "a commit of dvc.lock changes nothing"
+        pulled_in_a_clone(project, where, tmp_path)
+
+
+@contextmanager
+def remote(where: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, str]]]:
+    """A folder; in the slow cases a bucket of an S3 store."""
+    if where == "none":
+        yield os.fspath(folder / "store"), {}
+        return
+    no_other_keys(patch, folder)
+    (folder / "weed").mkdir()
+    store = Store(folder / "weed")
+    try:
+        yield "s3://photos/dvc", {"endpointurl": store.url, "region": "us-east-1"}
+        assert store.client.list_objects_v2(Bucket="photos", Prefix="dvc/")["KeyCount"]
+    finally:
+        store.stop()
+
+
+def pulled_in_a_clone(project: Path, where: str, tmp_path: Path) -> None:
     top = ran(project, "git", "rev-parse", "--show-toplevel").strip()
     ran(tmp_path, "git", "clone", "--quiet", top, "clone")
     clone = tmp_path / "clone" / ("mine" if where == "above" else ".")
     ran(clone, "dvc", "pull", "--quiet", "ingest")
     assert (clone / "outputs/ingest/report.json").exists()
+    assert json.loads(ran(clone, "dvc", "status", "ingest", "--json")) == {}
     assert ran(clone, "git", "status", "--porcelain") == ""
 
 
