@@ -94,6 +94,7 @@ def test_models_are_what_their_cards_say(outputs: Path) -> None:
         assert card["class_names"] == [str(digit) for digit in range(10)]
         assert card["input_size"] == [3, 32, 32]
         metrics = read(outputs / folder / "metrics.json")
+        assert read(outputs / folder / "summary.json")["val_top1"] == metrics["val"]["top1"]
         assert metrics["test"]["top1"] > 0.5, "far better than chance (0.1), even on the smaller setting"
 
 

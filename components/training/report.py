@@ -31,7 +31,7 @@ def write_network(
     predicted: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
-    """Write a trained network's ``metrics.json``, ``history.csv`` and ``confusion.csv``, and its charts.
+    """Write a trained network's metrics (all, and in short), history and confusion, and its charts.
 
     Args:
         of: whose they are, for titles: 'the teacher'.
@@ -40,6 +40,7 @@ def write_network(
         actual, predicted: classes of the validation split, int64 [n].
     """
     write_json(run.product(out / "metrics.json"), metrics)
+    write_json(run.product(out / "summary.json"), headline(metrics))  # what DVC shows a person
     write_history(run.product(out / "history.csv"), history)
     write_confusion(run.product(out / "confusion.csv"), actual, predicted, class_names)
     show_curves(run.page, f"Training curves of {of}", history)
