@@ -272,10 +272,8 @@ def _write_run(run: StepContext, keep: tuple[str, ...]) -> None:
     alone = [final for _, final in run._products if run.out not in final.parents and final.is_file()]
     left = {path: sha256_file(path) for path in [*own, *sorted(alone)]}
     link = run.link({name_of(path): digest for path, digest in left.items()})
-    write_json(
-        run.out / links.FILE,
-        {**run.tracker.identity(), "made": run.products(), **links.content_of(link, run.before)},
-    )
+    more = {**run.tracker.identity(), "made": run.products()}
+    write_json(run.out / links.FILE, links.content_of(link, run.before, **more))
     links.keep(link, run.before, [left[path] for path in alone])
 
 

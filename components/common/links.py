@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import site
 import subprocess
@@ -21,10 +22,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.common import shared
-from components.common.storage import read_own_json, sha256_file, state_dir, write_json
+from components.common.storage import (
+    as_written,
+    read_own_json,
+    sha256_file,
+    sha256_json,
+    state_dir,
+    write_json,
+)
 
 SCHEMA_VERSION = 1
 FILE, LINK, BEFORE = "run.json", "link", "before"
+DIGEST = "digest"  # in the file: sha256 of all else that it says
 CODE = Path(__file__).parents[1]
 LOCK = "requirements.lock"
 IMAGE = "RETORT_IMAGE"  # by which a pod knows the image that it was started from
@@ -203,9 +212,28 @@ def _place(digest: str) -> Path:
     return state_dir() / "links" / digest
 
 
-def content_of(link: Link, before: Mapping[str, Link]) -> dict[str, Any]:
-    """What ``run.json`` holds of them."""
-    return {
+def content_of(link: Link, before: Mapping[str, Link], **more: Any) -> dict[str, Any]:
+    """What ``run.json`` holds of them, and ``more``."""
+    content = {
+        **more,
         LINK: link.model_dump(mode="json"),
         BEFORE: {folder: one.model_dump(mode="json") for folder, one in before.items()},
     }
+    return {**content, DIGEST: sha256_json(content)}
+
+
+def damaged(path: Path) -> str:
+    """Why a ``run.json`` is not as its step wrote it, to the byte; empty: it is, or has no link at all."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError) as error:
+        return f"not valid JSON ({error})"
+    if not isinstance(content, dict):
+        return "not an object"
+    digest = content.pop(DIGEST, None)
+    if digest is None and LINK not in content and BEFORE not in content:
+        return ""  # an earlier version's
+    if digest != sha256_json(content) or text != as_written({**content, DIGEST: digest}):
+        return "changed since its step wrote it: its digest is of another content"
+    return ""

@@ -84,7 +84,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that git and people can diff: sorted as given, two spaces, a newline at the end."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, as_written(value))
+
+
+def as_written(value: Any) -> str:
+    """JSON as ``write_json`` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:

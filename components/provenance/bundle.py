@@ -26,6 +26,7 @@ from components.provenance import signing
 from components.provenance.chain import Chain, Fault, check, hashes, short
 
 if TYPE_CHECKING:
+    from components.common.params import Registry
     from components.step import StepContext
 
 FOLDER = "provenance"
@@ -117,6 +118,15 @@ def seal(folder: Path, run: StepContext, files: Mapping[str, Path]) -> Sealed:
         else:
             signed = "yes, by a key that nobody here is told to trust"
     return Sealed(sha256_file(folder / SUMS), signed)
+
+
+def need_signed(what: str, tags: Mapping[str, str], registry: Registry) -> None:
+    """Raise RetortError where a version that is there already must be signed, and is not."""
+    if registry.require_signature and tags.get("bundle.signed", "no") == "no":
+        raise RetortError(
+            f"{what}: is not signed, and registry.require_signature asks for that; it was registered before: "
+            "train again, or delete the version and register the model anew"
+        )
 
 
 def pack(path: Path) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.common.links import FILE, Link, links_of
+from components.common.errors import RetortError
+from components.common.links import FILE, Link, damaged, links_of
 from components.common.storage import sha256_file
 
 # the steps of the main pipeline, in order; what they read leads to those of others, such as retraining's
@@ -62,6 +63,9 @@ def in_tree(folder: Path) -> tuple[Path, dict[str, Link], dict[str, list[str]]]:
     Returns:
         The folder that names are relative to, the links by the steps' folders, and the files that lie in a
         step's folder and are none of what it left.
+
+    Raises:
+        RetortError: naming a link that is not as its step wrote it.
     """
     places = sorted({*folder.glob(FILE), *folder.glob(f"*/{FILE}"), *folder.glob(f"*/*/{FILE}"),
                      *folder.glob(f"*/*/*/{FILE}")})  # fmt: skip
@@ -70,6 +74,8 @@ def in_tree(folder: Path) -> tuple[Path, dict[str, Link], dict[str, list[str]]]:
     roots: list[Path] = []
     more: dict[str, list[str]] = {}
     for path in places:
+        if why := damaged(path):
+            raise RetortError(f"{path}: {why}; restore it, or run its step again")
         found = links_of(path.parent)
         if not found:
             continue

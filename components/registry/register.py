@@ -17,6 +17,7 @@ from components.common.progress import at
 from components.common.storage import need, read_json, write_json
 from components.dataset import manifest as manifests
 from components.export import exported as exports
+from components.provenance.bundle import need_signed
 from components.registry import findings, report
 from components.registry.actor import actor
 from components.registry.bundle import Bundle
@@ -102,7 +103,10 @@ class _Registration:
     def carry_out(self) -> None:
         self.versions.make()
         at("saving the model with its proofs in MLflow")
-        version = self.versions.of_content(self.bundle.sha256) or self._save()
+        version = self.versions.of_content(self.bundle.sha256)
+        if version is not None:
+            need_signed(f"version {version.version}", version.tags, self.params.registry)
+        version = version or self._save()
         alias = self._settle(version)
         holder = self.versions.holder(CHAMPION)
         said = verdict(int(version.version), alias, int(holder.version) if holder else None, self.reason)
