@@ -108,6 +108,9 @@ class Kubeflow(Section):
     s3_secret: str | None = Field(
         None, description="Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
+    sign_secret: str | None = Field(
+        None, description="Kubernetes secret with key.pem, which signs versions (registry.sign_key)"
+    )
     mlflow_secret: str | None = Field(
         None,
         description="Kubernetes secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",

@@ -137,7 +137,7 @@ class Registry(Section):
     sign_certificate: Annotated[str | None, Place(anywhere=False)] = Field(
         None, description="PEM file of the key's certificate and of its issuers; null: the bare key signs"
     )
-    trusted_keys: list[str] = Field(
+    trusted_keys: Annotated[list[str], Place(anywhere=False)] = Field(
         default=[],
         description="PEM files, or folders of them: public keys, and certificates that may vouch for one",
     )

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from components.common.params import Place
 from components.tracking.client import public_uri
-from pipelines.kubeflow.pods import STATE_VOLUME
+from pipelines.kubeflow.pods import KEYS, STATE_VOLUME
 from pipelines.params import Params, keys
 from pipelines.steps import MAIN, Pipeline
 
@@ -72,6 +72,8 @@ def _unreachable(params: Params, pipeline: Pipeline) -> Iterator[str]:
                 continue
             if params.kubeflow.state_volume and f"{normpath(path)}/".startswith(f"{STATE_VOLUME}/"):
                 continue  # every pod has it; whether the file is there, the step says
+            if params.kubeflow.sign_secret and f"{normpath(path)}/".startswith(f"{KEYS}/"):
+                continue  # the pod that registers has it
             way = (
                 "give what pods reach, such as s3://bucket/prefix"
                 if place.anywhere

@@ -15,10 +15,12 @@ from kfp import dsl, kubernetes
 from kubernetes.utils.quantity import parse_quantity
 
 from components.common.links import IMAGE
+from components.provenance.signing import KEY
 from pipelines.params import Kubeflow, Params
 from pipelines.steps import Stage
 
 SETTINGS = "retort-settings"  # the annotation of a pod that holds them
+KEYS = "/retort-keys"  # where kubeflow.sign_secret is mounted, in the pod that registers
 GROUP = 0  # what an image gives to it, any user may use: OpenShift's rule
 SCRATCH = {"tmp": "/tmp", "work": "/work"}  # noqa: S108 - where pods write
 STATE_VOLUME = "/retort-state"  # where kubeflow.state_volume is mounted
@@ -67,6 +69,9 @@ def equip(task: dsl.PipelineTask, stage: Stage, params: Params, settings: str, r
     _house(task, image, kubeflow, settings, kubeflow.deadline_seconds)
     if kubeflow.s3_secret:
         kubernetes.use_secret_as_env(task, kubeflow.s3_secret, S3_KEYS)
+    if kubeflow.sign_secret and step.name == "register":
+        kubernetes.use_secret_as_volume(task, kubeflow.sign_secret, mount_path=KEYS)
+        task.set_env_variable(KEY, f"{KEYS}/key.pem")
     if step.pod == "training":
         _train(task, stage, params)
     else:

@@ -575,6 +575,20 @@ def test_every_pod_knows_its_run_and_the_keys_of_store_and_tracker() -> None:
     assert "store-keys" not in yaml.safe_dump(pipeline), "the secret is named for Kubernetes alone"
 
 
+def test_only_the_pod_that_registers_has_the_key_that_signs() -> None:
+    pipeline, kubernetes = compiled("kubeflow.sign_secret=release-key")
+    having = {
+        name: [(one["secretName"], one["mountPath"]) for one in pod["secretAsVolume"]]
+        for name, pod in kubernetes.items()
+        if pod.get("secretAsVolume")
+    }
+    assert having == {"exec-register": [("release-key", "/retort-keys")]}
+    executors = pipeline["deploymentSpec"]["executors"]
+    given = {one["name"]: one["value"] for one in executors["exec-register"]["container"]["env"]}
+    assert given["RETORT_SIGN_KEY"] == "/retort-keys/key.pem"
+    assert given["RETORT_IMAGE"] == executors["exec-register"]["container"]["image"]
+
+
 @pytest.mark.parametrize(
     ("given", "name"), [("retort-digits", "retort-digits"), ("Mülls & Co_2", "m-lls-co-2"), ("花", "retort")]
 )
