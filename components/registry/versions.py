@@ -261,8 +261,13 @@ class Versions:
             ) from None
 
     def download(self, version: ModelVersion, path: str, folder: Path) -> Path | None:
-        """One file of a version's artifacts; None when it has no such file."""
+        """One file of a version's artifacts; None when it has no such file.
+
+        Raises:
+            RetortError: when the store of its files takes keys that are not set.
+        """
         import mlflow.artifacts
+        from botocore.exceptions import NoCredentialsError
         from mlflow.exceptions import MlflowException
 
         location = self.client.get_model_version_download_uri(self.name, version.version)
@@ -270,6 +275,11 @@ class Versions:
             got = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location.rstrip('/')}/{path}", dst_path=str(folder), tracking_uri=self.uri
             )
+        except NoCredentialsError:
+            raise RetortError(
+                f"version {version.version} of '{self.name}': its files lie in {location}, and no keys were "
+                "found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
         except (MlflowException, OSError):
             return None
         return Path(got)
