@@ -17,8 +17,10 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from components.common.errors import RetortError
 from components.tracking.client import experiment_id
 
 if TYPE_CHECKING:
@@ -150,34 +152,39 @@ class Ledger:
         own = self.client.create_run(experiment, run_name=f"promotions of {self.name}").info.run_id
         self.client.set_terminated(own)
         name = f"{self.name}.promotions.{model.creation_timestamp}"
-        while True:
+        chosen = self._first(name, own)
+        # the tag is set before the name is free again: who gets the name after that finds the tag
+        named = self.client.get_registered_model(self.name).tags.get(RUN, "")
+        if named and named != gone:
+            chosen = named
+        else:
+            again(self.client.set_registered_model_tag, self.name, RUN, chosen)
+        # what is left is in nobody's way. Another may have removed it, and with it the right to remove it
+        with suppress(MlflowException):
+            if chosen != own:
+                self.client.delete_run(own)
+        with suppress(MlflowException):
+            self.client.delete_registered_model(name)
+        return chosen
+
+    def _first(self, name: str, own: str) -> str:
+        """The run of whoever made the registered model ``name`` first; ``own`` if that was this process."""
+        from mlflow.exceptions import MlflowException
+
+        for _ in range(TRIES):
             try:
                 again(self.client.create_registered_model, name, {RUN: own}, "Is removed at once.")
-                chosen = own
+                return own
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                try:
-                    chosen = self.client.get_registered_model(name).tags[RUN]
-                except MlflowException as late:
-                    if late.error_code in MISSING:  # whoever made it is through
-                        continue
+            try:
+                return self.client.get_registered_model(name).tags[RUN]
+            except MlflowException as error:
+                # whoever made it is through, and removed it; a server with a login may say that otherwise
+                if error.error_code not in (*MISSING, "PERMISSION_DENIED"):
                     raise
-            # the tag is set before the name is free again: who gets the name after that finds the tag
-            named = self.client.get_registered_model(self.name).tags.get(RUN, "")
-            if named and named != gone:
-                chosen = named
-            else:
-                again(self.client.set_registered_model_tag, self.name, RUN, chosen)
-            break
-        if chosen != own:
-            self.client.delete_run(own)
-        try:
-            again(self.client.delete_registered_model, name)
-        except MlflowException as error:
-            if error.error_code not in MISSING:
-                raise
-        return chosen
+        raise RetortError(f"{name}: a registered model of this name is in the way; delete it in MLflow")
 
 
 def _slot(number: int) -> str:
