@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_IMAGES = 30  # images below which a slice says nothing
-BINS = 5  # of a number's values: as many images in each
+EDGES = (0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1)  # quantiles that cut numbers; what fails is often at an end
 FEW_VALUES = 10  # numbers of so few values are names
 CLASS = "class"
 FOUND = 3  # slices that a search may name in each half
@@ -45,8 +45,8 @@ def named(columns: Mapping[str, NDArray[Any]]) -> list[Slice]:
     """The slices of each column, of ``MIN_IMAGES`` images or more; what is the same twice is there once.
 
     Args:
-        columns: by name, [n] each; names of classes are the column 'class'. Numbers are cut into ``BINS`` of
-            equally many images; missing ones (NaN, None) are in no slice.
+        columns: by name, [n] each; names of classes are the column 'class'. Numbers are cut at the
+            quantiles ``EDGES``; missing ones (NaN, None) are in no slice.
     """
     found: list[Slice] = []
     seen: set[bytes] = set()
@@ -65,7 +65,7 @@ def _parts(column: str, values: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.
         known = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(len(values), bool)
         distinct = np.unique(values[known])
         if len(distinct) > FEW_VALUES:
-            edges = np.unique(np.quantile(values[known], np.linspace(0, 1, BINS + 1)))
+            edges = np.unique(np.quantile(values[known], EDGES))
             for low, high in pairwise(edges):
                 upper = values <= high if high == edges[-1] else values < high
                 rows = known & (values >= low) & upper
