@@ -103,3 +103,69 @@ def test_the_gain_over_three_seeds_holds_the_truth(spread: float) -> None:
 
 def test_a_difference_is_said_in_points() -> None:
     assert str(Difference(0.0176, -0.003, 0.0391)) == "+1.8 points (95 % interval -0.3 to +3.9)"
+
+
+def test_without_groups_and_with_groups_of_one_the_interval_is_the_same() -> None:
+    value = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], 400, p=[0.05, 0.85, 0.1])
+    one, other = paired.difference(value), paired.difference(value, np.arange(400))
+    assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high), abs=1e-4)
+
+
+def test_an_interval_by_groups_is_that_of_scipys_bootstrap_over_groups() -> None:
+    """Where groups are many, the two must agree; images alone would say half of it."""
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(300), rng.integers(2, 8, 300))
+    tendency = rng.normal(0.05, 0.25, 300)
+    value = (rng.random(len(groups)) < np.abs(tendency[groups])) * np.sign(tendency[groups])
+    found = paired.difference(value, groups)
+    sums, sizes = np.bincount(groups, weights=value), np.bincount(groups)
+    drawn = bootstrap(
+        (sums, sizes), lambda a, b: a.sum() / b.sum(), paired=True, vectorized=False, method="percentile",
+        n_resamples=2000, rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    width = drawn.high - drawn.low
+    assert found.low == pytest.approx(drawn.low, abs=0.1 * width)
+    assert found.high == pytest.approx(drawn.high, abs=0.1 * width)
+    alone = paired.difference(value)
+    assert alone.high - alone.low < 0.8 * width
+
+
+def test_intervals_of_few_groups_hold_the_truth_as_often_as_they_say() -> None:
+    """Twelve groups whose images err together: 95 of 100 intervals, within three standard errors of that."""
+    rng, held = np.random.default_rng(6), 0
+    groups = np.repeat(np.arange(12), 20)
+    for _ in range(500):
+        lean = rng.normal(0, 0.3, 12)
+        value = (rng.random(240) < np.abs(lean[groups])) * np.sign(lean[groups])
+        held += paired.difference(value, groups).low <= 0 <= paired.difference(value, groups).high
+    assert held >= 500 * 0.95 - 3 * sqrt(500 * 0.95 * 0.05)
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    assert paired.difference(np.ones(100), np.zeros(100, int)) == Difference(1.0, -1.0, 1.0)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (5, 0), (8, 3), (3, 8), (40, 25)])
+def test_the_chance_of_a_loss_is_mcnemars(lost: int, won: int) -> None:
+    from scipy.stats import binomtest
+
+    value = np.repeat([-1, 1, 0], [lost, won, 50])
+    expected = binomtest(lost, lost + won, alternative="greater").pvalue if lost + won else 1.0
+    assert paired.no_worse(value) == pytest.approx(expected)
+    assert paired.no_worse(value, np.arange(len(value))) == pytest.approx(expected)
+
+
+def test_the_chance_of_a_loss_by_groups_is_scipys_permutation_test() -> None:
+    from scipy.stats import permutation_test
+
+    rng = np.random.default_rng(7)
+    groups = np.repeat(np.arange(11), rng.integers(1, 7, 11))
+    value = rng.choice([-1, 0, 1], len(groups), p=[0.35, 0.5, 0.15])
+    sums = np.bincount(groups, weights=value)
+    exact = permutation_test(
+        (sums, np.zeros(11)), lambda a, b: (a - b).sum(), permutation_type="samples", vectorized=False,
+        n_resamples=np.inf, alternative="less",
+    )  # fmt: skip
+    assert paired.no_worse(value, groups) == pytest.approx(exact.pvalue)
