@@ -39,13 +39,14 @@ def test_whole_bundles_pass(tree: Path, keys: Any) -> None:
     assert bundle.verify(tree / "signed").unchecked, "whose signature it is was not asked"
 
 
+@pytest.mark.parametrize("count", [80, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["signed", "certified", "plain"])
-def test_every_changed_byte_is_found(tree: Path, keys: Any, kind: str) -> None:
+def test_every_changed_byte_is_found(tree: Path, keys: Any, kind: str, count: int) -> None:
     """Spread over all files alike, the small ones too: JSON's white space, base64's last bits, the sums."""
     trusted = {"signed": [keys["own.pub"]], "certified": [keys["root.pem"]], "plain": []}[kind]
     folder, random_ = tree / kind, random.Random(7)
     places = files(folder)
-    for number in range(80):
+    for number in range(count):
         path = places[number % len(places)]
         before = path.read_bytes()
         flip(path, random_.randrange(len(before)), random_.randrange(8))

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.common.errors import RetortError
 from components.common.links import before, links_of
 from components.common.params import Registry
-from components.common.storage import sha256_file
+from components.common.storage import sha256_file, sha256_json, write_json
 from components.tools.verify import verify
 
 
 def answer(what: str = "outputs") -> list[str]:
     found = verify(what, keys=[], required=False, registry=Registry)
     return [*found.lines, *found.notes]
+
+
+def rewrite(path: Path, content: dict[str, Any]) -> None:
+    """As a step would have written it."""
+    del content["digest"]
+    write_json(path, {**content, "digest": sha256_json(content)})
 
 
 def test_a_whole_tree_is_told_link_by_link(tree: Path) -> None:
@@ -48,6 +57,23 @@ def test_a_changed_byte_is_named_by_its_file(tree: Path, name: str) -> None:
         answer()
 
 
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_changed_byte_is_found(tree: Path, count: int) -> None:
+    """In products, reports and links alike, JSON's white space included."""
+    places = sorted(path for top in ("data", "outputs") for path in (tree / top).rglob("*") if path.is_file())
+    random_ = random.Random(11)
+    for number in range(count):
+        path = places[number % len(places)]
+        before = path.read_bytes()
+        content = bytearray(before)
+        content[random_.randrange(len(content))] ^= 1 << random_.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(RetortError, match=re.escape(path.name)):
+            answer()
+        path.write_bytes(before)
+    assert answer()
+
+
 def test_what_is_missing_is_named(tree: Path) -> None:
     (tree / "outputs/check/gate.json").unlink()
     with pytest.raises(RetortError, match=r"outputs/check/gate\.json: check left it, and it is not there"):
@@ -61,7 +87,7 @@ def test_a_step_without_its_link_breaks_the_chain(tree: Path) -> None:
     for path in tree.glob("outputs/**/run.json"):
         found = json.loads(path.read_text())
         found["before"].pop("outputs/check", None)
-        path.write_text(json.dumps(found))
+        rewrite(path, found)
     with pytest.raises(RetortError, match=r"outputs/check/gate\.json: distill read it .* no link says"):
         answer()
 
@@ -73,7 +99,7 @@ def test_a_step_that_worked_on_another_file_is_named(tree: Path) -> None:
     model = tree / "outputs/student/model.safetensors"
     model.write_bytes(b"another network")
     found["link"]["left"]["outputs/student/model.safetensors"] = sha256_file(model)
-    path.write_text(json.dumps(found))
+    rewrite(path, found)
     said = r"outputs/student/model\.safetensors: distill left .* export read .*'retort export' again"
     with pytest.raises(RetortError, match=said):
         answer()
@@ -89,7 +115,7 @@ def test_a_plan_that_a_person_changed_is_noted(tree: Path) -> None:
         for link in [content["link"], *content["before"].values()]:
             if "outputs/audit/plan.json" in link["read"]:
                 link["read"]["outputs/audit/plan.json"] = sha256_file(plan)
-        path.write_text(json.dumps(content))
+        rewrite(path, content)
     assert answer()[-1].startswith("outputs/audit/plan.json: changed by a person: plan left sha256")
 
 

@@ -24,7 +24,7 @@ from components.registry.params import RegisterParams
 from components.registry.versions import CHAMPION, OvertakenError, Versions, opened
 from components.tools import promote as tool
 from components.tracking.client import connect
-from tests.components.conftest import free_port
+from tests.components.conftest import free_port, no_other_keys
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 RACERS = Path(__file__).with_name("racers.py")
@@ -267,6 +267,18 @@ def test_a_version_that_is_deleted_under_us(versions: Versions, monkeypatch: pyt
 
 def params(registry: Registry, **more: Any) -> RegisterParams:
     return RegisterParams(registry=registry.model_copy(update=more))
+
+
+def test_a_bucket_without_keys_is_named(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_other_keys(monkeypatch, tmp_path)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(
+        RetortError, match=r"version 1 of 'digits': its files lie in s3://bucket/model, and no keys"
+    ):
+        versions.download(versions.get(1), "model.onnx", tmp_path)
 
 
 def test_rollback_passes_over_versions_that_were_deleted(versions: Versions, registry: Registry) -> None:
