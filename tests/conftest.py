@@ -26,7 +26,7 @@ from components.common.findings import Finding, read_report
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each test
-MEDIUM, LARGE = 0.25, 3.0  # seconds from which on a test is one; see "tests" in CONTRIBUTING.md
+MEDIUM, LARGE = 0.25, 2.0  # seconds from which on a test is one; see "tests" in CONTRIBUTING.md
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # in a background job; the commands that tests interrupt would inherit it

@@ -43,13 +43,7 @@ pytestmark = pytest.mark.large  # whole pipelines, minutes each
 
 TOKEN = "only-for-the-cluster-of-these-tests-0"
 # what the ordinary suite runs to the end; of the others it takes the first two steps
-QUICK = {
-    "unicode and spaces",
-    "lists with paddle labels",
-    "mixed formats",
-    "a class of three",
-    "unlabelled beside",
-}
+QUICK = {"lists with paddle labels", "mixed formats", "unlabelled beside"}
 
 
 @pytest.fixture(scope="module")
