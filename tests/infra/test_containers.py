@@ -26,6 +26,7 @@ import yaml
 from components.common.storage import sha256_file
 from pipelines.kubeflow import dag
 from pipelines.params import Params, load
+from pipelines.steps import MAIN
 from tests.components.conftest import free_port
 from tests.conftest import Checkout
 from tests.infra.servers import Servers, running
@@ -221,11 +222,12 @@ def test_the_whole_dag_in_its_images(
     try:
         local.init(runner, pipeline_root=os.fspath(root))
         dag.build(params)(**dag.arguments(params))
-        made = {path.parent.name: sha256_file(path) for path in root.rglob("model.safetensors")}
-        assert made.get("student") == in_dvc(params, variables | keys | login, tmp_path / "dvc"), made
+        stage, _, output = MAIN.result.partition(".")
+        (student,) = root.glob(f"*/{stage}/{output}/model.safetensors")
+        recorded(servers, params)
+        assert sha256_file(student) == in_dvc(params, variables | keys | login, tmp_path / "dvc")
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    recorded(servers, params)
 
 
 def in_dvc(params: Params, variables: dict[str, str], folder: Path) -> str:
@@ -258,6 +260,9 @@ def recorded(servers: Servers, params: Params) -> None:
             patch.setenv(name, value)
         client = MlflowClient(tracking_uri=servers.tracker, registry_uri=servers.tracker)
         experiment = client.get_experiment_by_name(params.registry.name)
-        names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
-        assert {"ingest", "finetune", "distill", "register"} <= names
+        runs = client.search_runs([experiment.experiment_id])
+        parent, *children = sorted(runs, key=lambda run: "mlflow.parentRunId" in run.data.tags)
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+        assert {run.info.run_name for run in children} == {stage.name for stage in MAIN.stages}
+        assert parent.info.status == "FINISHED", parent.data.tags
         assert client.search_model_versions(f"name='{params.registry.name}'")
