@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from components.common.errors import FindingsError, RetortError
@@ -17,6 +18,7 @@ from components.common.params import Registry
 from components.common.storage import read_json, sha256_file, write_json
 from components.export import exported as exports
 from components.models.card import read_card
+from components.registry.versions import Versions
 from components.tools.promote import promote, rollback
 from components.tracking.client import connect, tracking_uri
 
@@ -273,3 +275,82 @@ def test_a_missing_proof_fails_the_step_and_leaves_nothing_of_the_run_before(pro
     out = project.folder / "outputs/register"
     assert not read_json(out / "report.json")["passed"]
     assert not (out / "registered.json").exists()
+
+
+def test_what_both_said_of_each_image_is_kept_and_shown(project: Any) -> None:
+    project.register()
+    project.train(blind_to=4)
+    project.register()
+    out = project.folder / "outputs/register"
+    table = pq.read_table(out / "outcomes.parquet")
+    assert table.num_rows == 300
+    assert set(table["frozen"].to_pylist()) == {True}, "the very images that the champion was judged by"
+    lost = [row for row in table.to_pylist() if row["champion_right"] and not row["challenger_right"]]
+    assert {row["class_name"] for row in lost} == {"digit 4"}
+    assert read_json(out / "decision.json")["slices"][0]["worse"]
+    page = (out / "report.html").read_text()
+    assert "Images that got worse" in page
+    assert page.count("data:image/png") == min(len(lost), 24)
+    hidden = project.params()
+    hidden = hidden.model_copy(update={"report": hidden.report.model_copy(update={"thumbnails": False})})
+    project.train(blind_to=5)
+    project.register(hidden)
+    page = (out / "report.html").read_text()
+    assert "Images that got worse" in page
+    assert "data:image" not in page
+
+
+def test_suspect_labels_among_new_images_judge_nobody(project: Any) -> None:
+    project.register()
+    project.write_data(1200)
+    rows = exports.rows(project.folder / "clean.parquet", "val")
+    project.suspect(rows.paths[:250:50] + rows.paths[-40:])
+    project.train(regularisation=0.9)
+    project.register()
+    message = project.findings()["registry.data"][0]["message"]
+    assert "300 images of the champion's validation split and 60 new ones" in message
+    assert "40 new ones with suspect labels are left out" in message
+
+
+def test_a_champion_that_cannot_be_compared_with_stays(project: Any) -> None:
+    """Of other classes; and one whose version carries no data."""
+    project.register()
+    client = connect(tracking_uri(Registry(tracking_uri=URI)))
+    folder = Path(client.get_model_version_download_uri("digits", "1").removeprefix("file://"))
+    (folder / "extra_files/manifest.parquet").unlink()
+    project.train(regularisation=0.5)
+    assert project.register()["compared_with"] == 1
+    finding = project.findings()["registry.data"][0]
+    assert finding["level"] == "warning"
+    assert "does not say which images it was judged by" in finding["message"]
+
+    import onnx
+
+    model = onnx.load(folder / "model.onnx")
+    card = read_card(project.folder / "student/model.json")
+    other = card.model_copy(update={"class_names": [f"letter {label}" for label in range(10)]})
+    onnx.helper.set_model_props(model, exports.metadata(other, in_graph=False))
+    onnx.save(model, folder / "model.onnx")
+    project.train(regularisation=0.4)
+    third = project.register()
+    assert third["alias"] == "challenger"
+    assert third["reason"].startswith("not comparable")
+
+
+def test_a_champion_that_is_deleted_under_us_is_none(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.register()
+    client = connect(tracking_uri(Registry(tracking_uri=URI)))
+    download = Versions.download
+
+    def deleted(self: Versions, version: Any, path: str, folder: Path) -> Path | None:
+        if int(version.version) != 1:
+            return download(self, version, path, folder)
+        if self.there(1):
+            client.delete_model_version("digits", "1")
+        return None
+
+    monkeypatch.setattr(Versions, "download", deleted)
+    project.train(regularisation=0.5)
+    second = project.register()
+    assert (second["alias"], second["champion"], second["compared_with"]) == ("champion", 2, None)
+    assert "registry.better" not in project.findings()
