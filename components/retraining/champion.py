@@ -12,7 +12,9 @@ from components.models import checkpoint
 from components.models.card import ModelCard, read_card
 from components.models.params import Net
 from components.registry.files import CARD, CHECKPOINT, MANIFEST, PROOFS
-from components.registry.versions import CHAMPION, opened
+from components.registry.versions import CHALLENGER, CHAMPION, opened
+
+LOST = "challenger.parquet"
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Champion:
     Attributes:
         card: None: its version carries no whole checkpoint, so that nothing can start from it.
         manifest: None: it was registered by a program that kept none.
+        challenger: the manifest of the version that has lost since; None: there is none.
     """
 
     version: int
     folder: Path
     card: ModelCard | None
     manifest: Path | None
+    challenger: Path | None = None
 
 
 def fetch(registry: Registry, folder: Path) -> Champion | None:
@@ -51,13 +55,17 @@ def fetch(registry: Registry, folder: Path) -> Champion | None:
         card, weights, manifest = got[CARD], got[CHECKPOINT], got[MANIFEST]
         if manifest is not None:
             replace(manifest, folder / MANIFEST)
+        lost = versions.holder(CHALLENGER)
+        later = versions.download(lost, f"{PROOFS}/{MANIFEST}", Path(scratch)) if lost else None
+        if later is not None:
+            replace(later, folder / LOST)
         read = None
         if card is not None and weights is not None and read_card(card).sha256 == sha256_file(weights):
             read = read_card(card)
             replace(weights, folder / checkpoint.FILE)
             replace(card, folder / checkpoint.CARD)
-    known = folder / MANIFEST
-    return Champion(int(holder.version), folder, read, known if known.exists() else None)
+    kept = [path if path.exists() else None for path in (folder / MANIFEST, folder / LOST)]
+    return Champion(int(holder.version), folder, read, *kept)
 
 
 def unfit(card: ModelCard | None, student: Net, image_size: int) -> str:

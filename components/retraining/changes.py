@@ -58,7 +58,8 @@ def changes(params: ChangesParams, *, manifest: Path, out: Path) -> None:
 
 def decide(memory: Memory, now: Seen) -> Decision:
     """Whether to go on, by what the last retraining saw."""
-    seen, found = memory.seen, {"champion": memory.champion, **vars(now)}
+    seen = memory.seen
+    found = {**vars(now), "champion": memory.champion, "clean": seen.clean if seen else ""}
     if not memory.away and memory.champion is None:
         return Decision(go_on=True, reason="there is no champion yet", **found)
     if seen is None:

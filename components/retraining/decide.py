@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from components.common.findings import Level
 from components.common.progress import at, counted
-from components.common.storage import need
+from components.common.storage import need, sha256_json
 from components.dataset import drift as shares
 from components.dataset import manifest as manifests
 from components.dataset.database import database
@@ -33,7 +33,8 @@ MOST_NEW, MOST_OLD = 1_000, 500  # images that the champion is asked about
 SURE = 0.001  # chance below which a difference of labels is taken for one
 DRIFTED, MOVED = 0.01, 0.02  # the same of looks, and the energy distance from which on it matters
 NAMED = 5  # classes that a message names
-SAME = "class_name, split, source, sha256"  # by which a row is the same: files may be renamed
+# by which a row is the same: files may be renamed, and an image that nobody has read is known by its path
+SAME = "coalesce(class_name, '') as class, split, source, coalesce(sha256, path) as content"
 
 
 def decide(params: DecideParams, *, manifest: Path, changes: Path, champion: Path, out: Path) -> None:
@@ -64,6 +65,7 @@ def decide(params: DecideParams, *, manifest: Path, changes: Path, champion: Pat
             decision = _Comparison(run, params, manifest, held, out).decide(before)
         run.stop_on_errors()
         given = {name: getattr(before, name) for name in ("data", "code", "params", "rows")}
+        given["clean"] = _fingerprint(manifest)
         decision = decision.model_copy(update=given)
         decision.write(run.product(out / FILE))
         run.page.text("What follows", f"{decision.reason}.")
@@ -71,6 +73,20 @@ def decide(params: DecideParams, *, manifest: Path, changes: Path, champion: Pat
         log.info(f"{run.name}: {decision.reason}")
         if not decision.go_on:
             remember(params.registry, Seen(**given))
+
+
+def _fingerprint(manifest: Path) -> str:
+    """Of the rows by content, class, split and source: the same for copies, renamed files, another order."""
+    with database(manifest) as db:
+        _view(db, "m", manifest)
+        digest = "bit_xor(md5_number(concat_ws('|', class, split, source, content)))::varchar"
+        found = db.execute(f"select count(*), {digest} from (select distinct {SAME} from m)").fetchall()  # noqa: S608
+    return sha256_json(found)
+
+
+def _view(db: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
+    source = str(path).replace("'", "''")  # a view takes no parameters
+    db.execute(f"create view {name} as select * from read_parquet('{source}')")  # noqa: S608
 
 
 def _from_nothing(run: StepContext, params: DecideParams, why: str, champion: int | None) -> Decision:
@@ -106,8 +122,12 @@ class _Comparison:
         if self.held.manifest is not None:
             with database(self.manifest) as db:
                 added, gone = self._rows(db, self.held.manifest)
-                if not added and not gone and not before.otherwise:
-                    return Decision(go_on=False, champion=version, reason=self._nothing())
+                if not before.otherwise and before.clean == _fingerprint(self.manifest):
+                    reason = "validation leaves exactly the images of the last retraining"
+                    return Decision(go_on=False, champion=version, reason=reason)
+                if not before.otherwise and not added and not gone:
+                    reason = f"validation leaves exactly the images that champion v{version} was made from"
+                    return Decision(go_on=False, champion=version, reason=reason)
                 self._shares(db, self.held.manifest)
                 fresh = self._fresh(db, self.held.manifest)
             changed = (
@@ -127,21 +147,19 @@ class _Comparison:
             return Decision(go_on=True, reason=f"{changed}: {why}", way="expand", champion=version)
         return Decision(go_on=True, reason=f"{changed}: it learns on", way="update", champion=version)
 
-    def _nothing(self) -> str:
-        rows = counted(manifests.check(self.manifest).num_rows, "row")
-        return f"validation leaves exactly the {rows} that champion v{self.held.version} was made from"
-
     # --- what is in the data ---
 
     def _rows(self, db: duckdb.DuckDBPyConnection, known: Path) -> tuple[int, int]:
-        """How many rows are new, and how many are gone, by content, class, split and source."""
-        for name, path in (("m", self.manifest), ("before", known)):
-            source = str(path).replace("'", "''")  # a view takes no parameters
-            db.execute(f"create view {name} as select * from read_parquet('{source}')")  # noqa: S608
+        """How many rows are new, and how many are gone, by content, class, split and source.
+
+        Copies inside a split count once: nothing new is learnt from them.
+        """
+        _view(db, "m", self.manifest)
+        _view(db, "before", known)
 
         def beyond(one: str, other: str) -> int:
             found = db.execute(
-                f"select count(*) from (select {SAME} from {one} except all select {SAME} from {other})"  # noqa: S608
+                f"select count(*) from (select {SAME} from {one} except select {SAME} from {other})"  # noqa: S608
             ).fetchall()
             return int(found[0][0])
 
@@ -153,10 +171,11 @@ class _Comparison:
         shares.judge(self.run, db, known, earlier, now, self.out)
 
     def _fresh(self, db: duckdb.DuckDBPyConnection, known: Path) -> pa.Table:
-        """Labelled rows whose images the champion's data do not hold, and those that judged it."""
-        return db.execute(
-            "select path, label, class_name, split, bytes, sha256, sha256 in "
-            "(select sha256 from before) as known from m where label >= 0 and split <> 'unlabeled' "
+        """Real labelled rows; ``known``: champion or challenger was made from that image."""
+        _view(db, "later", self.held.challenger or known)
+        return db.sql(
+            "select path, label, class_name, split, bytes, sha256, sha256 in (select sha256 from before "
+            "union select sha256 from later) as known from m where label >= 0 and split <> 'unlabeled' "
             "and source = 'real' order by md5(sha256)"
         ).to_arrow_table()
 
@@ -203,7 +222,7 @@ class _Comparison:
         if found is None:
             return False
         moved = found.p <= DRIFTED and found.distance >= MOVED
-        how = "look otherwise than" if moved else "look as do"
+        how = "look otherwise than" if moved else "look like"
         self.run.add_finding(
             "retrain.drift", "warning" if moved else "info", "new images",
             f"They {how} those that the champion was judged on: energy distance {found.distance:.3f} "

@@ -25,6 +25,7 @@ class Decision(BaseModel):
         champion: the version that is champion.
         otherwise: whether code or parameters are known to differ from those of the last retraining.
         data, code, params, rows: what was looked at; see ``memory.Seen``.
+        clean: the clean rows that were looked at; before that, those of the last retraining.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -39,6 +40,7 @@ class Decision(BaseModel):
     code: str = ""
     params: str = ""
     rows: int = 0
+    clean: str = ""
 
     def write(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))

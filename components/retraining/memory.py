@@ -25,12 +25,16 @@ TAG = "retrain.seen"  # of the registered model
 
 @dataclass(frozen=True)
 class Seen:
-    """What a retraining was given: fingerprints of data, code and parameters, and how many images."""
+    """What a retraining was given: fingerprints of data, code and parameters, and how many images.
+
+    ``clean`` is that of the rows that validation left, by content; see ``decide``.
+    """
 
     data: str
     code: str
     params: str
     rows: int
+    clean: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,6 @@ def _parsed(text: str) -> Seen | None:
 def _read(values: object) -> Seen | None:
     """None where it is not what this program writes: then nothing is known, and all is looked at again."""
     names = {field.name for field in fields(Seen)}
-    if not isinstance(values, dict) or not names <= set(values):
+    if not isinstance(values, dict) or set(values) != names:
         return None
-    return Seen(**{name: values[name] for name in names})
+    return Seen(**values)

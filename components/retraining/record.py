@@ -41,6 +41,7 @@ def record(params: StepParams, *, decided: Path, chosen: Path, registered: Path,
         if "top1" in metrics.get("test", {}):
             rows.append(["top-1, test", f"{metrics['test']['top1']:.2%}"])
         run.page.table("This retraining", ["", ""], rows)
-        remember(params.registry, Seen(decision.data, decision.code, decision.params, decision.rows))
+        seen = {name: getattr(decision, name) for name in ("data", "code", "params", "rows", "clean")}
+        remember(params.registry, Seen(**seen))
         run.tracker.tags({"retrain": line})
         log.info(f"{run.name}: {made['name']} {line}")
