@@ -269,8 +269,14 @@ def _write_run(run: StepContext, keep: tuple[str, ...]) -> None:
         for path in run.out.rglob("*")
         if path.is_file() and path.relative_to(run.out).parts[0] not in (*keep, links.FILE)
     )
-    alone = [final for _, final in run._products if run.out not in final.parents and final.is_file()]
-    left = {path: sha256_file(path) for path in [*own, *sorted(alone)]}
+    outside = sorted(final for _, final in run._products if run.out not in final.parents)
+    alone = [
+        path
+        for final in outside
+        for path in (sorted(final.rglob("*")) if final.is_dir() else [final])
+        if path.is_file()
+    ]
+    left = {path: sha256_file(path) for path in [*own, *alone]}
     link = run.link({name_of(path): digest for path, digest in left.items()})
     more = {**run.tracker.identity(), "made": run.products()}
     write_json(run.out / links.FILE, links.content_of(link, run.before, **more))

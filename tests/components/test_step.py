@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from components.common.errors import FindingsError, RetortError, Terminated
 from components.common.findings import read_report
+from components.common.links import damaged, links_of
 from components.common.params import StepParams
 from components.step import known_as, name_of, step
 
@@ -192,3 +194,24 @@ def test_a_file_where_the_folder_should_be_is_named(out: Path) -> None:
     out.write_text("notes")
     with pytest.raises(RetortError, match="demo: not a folder"), step("demo", params(), out):
         raise AssertionError("nothing may run")
+
+
+def test_run_json_tells_what_was_read_and_left(out: Path, tmp_path: Path) -> None:
+    """By sha256, wherever it lies, and without what a tracker's address gives away."""
+    source = tmp_path / "in.txt"
+    source.write_text("hello")
+    secret = params(registry={"tracking_uri": "http://me:password@127.0.0.1:9"})
+    with step("demo", secret, out, [source]) as run:
+        run.product(out / "model.txt").write_text("m")
+        (run.product(tmp_path / "folder") / "deep").mkdir(parents=True)
+        (tmp_path / ".folder.staged/deep/file.txt").write_text("f")
+    link = links_of(out)[str(out)]
+    digest = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("hello", "m", "f")}
+    assert link.read == {str(source): digest["hello"]}
+    left = {str(out / "model.txt"): digest["m"], str(tmp_path / "folder/deep/file.txt"): digest["f"]}
+    assert left.items() <= link.left.items()
+    assert str(out / "report.json") in link.left
+    assert str(out / "run.json") not in link.left
+    assert link.parameters["registry"]["tracking_uri"] == "http://127.0.0.1:9"
+    assert "password" not in (out / "run.json").read_text()
+    assert damaged(out / "run.json") == ""
