@@ -171,7 +171,7 @@ def decide(outcomes: Outcomes, limits: Limits, facts: Facts | None = None, seed:
     if not accepted:
         limit = before - limits.tolerance
         refusals.append(Refusal("registry.better", "top-1", why, measured=now, limit=limit))
-    refusals += _frozen(outcomes) + [_worse(row, limits) for row in rows if row.worse]
+    refusals += [*_worse(rows, limits), *_frozen(outcomes)]
     reason = why if not refusals or not accepted else f"not better: {refusals[0].reason} ({measured} in all)"
     return Decision(not refusals, reason, len(outcomes), before, now, found, rows, refusals, few)
 
@@ -247,14 +247,26 @@ def _frozen(outcomes: Outcomes) -> list[Refusal]:
     return [Refusal("registry.frozen", "the champion's validation split", why, found.value, 0.0)]
 
 
-def _worse(row: Row, limits: Limits) -> Refusal:
-    rule = "registry.class" if row.column == CLASS else "registry.slice"
-    lost = "recall of" if row.column == CLASS else "accuracy in"
-    why = (
-        f"it loses {lost} {row.name}: {row.challenger:.1%}, the champion's {row.champion:.1%}, "
-        f"{row.images:,} images; {limits.class_tolerance:.1%} lower is allowed"
+def _worse(rows: Sequence[Row], limits: Limits) -> list[Refusal]:
+    """The worst of the classes that are worse, and of the other slices, with how many more there are."""
+    refusals = []
+    kinds = (
+        ("registry.class", "recall of", "more class", "more classes"),
+        ("registry.slice", "accuracy in", "more slice", "more slices"),
     )
-    return Refusal(rule, row.name, why, row.challenger, row.champion - limits.class_tolerance)
+    for rule, lost, one, several in kinds:
+        found = [row for row in rows if row.worse and (row.column == CLASS) == (rule == "registry.class")]
+        if not found:
+            continue
+        worst = found[0]
+        more = f", and {counted(len(found) - 1, one, several)}" if len(found) > 1 else ""
+        why = (
+            f"it loses {lost} {worst.name}: {worst.challenger:.1%}, the champion's {worst.champion:.1%}, "
+            f"{worst.images:,} images; {limits.class_tolerance:.1%} lower is allowed{more}"
+        )
+        limit = worst.champion - limits.class_tolerance
+        refusals.append(Refusal(rule, f"{worst.name}{more}", why, worst.challenger, limit))
+    return refusals
 
 
 def judge(outcomes: Outcomes, class_tolerance: float, seed: int = 0) -> list[Row]:

@@ -95,15 +95,15 @@ def show_decision(page: Page, decision: Decision, compared: Compared, champion: 
     page.table("Champion and challenger", ["", ""], rows[:MOST_ROWS])
     page.table(
         "Slices",
-        ["slice", "images", f"champion (version {champion})", "this version", "chance", "verdict"],
+        ["slice", "verdict", "images", "champion", "this version", "chance"],
         [
-            [row.name, row.images, f"{row.champion:.1%}", f"{row.challenger:.1%}", f"{row.chance:.2g}",
-             "worse" if row.worse else ""]
+            [row.name, "worse" if row.worse else "", row.images, f"{row.champion:.1%}", f"{row.challenger:.1%}",
+             f"{row.chance:.2g}"]
             for row in decision.rows[:MOST_ROWS]
         ],
         note=f"Accuracy on the same images; the greatest losses first, of {len(decision.rows):,} slices of "
         f"{MIN_IMAGES} images or more. Chance: how likely such a loss is where there is none, corrected for "
-        "all slices looked at. Slices that a search found are judged on images that it did not see.",
+        "all slices looked at. What a search found is judged by the half of them that it did not see.",
     )  # fmt: skip
 
 

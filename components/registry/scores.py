@@ -259,7 +259,7 @@ def _outcomes(table: pa.Table, chosen: Chosen) -> Outcomes:
     frozen = None
     if chosen.frozen is not None:
         frozen = _column(table, "frozen").astype(bool)
-        columns["rows"] = np.where(frozen, "the champion's validation split", "new")
+        columns["validation rows"] = np.where(frozen, "the champion's split", "new")
     groups, group = None, table["group"].to_pylist()
     if any(name is not None for name in group):
         columns["group"] = np.array(group, object)
