@@ -97,8 +97,8 @@ def show_decision(page: Page, decision: Decision, compared: Compared, champion: 
         "Slices",
         ["slice", "verdict", "images", "champion", "this version", "chance"],
         [
-            [row.name, "worse" if row.worse else "", row.images, f"{row.champion:.1%}", f"{row.challenger:.1%}",
-             f"{row.chance:.2g}"]
+            [row.name, "worse" if row.worse else "", row.images,
+             f"{row.champion:.1%}", f"{row.challenger:.1%}", f"{row.chance:.2g}"]
             for row in decision.rows[:MOST_ROWS]
         ],
         note=f"Accuracy on the same images; the greatest losses first, of {len(decision.rows):,} slices of "
