@@ -176,6 +176,8 @@ class Ledger:
                 again(self.client.create_registered_model, name, {RUN: own}, "Is removed at once.")
                 return own
             except MlflowException as error:
+                if error.error_code in MISSING:  # it was there, and is no more
+                    continue
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             try:
