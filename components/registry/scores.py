@@ -65,14 +65,14 @@ def choose(manifest: Path, samples: Path, kept: Path | None) -> Chosen:
     """
     manifests.check(manifest)
     with manifests.whole(manifest):
-        table = pq.read_table(manifest)
+        table = _named(pq.read_table(manifest))
     split, name, sha256 = (_column(table, key) for key in ("split", "class_name", "sha256"))
     validation = split == "val"
     suspect = validation & _among(_column(table, "path"), _suspects(samples))
     if kept is None:
         keep = validation & ~suspect
         return Chosen(table.filter(pa.array(keep)), None, suspects=int(suspect.sum()))
-    old = manifests.read(kept, ["sha256", "split", "class_name"]).filter(
+    old = _named(manifests.read(kept, ["sha256", "split", "label", "class_name"])).filter(
         pc.is_valid(pc.field("sha256"))  # what has no hash cannot be found again
     )
     judged = old.filter(pc.field("split") == "val")
@@ -91,6 +91,14 @@ def choose(manifest: Path, samples: Path, kept: Path | None) -> Chosen:
         moved=len(found) - len(set(sha256[frozen].tolist())), relabelled=int((frozen & ~same).sum()),
         suspects=int((new & suspect & ~trained).sum()), trained=int(trained.sum()),
     )  # fmt: skip
+
+
+def _named(table: pa.Table) -> pa.Table:
+    """The table with a name for each row's class: that of its label where it has none."""
+    name, label = table["class_name"], pc.cast(table["label"], pa.string())
+    unnamed = pc.equal(pc.fill_null(name, ""), "")
+    place = table.schema.get_field_index("class_name")
+    return table.set_column(place, "class_name", pc.if_else(unnamed, label, name))
 
 
 def _column(table: pa.Table, name: str) -> NDArray[Any]:

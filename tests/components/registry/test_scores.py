@@ -14,6 +14,7 @@ import pytest
 from components.dataset import manifest as manifests
 from components.export import exported as exports
 from components.registry import scores
+from components.registry.decision import Limits, decide
 
 
 def rows(*given: tuple[str, str, str]) -> pa.Table:
@@ -100,3 +101,24 @@ def test_models_of_other_classes_and_sizes_are_compared_by_names_and_their_own_p
     assert compared.new["digit 9"][0] == sum(
         name == "digit 9" for name in chosen.table["class_name"].to_pylist()
     )
+
+
+def test_where_no_image_may_judge_nothing_is_decided(project: Any) -> None:
+    """All new ones are suspect, and the champion's own are gone; a class has no name but its number."""
+    project.suspect(exports.rows(project.folder / "clean.parquet", "val").paths)
+    manifests.write(rows(("1", "", "val")), project.folder / "then.parquet")
+    chosen = scores.choose(
+        project.folder / "clean.parquet", project.folder / "samples.parquet", project.folder / "then.parquet"
+    )
+    assert (chosen.table.num_rows, chosen.gone) == (0, 1)
+    path = project.folder / "export/model.onnx"
+    compared = scores.compare(path, path, chosen, str(project.folder / "images"))
+    assert len(compared.outcomes) == 0
+    assert "not comparable" in decide(compared.outcomes, Limits(), compared.facts).reason
+
+
+def test_a_class_without_a_name_is_called_by_its_number(tmp_path: Path, samples: Path) -> None:
+    manifests.write(rows(("1", "", "val")), tmp_path / "now.parquet")
+    chosen = scores.choose(tmp_path / "now.parquet", samples, tmp_path / "now.parquet")
+    assert chosen.table["class_name"].to_pylist() == ["0"]
+    assert chosen.relabelled == 0
