@@ -16,6 +16,7 @@ from urllib.parse import quote
 from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.storage import state_dir
+from components.tracking import view
 from components.tracking.client import client_settings, connect, first_line, public_uri, reach, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ HOST = "127.0.0.1"
 PORTS = 100  # that are tried, one after the other
 START_SECONDS = 180.0  # MLflow imports much; on a busy machine that takes a minute
 END_SECONDS = 10.0
-VIEW = "?workflowType=machine_learning"  # MLflow begins with its view on conversations and prompts
 PAGES_SECONDS = 10  # for one answer of a server about what it has
 SQLITE = "sqlite:///"
 SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -97,9 +97,12 @@ def _pages(uri: str, name: str) -> dict[str, str]:
         with client_settings(PAGES_SECONDS, retries=0):
             client = connect(uri)
             experiment = client.get_experiment_by_name(name)
-            found = {"runs": f"experiments/{experiment.experiment_id}/runs{VIEW}"} if experiment else {}
+            found = {}
+            if experiment is not None:
+                shared = f"&viewStateShareKey={view.KEY}" if view.TAG in experiment.tags else ""
+                found["runs"] = f"experiments/{experiment.experiment_id}/runs?{view.QUERY}{shared}"
             if client.search_registered_models(f"name = '{name}'"):
-                found["model"] = f"models/{quote(name)}{VIEW}"
+                found["model"] = f"models/{quote(name)}?{view.QUERY}"
             return found
     except Exception as error:  # noqa: BLE001 - the address is of use all the same
         log.info(f"{public_uri(uri)}: {first_line(error)}")

@@ -20,6 +20,7 @@ from components.common.environment import environment
 from components.common.errors import RetortError
 from components.common.params import Registry
 from components.common.storage import remove
+from components.tracking import view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,9 +104,8 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             location = Path(uri.removeprefix("sqlite:///")).with_name("artifacts").as_uri()
         try:
             # the kind opens MLflow's pages on runs and metrics, not on conversations and prompts
-            return client.create_experiment(
-                name, location, tags={"mlflow.experimentKind": "custom_model_development"}
-            )
+            kind = {"mlflow.experimentKind": "custom_model_development", view.TAG: view.shared_view()}
+            return client.create_experiment(name, location, tags=kind)
         except MlflowException:  # another process was quicker
             found = client.get_experiment_by_name(name)
             if found is None:

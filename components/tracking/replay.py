@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 60.0  # for other steps that make the pipeline's run
 LEFTOVER_SECONDS = 2.0  # at a step's end, for what other steps left in the spool
+TRIES = 5  # to add to a run to which other steps add at the same time
 ENDED_BADLY = ("FAILED", "KILLED")
 PARENT = "mlflow.parentRunId"
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}  # of data sets, as MLflow says
@@ -192,12 +193,9 @@ class Replay:
             child = client.create_run(own, start["t"], tags, start["step"])
         self.run_id = child.info.run_id
         _log_params(client, self.run_id, start["params"])
-        # the parent keeps the first value, should a step of the same run have been told another
-        known = parent.data.params
-        new = {key: value for key, value in start["params"].items() if _name(key) not in known}
 
         def tell(run: str) -> None:
-            _log_params(client, run, new)
+            _log_first_params(client, run, start["params"])
             client.set_tag(run, f"step.{start['step']}", f"RUNNING {self.run_id}")
             if parent.data.tags.get("retort.id") == start["parent"]["id"]:  # an adopted one has its own owner
                 client.update_run(run, status="RUNNING")
@@ -396,6 +394,24 @@ def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) ->
     items = [Param(_name(key), value[:6000]) for key, value in params.items()]
     for begin in range(0, len(items), 100):
         client.log_batch(run_id, params=items[begin : begin + 100])
+
+
+def _log_first_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log those that the run lacks: it keeps the first value, should a step of it have been told another.
+
+    Steps that begin at once may find the same one missing; MLflow refuses who comes last.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(TRIES):
+        known = client.get_run(run_id).data.params
+        try:
+            _log_params(client, run_id, {k: v for k, v in params.items() if _name(k) not in known})
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE" or attempt == TRIES - 1:
+                raise
+        else:
+            return
 
 
 def _name(key: str) -> str:

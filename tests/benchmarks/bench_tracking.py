@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -42,23 +44,33 @@ def _measured(servers: Servers) -> list[Row]:
         ]
         with context.Pool(PROCESSES, maxtasksperchild=1) as pool:
             found = pool.starmap(_record, given, chunksize=1)
-            begun, ended = min(one["begun"] for one in found), max(one["ended"] for one in found)
             again = pool.starmap(_send, given, chunksize=1)
             (whole,) = pool.starmap(_count, [given[0]])
-    times = np.sort(np.concatenate([one["seconds"] for one in found]))
     waited = np.concatenate([one["steps"] for one in found])
+    later = sum(one["sent"] for one in again)
     return [
         Row("runs at once", RUNS, "runs", note=f"{PROCESSES} processes, {EPOCHS} epochs each, a report"),
         at_most("runs lost", RUNS - whole["steps"], 0, "runs"),
         at_most("values lost or doubled", abs(RUNS * EPOCHS - whole["values"]), 0, "values"),
         at_most("parents too many", whole["parents"] - PROCESSES, 0, "runs"),
-        Row("sent later, by sync", sum(one[0] for one in again), "runs", note="the step did not wait longer"),
-        at_most("sent twice", sum(one[1] for one in again), 0, "runs"),
-        Row("requests a second", len(times) / (ended - begun), "1/s", note=f"{len(times)} requests"),
-        Row("p50 of a request", float(np.quantile(times, 0.5)) * 1000, "ms"),
-        Row("p95 of a request", float(np.quantile(times, 0.95)) * 1000, "ms"),
+        Row("sent later, by sync", later, "runs", note="the step did not wait longer"),
+        at_most("sent twice", sum(one["again"] for one in again), 0, "runs"),
         Row("a step's time for tracking, p95", float(np.quantile(waited, 0.95)), "s"),
-        Row("requests that were answered", 100 * sum(one["answered"] for one in found) / len(times), "%"),
+        *_requests("while they run", found),
+        *_requests("while sync sends", again),
+    ]
+
+
+def _requests(when: str, found: Sequence[dict[str, Any]]) -> list[Row]:
+    """How many requests a second the server took, and how long each."""
+    times = np.sort(np.concatenate([one["seconds"] for one in found]))
+    wall = max(one["ended"] for one in found) - min(one["begun"] for one in found)
+    answered = sum(one["answered"] for one in found)
+    note = f"{len(times)} in {wall:.0f} s, {len(times) - answered} not answered"
+    return [
+        Row(f"requests a second, {when}", len(times) / wall, "1/s", note=note),
+        Row(f"p50 of a request, {when}", float(np.quantile(times, 0.5)) * 1000, "ms"),
+        Row(f"p95 of a request, {when}", float(np.quantile(times, 0.95)) * 1000, "ms"),
     ]
 
 
@@ -73,10 +85,55 @@ def _here(folder: str, login: dict[str, str], number: int) -> None:
 def _record(folder: str, uri: str, login: dict[str, str], number: int, count: int) -> dict[str, Any]:
     """Record ``count`` runs at once."""
     _here(folder, login, number)
-    import requests
-
     from components.tracking.client import connect
     from components.tracking.tracker import Tracker
+
+    connect(uri).search_experiments(max_results=1)  # what is imported is no server's time
+    registry = Registry(tracking_uri=uri, name=NAME)
+    together = Barrier(count)
+
+    def run(index: int) -> float:
+        out = Path(folder) / f"out-{number}-{index}"
+        out.mkdir()
+        (out / "report.html").write_bytes(os.urandom(100_000))
+        together.wait()
+        spent, tracker = 0.0, Tracker(f"step-{number}-{index}", registry)
+        for work in (
+            lambda: tracker.start({"seed": 7, "lr": {"initial": 0.1}}, {}),
+            *(
+                lambda epoch=epoch: tracker.metrics({"val_top1": epoch / EPOCHS, "loss": 1.0}, epoch)
+                for epoch in range(EPOCHS)
+            ),
+            lambda: tracker.summary({"top1": 0.9}),
+            lambda: tracker.finish("FINISHED", 1.0, out),
+        ):
+            started = time.perf_counter()
+            work()
+            spent += time.perf_counter() - started
+        return spent
+
+    with _timed() as found, ThreadPoolExecutor(count) as pool:
+        found["steps"] = list(pool.map(run, range(count)))
+    return found
+
+
+def _send(folder: str, uri: str, login: dict[str, str], number: int, count: int) -> dict[str, Any]:
+    """Send what is left, then once more; returns how many each time."""
+    _here(folder, login, number)
+    from components.tracking.client import connect
+    from components.tracking.replay import sync
+
+    connect(uri).search_experiments(max_results=1)
+    registry = Registry(tracking_uri=uri, name=NAME)
+    with _timed() as found:
+        found["sent"] = sync(registry)["sent"]
+    return {**found, "again": sync(registry)["sent"]}
+
+
+@contextmanager
+def _timed() -> Iterator[dict[str, Any]]:
+    """The time of each request inside the block, and whether it was answered."""
+    import requests
 
     seconds: list[float] = []
     answered: list[bool] = []
@@ -93,49 +150,13 @@ def _record(folder: str, uri: str, login: dict[str, str], number: int, count: in
             seconds.append(time.perf_counter() - started)
             answered.append(well)
 
+    found: dict[str, Any] = {"begun": time.time()}
     requests.Session.send = timed  # type: ignore[method-assign]
-    connect(uri).search_experiments(max_results=1)  # what is imported is no server's time
-    seconds.clear()
-    answered.clear()
-    registry = Registry(tracking_uri=uri, name=NAME)
-    together = Barrier(count)
-
-    def run(index: int) -> float:
-        out = Path(folder) / f"out-{number}-{index}"
-        out.mkdir()
-        (out / "report.html").write_bytes(os.urandom(100_000))
-        together.wait()
-        spent, tracker = 0.0, Tracker(f"step-{number}-{index}", registry)
-        for work in (
-            lambda: tracker.start({"seed": index, "lr": {"initial": 0.1}}, {}),
-            *(
-                lambda epoch=epoch: tracker.metrics({"val_top1": epoch / EPOCHS, "loss": 1.0}, epoch)
-                for epoch in range(EPOCHS)
-            ),
-            lambda: tracker.summary({"top1": 0.9}),
-            lambda: tracker.finish("FINISHED", 1.0, out),
-        ):
-            started = time.perf_counter()
-            work()
-            spent += time.perf_counter() - started
-        return spent
-
-    begun = time.time()
-    with ThreadPoolExecutor(count) as pool:
-        steps = list(pool.map(run, range(count)))
-    return {
-        "begun": begun, "ended": time.time(), "steps": steps,
-        "seconds": list(seconds), "answered": sum(answered),
-    }  # fmt: skip
-
-
-def _send(folder: str, uri: str, login: dict[str, str], number: int, count: int) -> tuple[int, int]:
-    """Send what is left, then once more; returns how many each time."""
-    _here(folder, login, number)
-    from components.tracking.replay import sync
-
-    registry = Registry(tracking_uri=uri, name=NAME)
-    return sync(registry)["sent"], sync(registry)["sent"]
+    try:
+        yield found
+    finally:
+        requests.Session.send = send  # type: ignore[method-assign]
+    found |= {"ended": time.time(), "seconds": list(seconds), "answered": sum(answered)}
 
 
 def _count(folder: str, uri: str, login: dict[str, str], number: int, count: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -139,6 +141,10 @@ def test_a_step_is_a_child_of_the_pipelines_run(project: Path) -> None:
     artifacts = [item.path for item in client().list_artifacts(child.info.run_id)]
     assert artifacts == ["history.csv", "report.html", "report.json"]
     assert (project / ".retort/mlflow/artifacts" / child.info.run_id).is_dir()
+
+    kept = client().get_experiment_by_name("demo").tags["mlflow.sharedViewState.retort"]
+    shown = json.loads(zlib.decompress(base64.b64decode(kept.removeprefix("deflate;"))))
+    assert "metrics.`distill.val_top1`" in shown["selectedColumns"]
 
     left = read_run_id(out)
     assert (left["run_id"], left["parent_run_id"]) == (child.info.run_id, parent.info.run_id)
@@ -493,7 +499,9 @@ def test_eight_processes_that_start_at_once_share_one_parent(
         own = found[f"step-{number}"]
         assert own.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert parent.data.tags[f"step.step-{number}"] == f"FINISHED {own.info.run_id}"
+        assert own.data.params["global.seed"] == str(number)
         assert parent.data.metrics[f"step-{number}.number"] == number
+    assert int(parent.data.params["global.seed"]) in range(8), "that of the first"
     assert parent.info.status == "FINISHED"
 
 
@@ -509,7 +517,8 @@ import mlflow
 Path(f"ready-{number}").touch()
 while not Path("go").exists():
     time.sleep(0.01)
-params = StepParams.model_validate({"registry": {"tracking_uri": uri, "name": name}})
+given = {"registry": {"tracking_uri": uri, "name": name}, "global": {"seed": int(number)}}
+params = StepParams.model_validate(given)
 with step(f"step-{number}", params, Path(f"outputs/{number}")) as run:
     run.tracker.summary({"number": int(number)})
 """
