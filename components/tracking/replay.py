@@ -233,7 +233,7 @@ class Replay:
             if known is not None and _is_there(known):
                 return known, None
             own = experiment_id(client, self.uri, start["experiment"])
-            parent = find_run(client, own, record["id"])
+            parent = only_run(client, own, record["id"])
             if parent is None:
                 tags = {
                     "mlflow.source.name": record["command"],
@@ -244,7 +244,8 @@ class Replay:
                     **origin(record),
                 }
                 made = client.create_run(own, record["started"], tags, record["name"])
-                # where steps share no folder (pods), two may make it at once: who comes last sees both
+                # where steps share no folder (pods), two may make it at once: who comes last sees both, or,
+                # where a server did later what it had been asked, who looks next
                 parent = only_run(client, own, record["id"]) or made
             remember({**record, "uri": self.uri, "run_id": parent.info.run_id})
             return parent, None
@@ -291,6 +292,8 @@ class Replay:
         status, ended = event["status"], event["t"]
         if self.run_id != start["parent"]["adopt"]:  # KFP ends what it opened
             client.set_terminated(self.run_id, status, ended)
+        if not start["parent"]["adopt"]:
+            only_run(client, self.experiment_id, start["parent"]["id"])
         steps = {f"step.{step}": f"reused {run_id}".strip() for step, run_id in event["reused"].items()}
         own = f"step.{start['step']}"
 
@@ -322,9 +325,9 @@ def find_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | Non
 
 def only_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | None:
     """The run with this ``retort.id``; of several the oldest, into which the others are moved."""
-    found = client.search_runs([experiment], f"tags.`retort.id` = '{stable_id}'")
+    found = sorted(client.search_runs([experiment], f"tags.`retort.id` = '{stable_id}'"), key=_age)
     if len(found) > 1:
-        oldest, *others = sorted(found, key=_age)
+        oldest, *others = found
         for other in others:
             _copy(client, other, oldest)
             client.delete_run(other.info.run_id)  # from now on nobody writes to it
@@ -332,7 +335,8 @@ def only_run(client: MlflowClient, experiment: str, stable_id: str) -> Run | Non
             below = f"tags.`{PARENT}` = '{other.info.run_id}'"
             for child in client.search_runs([experiment], below):
                 client.set_tag(child.info.run_id, PARENT, oldest.info.run_id)
-    return find_run(client, experiment, stable_id)
+        return client.get_run(oldest.info.run_id)
+    return found[0] if found else None
 
 
 def _copy(client: MlflowClient, run: Run, to: Run) -> None:

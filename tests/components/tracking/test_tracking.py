@@ -430,7 +430,7 @@ def test_a_run_that_two_pods_made_at_once_becomes_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = tracking_uri(Registry())
-    look = replay.find_run
+    look = replay.only_run
     looked: list[str] = []
 
     def too_early(client: Any, experiment: str, stable_id: str) -> Any:
@@ -445,7 +445,7 @@ def test_a_run_that_two_pods_made_at_once_becomes_one(
         monkeypatch.setenv("RETORT_STATE", os.fspath(tmp_path / "second pod"))
         record = run_identity.pipeline_run("weights", uri, "demo")
         run_identity.remember({**record, "started": record["started"] - 60_000})  # its clock is behind
-        monkeypatch.setattr(replay, "find_run", too_early)
+        monkeypatch.setattr(replay, "only_run", too_early)
         run_step(params(), "weights", "outputs/weights")
         monkeypatch.delenv("RETORT_STATE")
         first.tracker.summary({"classes": 2})
@@ -462,6 +462,21 @@ def test_a_run_that_two_pods_made_at_once_becomes_one(
     assert parent.data.metrics == told
     assert [each.dataset.name for each in parent.inputs.dataset_inputs] == ["digits"]
     assert parent.info.status == "FINISHED"
+
+
+def test_a_run_that_a_server_made_late_is_moved_into_the_one_that_is_used() -> None:
+    """The request was given up, and done all the same."""
+    with step("ingest", params(), Path("outputs/ingest")) as run:
+        run.tracker.summary({"rows": 8})
+        used = parent_of(runs())
+        tags = {key: used.data.tags[key] for key in ("retort.id", "retort.key")}
+        client().create_run(used.info.experiment_id, used.info.start_time - 1, tags, "late")
+    found = runs()
+    assert set(found) == {"late", "ingest"}
+    assert found["ingest"].data.tags["mlflow.parentRunId"] == found["late"].info.run_id
+    assert found["late"].data.metrics == {"ingest.rows": 8}
+    assert found["late"].data.tags["step.ingest"] == f"FINISHED {found['ingest'].info.run_id}"
+    assert found["late"].info.status == "FINISHED"
 
 
 @pytest.mark.slow
