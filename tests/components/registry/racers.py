@@ -21,7 +21,6 @@ import mlflow  # noqa: F401 - before the fork
 
 from components.common.params import Registry
 from components.registry.versions import CHAMPION, OvertakenError, Versions, opened
-from tests.components.registry.conftest import Project
 
 NAME = "raced"
 
@@ -51,7 +50,7 @@ def race(uri: str, mode: str, start: Any, said: Any) -> None:
         said.put({"version": version, "record": record, "lost": lost})
 
 
-def register(uri: str, project: Project, start: Any, said: Any) -> None:
+def register(uri: str, project: Any, start: Any, said: Any) -> None:
     os.chdir(project.folder)
     os.environ["RETORT_RUN"] = str(project.folder)
     start.wait()
@@ -64,6 +63,8 @@ def main(uri: str, count: int, mode: str, folder: str = "") -> None:
     start, said = forks.Barrier(count), forks.Queue()
     work, given = race, [(uri, mode, start, said)] * count
     if mode == "register":
+        from tests.components.registry.conftest import Project
+
         projects = [Project(Path(folder) / str(number)) for number in range(count)]
         work, given = register, [(uri, project, start, said) for project in projects]
     racers = [forks.Process(target=work, args=arguments) for arguments in given]
