@@ -32,7 +32,8 @@ class Fault:
     advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.message}" + (f". {self.advice}" if self.advice else "")
+        advice = f"; {self.advice[:1].lower()}{self.advice[1:]}" if self.advice else ""
+        return f"{self.subject}: {self.message}{advice}"
 
 
 @dataclass(frozen=True)

@@ -70,3 +70,39 @@ def verify(
         print(f"note: {note}")
     took = time.perf_counter() - started
     print(f"verified: {answer.what}; {answer.files} files, {len(answer.lines)} links, {took:.1f} s")
+
+
+@commands.command()
+def rebuild(
+    context: Context,
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Of the registered model: a number, or champion.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to work, emptied first; .retort/rebuild/VERSION if left out.")
+    ] = None,
+    root: Annotated[str, typer.Option(help="Where its images lie now; where they lay if left out.")] = "",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Although other versions of what computes are installed.")
+    ] = False,
+) -> None:
+    """Train a registered version again from itself alone, and compare the student bit by bit.
+
+    Its own code, parameters, plan, manifest and start weights, by their hashes; images are read again where
+    they lay, and named where they are not what they were. Nothing is registered. Exit status 1: not the same.
+
+    \b
+    Examples: retort rebuild champion
+              retort rebuild 7 --root photos
+    """
+    from components.common.progress import doing
+    from components.tools.rebuild import rebuild as again
+
+    registry = registry_of(context.obj)
+    with doing("rebuild"):
+        result = again(version, registry, out, root=root, anyway=anyway)
+    for line in result.same:
+        print(f"the same: {line}")
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"rebuilt: version {version} is what its parts make, bit for bit; {result.folder}")
