@@ -42,7 +42,7 @@ def changes(params: ChangesParams, *, manifest: Path, out: Path) -> None:
         if memory.away:
             run.add_finding(
                 "retrain.registry", "error" if decision.go_on else "warning", params.registry.tracking_uri,
-                f"{memory.away}; it has the champion, and what the last retraining saw.",
+                f"{memory.away.rstrip('.')}; it has the champion, and what the last retraining saw.",
                 advice="Start the tracker, or correct registry.tracking_uri, and run it again."
                 if decision.go_on else "", waivable=False,
             )  # fmt: skip
