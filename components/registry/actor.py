@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from components.tracking.run_identity import user
+from components.tracking.run_identity import in_kubeflow, user
 
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -27,11 +27,6 @@ def actor() -> str:
     also = [account(), f"login {login}" if login else ""]
     more = ", ".join(part for part in also if part)
     return f"{name} ({more})" if more else name
-
-
-def in_kubeflow() -> bool:
-    """Whether KFP runs this process for a component."""
-    return os.environ.get("_KFP_RUNTIME") == "true"
 
 
 def account() -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.common.params import Registry
-from components.registry.actor import in_kubeflow
 from components.tracking.client import bounded, first_line
+from components.tracking.run_identity import in_kubeflow
 
 log = logging.getLogger(__name__)
 

@@ -101,6 +101,11 @@ def origin(record: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
+def in_kubeflow() -> bool:
+    """Whether KFP runs this process for a component."""
+    return os.environ.get("_KFP_RUNTIME") == "true"
+
+
 def user() -> str:
     """The name of whoever runs this process; a container's user may have none but a number."""
     try:

@@ -28,13 +28,14 @@ from components.tracking.client import (
 )
 from components.tracking.machine import MachineMonitor
 from components.tracking.replay import Replay, send_leftovers
-from components.tracking.run_identity import pipeline_run, reused_steps
+from components.tracking.run_identity import in_kubeflow, pipeline_run, reused_steps
 from components.tracking.spool import Entry
 
 log = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 10.0  # a step waits for a server no longer than this in all
 REQUEST_SECONDS = 3  # ... and for one answer no longer than this
+LAST_SECONDS, LAST_REQUEST_SECONDS = 60.0, 20  # at its end, where what is not sent then is lost with its pod
 OTHERS = 10  # steps of pods that are gone, which one step sends
 EVERY_SECONDS = 2.0  # between two replays while a step runs
 MAX_ARTIFACT_BYTES = 10_000_000
@@ -69,7 +70,7 @@ class Tracker:
         self._inputs: Mapping[str, str] = {}
         self._entry: Entry | None = None
         self._replay: Replay | None = None
-        self._left = BUDGET_SECONDS
+        self._left, self._request = BUDGET_SECONDS, REQUEST_SECONDS
         self._next = 0.0
         self._away = self._warned = self._sent = False
         self._sending = self._over = False  # a thread is at it, which a server may keep; the step has ended
@@ -157,6 +158,8 @@ class Tracker:
         self._append(
             "finish", status=status, reused=reused_steps(self._inputs, out, self._parent.get("id", ""))
         )
+        if self._copy is None and in_kubeflow():
+            self._take_time()
         self._flush(final=True)
         if self._copy is not None:
             self._copy.end()
@@ -165,6 +168,13 @@ class Tracker:
             self._over = True
             if self._entry is not None and not self._sending:  # else the thread that works on it does
                 self._entry.release()
+
+    def _take_time(self) -> None:
+        """Be patient with a busy server: the spool ends with this pod, and no other can send it."""
+        self._left, self._request = LAST_SECONDS, LAST_REQUEST_SECONDS
+        until = time.monotonic() + LAST_SECONDS
+        while self._sending and time.monotonic() < until:  # a request of before has no answer yet
+            time.sleep(0.1)
 
     def run_key(self) -> str:
         """What the pipeline's run is known by; empty when this step is not recorded."""
@@ -215,7 +225,7 @@ class Tracker:
         try:
             reach(self._uri)
             imports = time.monotonic()
-            with client_settings(REQUEST_SECONDS, retries=0):
+            with client_settings(self._request, retries=0):
                 connect(self._uri)
                 started += time.monotonic() - imports  # they are no server's fault
                 left = max(self._left - (time.monotonic() - started), 1.0)

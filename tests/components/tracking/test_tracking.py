@@ -259,6 +259,26 @@ def test_a_request_that_hung_leaves_its_step_to_a_sync_in_the_same_process(
     assert spooled() == []
 
 
+@pytest.mark.parametrize("pod", [True, False])
+def test_a_pod_whose_spool_ends_with_it_waits_for_a_busy_server(
+    mlflow_server: Any, name: str, pod: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "BUDGET_SECONDS", 1.0)
+    if pod:
+        monkeypatch.setenv("_KFP_RUNTIME", "true")
+    p = params(mlflow_server.uri, name)
+    with step("finetune", p, Path("outputs/teacher")) as run:
+        mlflow_server.signal(signal.SIGSTOP)
+        awake = threading.Timer(4, mlflow_server.signal, [signal.SIGCONT])
+        if pod:
+            awake.start()
+        run.tracker.metrics({"val_top1": 0.5}, step=0)
+    mlflow_server.signal(signal.SIGCONT)
+    assert bool(spooled()) != pod, "elsewhere a sync sends it later"
+    if pod:
+        assert runs(mlflow_server.uri, name)["finetune"].info.status == "FINISHED"
+
+
 def test_a_port_that_does_not_answer_costs_a_line_and_the_spool(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
