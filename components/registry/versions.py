@@ -119,8 +119,9 @@ class Versions:
         """All promotions, the oldest first.
 
         Each has ``number``, ``version``, ``replaced`` (or null), ``at`` (UTC), ``how`` (register, promote,
-        rollback; alias: moved in MLflow itself), ``who``, ``why``, and ``settled``: whether its alias was
-        set. Records of before there were ``who`` and ``why`` have none.
+        rollback; alias: moved in MLflow itself), ``who``, ``why``, ``sha256`` of the version's SHA256SUMS
+        (of its model, where it has none), and ``settled``: whether its alias was set. Records of before
+        there were ``who``, ``why`` and ``sha256`` have none.
         """
         return self.ledger.records()
 
@@ -148,7 +149,7 @@ class Versions:
                     return {**(records[-1] if records else unrecorded), "known": True}
                 if champion != expected:
                     raise OvertakenError(self.name, champion)
-                self.get(version)
+                tags = self.get(version).tags
                 last = records[-1] if records else None
                 record = {
                     "version": version,
@@ -157,6 +158,7 @@ class Versions:
                     "how": how,
                     "who": who[:MOST_WHO],
                     "why": why[:MOST_WHY],
+                    "sha256": tags.get("bundle.sha256", tags.get("sha256", "")),
                     "id": uuid.uuid4().hex[:12],
                 }
                 number = last["number"] + 1 if last else 1

@@ -108,7 +108,7 @@ def _version(what: str, keys: Sequence[Path], required: bool, registry: Registry
             )
         mine = [one for one in promotions if str(one.get("version")) == about["version"]]
         for one in mine:
-            told = one.get("sha256") or one.get("bundle.sha256")
+            told = one.get("sha256")
             if told and told not in (own, about["tags"].get("sha256")):
                 raise RetortError(
                     f"version {about['version']}: its promotion at {one.get('at')} was of other files "

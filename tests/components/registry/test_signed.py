@@ -13,6 +13,7 @@ from components.common.errors import ConfigError, RetortError
 from components.common.links import Link, content_of
 from components.common.storage import sha256_file, write_json
 from components.provenance import bundle
+from components.registry.versions import opened
 from components.tools.promote import promote
 from components.tools.verify import fetched, require, verify
 from pipelines.cli import run
@@ -77,8 +78,10 @@ def test_a_signed_version_is_verified_from_the_registry_and_predicts(project: An
         verify("challenger", keys=[], required=False, registry=lambda: params.registry)
 
     # what a person downloads predicts, and only as it was signed
-    with fetched("1", params.registry, "verify 1") as (folder, about, _):
-        assert about["tags"]["bundle.sha256"] == sha256_file(folder / bundle.SUMS)
+    with fetched("1", params.registry, "verify 1") as (folder, about, promotions):
+        sums = sha256_file(folder / bundle.SUMS)
+        assert about["tags"]["bundle.sha256"] == sums
+        assert [one["sha256"] for one in promotions] == [sums]
         assert sha256_file(folder / "model.onnx") == registered["sha256"]
         image = project.folder / "one.png"
         Image.new("RGB", (16, 16), (200, 200, 200)).save(image)
@@ -116,6 +119,11 @@ def test_what_the_registry_keeps_may_not_change(project: Any) -> None:
         f"{sha256_file(sums.parent / line[66:])}  {line[66:]}\n" for line in sums.read_text().splitlines()
     ))  # fmt: skip
     with pytest.raises(RetortError, match=r"version 1: the registry says that its SHA256SUMS has sha256"):
+        verify("1", keys=[], required=False, registry=lambda: params.registry)
+    # and the tag, too: what was promoted cannot be written again
+    with opened(params.registry, "a test") as versions:
+        versions.client.set_model_version_tag(versions.name, "1", "bundle.sha256", sha256_file(sums))
+    with pytest.raises(RetortError, match=r"version 1: its promotion at .* was of other files"):
         verify("1", keys=[], required=False, registry=lambda: params.registry)
 
 
