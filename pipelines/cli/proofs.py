@@ -25,10 +25,10 @@ def registry_of(options: Options) -> Registry:
 
     Read by itself: nothing else of params.yaml matters to who may be trusted.
     """
-    from components.common.params import Registry
+    from pipelines.params import build
 
-    if not options.overrides and not options.file.exists():
-        return Registry()
+    if not options.file.exists():
+        return build({}, options.overrides, options.file).registry
     return options.params().registry
 
 

@@ -83,7 +83,7 @@ def test_a_version_alone_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for path in (tmp_path / ".retort").iterdir():
         if path.name != "mlflow":
             remove(path)
-    printed = retort("rebuild", "1")
+    printed = retort("-o", "registry.name=retort-digits", "rebuild", "1")
     same = [line.split()[2] for line in printed.splitlines() if line.startswith("the same: ")]
     assert same == [
         "outputs/weights/student.safetensors", "outputs/weights/teacher.safetensors",
