@@ -181,11 +181,14 @@ class Ledger:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             try:
-                return self.client.get_registered_model(name).tags[RUN]
+                chosen = self.client.get_registered_model(name).tags.get(RUN, "")
             except MlflowException as error:
                 # whoever made it is through, and removed it; a server with a login may say that otherwise
                 if error.error_code not in (*MISSING, "PERMISSION_DENIED"):
                     raise
+                continue
+            if chosen:  # else it was removed between the store's look at it and at its tags
+                return chosen
         raise RetortError(f"{name}: a registered model of this name is in the way; delete it in MLflow")
 
 
