@@ -222,8 +222,14 @@ def longer(params: DistillParams) -> DistillParams:
 
 
 @pytest.mark.slow
-@pytest.mark.claim
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.claim),
+        signal.SIGTERM,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.claim),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(
     data: SimpleNamespace, longer: DistillParams, stop: signal.Signals
 ) -> None:
