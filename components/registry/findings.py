@@ -31,7 +31,7 @@ def say_trial(run: StepContext, version: int, trial: Trial) -> None:
     said = trial.said
     run.add_finding(
         "registry.trial", "info", f"version {version}",
-        f"loaded in a clean process in {said['load_s']:.1f} s, it answers with the scores that were proved, "
+        f"Loaded in a clean process in {said['load_s']:.1f} s, it answers with the scores that were proved, "
         f"in {said['p50_ms']:.3g} ms an image; after {len(said['refused'])} images that it refused, and in a "
         f"burst, it does so still",
         measured=said["p50_ms"],

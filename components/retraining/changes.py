@@ -51,7 +51,7 @@ def changes(params: ChangesParams, *, manifest: Path, out: Path) -> None:
             "retrain.changes", "info", "the last retraining", f"{decision.reason}.", measured=decision.go_on,
         )  # fmt: skip
         decision.write(run.product(out / FILE))
-        run.page.text("Is there anything new?", f"{decision.reason}.")
+        run.page.text("Is there anything new?", f"{decision.reason[0].upper()}{decision.reason[1:]}.")
         run.tracker.tags({"retrain": decision.reason})
         log.info(f"{run.name}: {decision.reason}")
 
