@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from components.common.environment import cores
 from components.common.errors import ImageError, RetortError
 from components.common.object_store import CONNECTIONS
-from components.common.progress import at, task
+from components.common.progress import at, counted, task
 from components.common.storage import atomic_path, remove, sha256_json, state_dir, write_json
 from components.registry.files import CARD, PROOFS
 from components.registry.versions import Versions, opened
@@ -94,7 +94,7 @@ def shadow(
         answers = pq.read_table(state, schema=SCHEMA).sort_by("number")
         if answers.num_rows == pc.sum(pc.not_equal(answers["error"], "")).as_py():
             raise RetortError(
-                f"{', '.join(places)}: {answers.num_rows:,} requests, and none can be read, such as "
+                f"{', '.join(places)}: {counted(answers.num_rows, 'request')}, and none can be read, such as "
                 f"{answers['request'][0]}: {answers['error'][0]}"
             )
         at("measuring the latency")

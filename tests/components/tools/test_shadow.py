@@ -153,9 +153,7 @@ def test_which_column_is_meant_is_asked_where_it_is_not_clear(models: Any, repla
         replay("two.parquet", champion=one, challenger=one)
     with pytest.raises(ConfigError, match=r"no such column of bytes; it has a, b"):
         replay("two.parquet", champion=one, challenger=one, column="c")
-    with pytest.raises(
-        RetortError, match=r"1 requests, and none can be read, such as two\.parquet#0: not an"
-    ):
+    with pytest.raises(RetortError, match=r"1 request, and none can be read, such as two\.parquet#0: not an"):
         replay("two.parquet", champion=one, challenger=one, column="b")
     Path("broken.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(RetortError, match=r"broken\.parquet: not a Parquet file"):
